@@ -1,0 +1,58 @@
+# `make` alone lists the commands. Each does its own set-up; Python 3.11+ and make are enough.
+PYTHON ?= python3
+PORT ?= 8080
+LISTEN ?= 127.0.0.1
+export PYTHON
+
+SERVER = cluster-dash-server/.venv/installed
+MOLE = cluster-dash-mole/.venv/installed
+ROOT = .venv/installed
+BIN = .venv/bin
+
+help: ## list the commands
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+run: $(SERVER) $(MOLE) ## server and a mole of this machine: http://localhost:8080 (PORT=9000 LISTEN=0.0.0.0)
+	@cluster-dash-server/.venv/bin/python dev/run.py --port $(PORT) --host $(LISTEN)
+
+test: setup ## everything CI runs, with real parts: NVML stand-in, processes, Chromium
+	dev/parts
+	$(MAKE) --no-print-directory check
+	$(BIN)/pytest tests
+
+check: setup ## the fast part of `make test`: format, lint, types, import rules, unit tests
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy cluster-dash-server/cluster_dash_server
+	$(BIN)/mypy cluster-dash-server/tests
+	$(BIN)/mypy cluster-dash-mole/cluster_dash_mole
+	$(BIN)/mypy cluster-dash-mole/tests
+	$(BIN)/mypy tests bench dev
+	$(BIN)/lint-imports
+	$(BIN)/pytest cluster-dash-server/tests cluster-dash-mole/tests
+
+bench: setup ## the benchmarks, each beside its reference
+	$(BIN)/python bench/run.py
+
+format: setup ## format the code
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+goldens: setup ## rewrite the recorded machines' expected snapshots; review the diff
+	$(BIN)/pytest cluster-dash-mole/tests --rewrite-goldens
+
+lock: ## pin dependencies again (dev/lock --upgrade: to the newest releases)
+	dev/lock
+
+setup: $(SERVER) $(MOLE) $(ROOT)
+
+$(SERVER): cluster-dash-server/requirements.lock cluster-dash-server/pyproject.toml
+	@dev/venv cluster-dash-server
+
+$(MOLE): cluster-dash-mole/requirements.lock cluster-dash-mole/pyproject.toml
+	@dev/venv cluster-dash-mole
+
+$(ROOT): requirements.lock pyproject.toml cluster-dash-server/pyproject.toml cluster-dash-mole/pyproject.toml
+	@dev/venv .
+
+.PHONY: help run test check bench format goldens lock setup

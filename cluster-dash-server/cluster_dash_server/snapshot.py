@@ -1,0 +1,366 @@
+"""Reading a snapshot: bytes to checked JSON, and the facts of it that the live view keeps.
+
+The one law is `machine-post-schema.json`. Two engines apply it: `jsonschema_rs` (compiled; about 130 times
+faster) and `jsonschema`, the reference that a test holds the other to and the fallback where no wheel exists.
+"""
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import import_module, resources
+from typing import Any, Literal, NotRequired, TypedDict, cast
+
+MAX_DEPTH = 32
+"""Levels of nesting a body may have: a snapshot of ours has 7. Deeper ones would break encoders later."""
+
+Json = dict[str, Any]
+Engine = Literal["compiled", "reference"]
+
+_BRACKETS_ONLY = bytes(sorted(set(range(256)) - set(b"[]{}")))
+_STRINGS = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+
+
+class SnapshotError(Exception):
+    """A body that will never be taken.
+
+    Attributes:
+        status: the HTTP status that says so (400 or 422, by contract).
+        text: the field and what is wrong with it, safe to show and to log.
+    """
+
+    def __init__(self, text: str, status: int = 400) -> None:
+        super().__init__(text)
+        self.status = status
+        self.text = text
+
+
+class GpuProcess(TypedDict, total=False):
+    """One process on a GPU, as on the wire."""
+
+    mem: float | None
+    time: float | None
+    name: str | None
+    type: str | None
+    job_id: str | int | None
+
+
+class GpuEntry(TypedDict):
+    """One GPU, as on the wire; the fields that the live view reads."""
+
+    index: int
+    name: NotRequired[str | None]
+    uuid: NotRequired[str | None]
+    error: NotRequired[str | None]
+    pci_bus_id: NotRequired[str | None]
+    total_mem: NotRequired[float | None]
+    used_mem: NotRequired[float | None]
+    gpu_util: NotRequired[float | None]
+    memory_util: NotRequired[float | None]
+    temperature_c: NotRequired[float | None]
+    temperature_slowdown_c: NotRequired[float | None]
+    power_w: NotRequired[float | None]
+    power_limit_w: NotRequired[float | None]
+    users: NotRequired[dict[str, dict[str, GpuProcess]] | None]
+
+
+# ---------------------------------------------------------------------------------------------- bytes to JSON
+
+
+def _too_deep(body: bytes) -> bool:
+    """Say whether the nesting exceeds MAX_DEPTH, without parsing: brackets are removed from the inside out."""
+
+    def survives(text: bytes) -> bool:
+        brackets = text.translate(None, _BRACKETS_ONLY)
+        for _ in range(MAX_DEPTH):
+            if not brackets:
+                return False
+            brackets = brackets.replace(b"{}", b"").replace(b"[]", b"")
+        return bool(brackets)
+
+    # brackets inside of strings can only make the quick look too strict; the strings are cut out when it says so
+    return survives(body) and survives(_STRINGS.sub(b"", body))
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if value in (float("inf"), float("-inf")):
+        raise ValueError(f"number out of range: {text[:32]}")
+    return value
+
+
+def _integer(text: str) -> int | float:
+    return int(text) if len(text) < 20 else _finite(text)
+
+
+def _loads_reference(body: bytes) -> object:
+    """Parse as orjson does: RFC 8259, UTF-8, no NaN, no number beyond a double, no lone surrogate."""
+    text = body.decode("utf-8")
+    value = json.loads(text, parse_constant=_no_constant, parse_float=_finite, parse_int=_integer)
+    if "\\u" in text:
+        json.dumps(value, ensure_ascii=False).encode("utf-8")  # a lone surrogate does not encode
+    return value
+
+
+def _dumps_reference(value: object) -> bytes:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode("utf-8")
+
+
+def _json_engine() -> tuple[Callable[[bytes], object], Callable[[object], bytes]]:
+    try:
+        orjson = import_module("orjson")
+    except ImportError:
+        return _loads_reference, _dumps_reference
+    return orjson.loads, orjson.dumps
+
+
+loads, dumps = _json_engine()
+"""JSON by orjson where it is installed, else by the standard library. Both raise ValueError."""
+
+
+class _TopLevel(dict[str, object]):
+    """A JSON object that remembers whether a key stood in it twice."""
+
+    def __init__(self, pairs: list[tuple[str, object]]) -> None:
+        super().__init__(pairs)
+        names = [name for name, _ in pairs]
+        self.twice = next((name for name in self if names.count(name) > 1), None) if len(names) > len(self) else None
+
+
+def _key_given_twice(body: bytes, snapshot: Json) -> str | None:
+    """Return a top-level key that stands twice in the body, None where each stands once.
+
+    A parser keeps the last of two; a second `auth_code` or `hostname` is then invisible to it. Counting the
+    quoted names costs 5 µs for a usual body; only where the count leaves a doubt is the body parsed again.
+    """
+    general = snapshot.get("general")
+    collectors = snapshot.get("collectors")
+    doubt = b"\\" in body
+    for key in snapshot:
+        expected = 1 + (isinstance(general, dict) and key in general) + (isinstance(collectors, dict) and key in collectors)
+        doubt = doubt or body.count(b'"%b"' % key.encode()) > expected
+        if doubt:
+            break
+    if not doubt:
+        return None
+    return cast(_TopLevel, json.loads(body, object_pairs_hook=_TopLevel)).twice
+
+
+def decode(body: bytes) -> Json:
+    """Parse a body that must hold one JSON object.
+
+    Raises:
+        SnapshotError: 400: no JSON (NaN and numbers beyond a double are none), no object, nested too deep, a
+            top-level key given twice.
+    """
+    if _too_deep(body):
+        raise SnapshotError(f"body: nested deeper than {MAX_DEPTH} levels")
+    try:
+        snapshot = loads(body)
+    except ValueError as error:
+        raise SnapshotError(f"body: not JSON: {printable(str(error))}") from None
+    if not isinstance(snapshot, dict):
+        raise SnapshotError("body: expected a JSON object")
+    twice = _key_given_twice(body, snapshot)
+    if twice is not None:
+        raise SnapshotError(f"{printable(twice, 64)}: given twice")
+    return cast(Json, snapshot)
+
+
+def printable(text: str, length: int = 240) -> str:
+    """Cut a text from outside to a length and replace what could forge a log line or a terminal command."""
+    text = _CONTROL.sub("�", text)
+    return text if len(text) <= length else text[: length - 1] + "…"
+
+
+# ------------------------------------------------------------------------------------------------- the schema
+
+
+def schema_text() -> bytes:
+    """Return the schema file as it is shipped."""
+    return resources.files(__package__).joinpath("machine-post-schema.json").read_bytes()
+
+
+def checker(engine: Engine | None = None) -> Callable[[Json], None]:
+    """Build a check of snapshots against the schema; it raises SnapshotError (400) naming the field.
+
+    Args:
+        engine: which engine applies the schema; None: the compiled one where it is installed.
+    """
+    schema = json.loads(schema_text())
+    if engine != "reference":
+        try:
+            return _compiled_checker(schema)
+        except ImportError:
+            if engine == "compiled":
+                raise
+    return _reference_checker(schema)
+
+
+def _compiled_checker(schema: Json) -> Callable[[Json], None]:
+    engine = import_module("jsonschema_rs")
+    validator = engine.Draft202012Validator(schema)
+    is_valid = validator.is_valid
+
+    def check(snapshot: Json) -> None:
+        if not is_valid(snapshot):
+            error = min(validator.iter_errors(snapshot), key=lambda each: _order(each.instance_path, each.message))
+            raise _wrong(error.instance_path, error.message, error.schema_path)
+
+    return check
+
+
+def _reference_checker(schema: Json) -> Callable[[Json], None]:
+    from jsonschema import Draft202012Validator  # 60 ms of imports, needed only here
+
+    validator = Draft202012Validator(schema)
+
+    def check(snapshot: Json) -> None:
+        errors = list(validator.iter_errors(snapshot))
+        if errors:
+            error = min(errors, key=lambda each: _order(each.absolute_path, each.message))
+            raise _wrong(error.absolute_path, error.message, error.absolute_schema_path)
+
+    return check
+
+
+def _order(path: Any, message: str) -> tuple[list[str], str]:
+    return [str(part) for part in path], message
+
+
+_RULES = {
+    "hostname": "must hold no control character and no '/'",
+    "propertyNames": "a name in it is too long or not allowed",
+}
+
+
+def _wrong(path: Any, message: str, schema_path: Any) -> SnapshotError:
+    """Word one violation as `field: what is wrong`."""
+    parts = [printable(str(part), 64) for part in path]
+    rules = [str(part) for part in schema_path]
+    if rules[-1] == "required":
+        parts.append(message.split("'")[1] if "'" in message else message.split('"')[1])
+        message = "missing"
+    elif "propertyNames" in rules:
+        message = _RULES["propertyNames"]
+    elif rules[-1] == "not":
+        message = _RULES["hostname"]
+    return SnapshotError(f"{'.'.join(parts) or 'body'}: {printable(message)}")
+
+
+# ------------------------------------------------------------------------------- the facts the live view keeps
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gpu:
+    """What one snapshot says of one GPU. Unknown is None; memory in 2^20 bytes.
+
+    Attributes:
+        users: processes by user, None where they could not be read.
+        working: processes other than pure graphics ones; None where unknown.
+    """
+
+    key: str
+    index: int
+    name: str | None
+    uuid: str | None
+    pci_bus_id: str | None
+    total_mem: float | None
+    used_mem: float | None
+    gpu_util: float | None
+    temperature_c: float | None
+    power_w: float | None
+    error: str | None
+    users: Mapping[str, int] | None
+    working: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seen:
+    """One accepted snapshot: who sent it, when it came, its bytes, and the facts that lists and states need.
+
+    Attributes:
+        received_at: the server's clock, Unix s; the live view is ordered by it.
+        interval_seconds: when the host said to expect its next snapshot; None: it does not say.
+        skew_seconds: how far the host's clock is ahead of ours; None: it did not send its time.
+        gpu_error: why the host could read no GPU at all, in its words.
+        body: the snapshot as it came, less the secret: compact JSON.
+    """
+
+    host: str
+    received_at: float
+    timestamp: float
+    boot_id: str | None
+    seq: int | None
+    machine_id: str | None
+    interval_seconds: float | None
+    skew_seconds: float | None
+    cpu_percent: float | None
+    num_cpus: int | None
+    load_avg_1: float | None
+    memory_total_gb: float | None
+    memory_used_gb: float | None
+    gpus: tuple[Gpu, ...]
+    gpu_error: str | None
+    gpu_note: str | None
+    mole_version: str | None
+    body: bytes
+
+
+def _gpu(key: str, entry: GpuEntry) -> Gpu:
+    users = entry.get("users")
+    return Gpu(
+        key=key,
+        index=int(entry["index"]),
+        name=entry.get("name"),
+        uuid=entry.get("uuid"),
+        pci_bus_id=entry.get("pci_bus_id"),
+        total_mem=entry.get("total_mem"),
+        used_mem=entry.get("used_mem"),
+        gpu_util=entry.get("gpu_util"),
+        temperature_c=entry.get("temperature_c"),
+        power_w=entry.get("power_w"),
+        error=entry.get("error") or None,
+        users=None if users is None else {user: len(processes) for user, processes in users.items()},
+        working=None
+        if users is None
+        else sum(process.get("type") != "G" for processes in users.values() for process in processes.values()),
+    )
+
+
+def read(snapshot: Json, *, received_at: float, skew_seconds: float | None = None) -> Seen:
+    """Take the facts out of a snapshot that the schema has passed and that holds no secret any more.
+
+    The entry `gpu_error` of agents without a driver is no GPU: its text becomes `Seen.gpu_error`.
+    """
+    entries: dict[str, GpuEntry] = snapshot["gpu"]
+    broken = entries.get("gpu_error")
+    cpu = snapshot["cpu"]
+    memory = snapshot.get("memory") or {}
+    load_avgs = cpu.get("load_avgs")
+    collector = (snapshot.get("collectors") or {}).get("gpu") or {}
+    return Seen(
+        host=snapshot["hostname"],
+        received_at=received_at,
+        timestamp=snapshot["timestamp"],
+        boot_id=snapshot.get("boot_id"),
+        seq=snapshot.get("seq"),
+        machine_id=snapshot.get("machine_id"),
+        interval_seconds=snapshot.get("interval_seconds"),
+        skew_seconds=skew_seconds,
+        cpu_percent=cpu.get("cpu_percent"),
+        num_cpus=cpu.get("num_cpus"),
+        load_avg_1=load_avgs[0] if load_avgs else None,
+        memory_total_gb=memory.get("total_gb"),
+        memory_used_gb=memory.get("used_gb"),
+        gpus=tuple(sorted((_gpu(key, entry) for key, entry in entries.items() if key != "gpu_error"), key=lambda gpu: gpu.index)),
+        gpu_error=None if broken is None else broken.get("error") or "the host could not read its GPUs",
+        gpu_note=collector.get("error"),
+        mole_version=(snapshot.get("general") or {}).get("mole_version"),
+        body=dumps(snapshot),
+    )

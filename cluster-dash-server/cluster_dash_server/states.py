@@ -1,0 +1,108 @@
+"""The state of a GPU and of a host: pure functions of what was seen, what is known, and the time."""
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+from cluster_dash_server.snapshot import Gpu
+
+State = Literal["down", "stale", "error", "drained", "held", "busy", "unknown", "free"]
+STATES: tuple[State, ...] = get_args(State)
+"""All states of a GPU, worst first: the order in which they are decided."""
+
+DEFAULT_INTERVAL_SECONDS = 300.0
+"""When to expect the next snapshot of a host that never said so and has posted once: the first agents' default."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Thresholds:
+    """When a GPU counts as stale, down, held or busy: the section `[states]` of the settings."""
+
+    stale_seconds: float = field(default=60, metadata={"help": "a host silent for longer is stale, at least", "minimum": 0})
+    stale_intervals: float = field(default=3, metadata={"help": "… and for so many of its intervals", "minimum": 0})
+    down_seconds: float = field(default=600, metadata={"help": "a host silent for longer is down, at least", "minimum": 0})
+    down_intervals: float = field(default=10, metadata={"help": "… and for so many of its intervals", "minimum": 0})
+    held_memory_mib: float = field(default=512, metadata={"help": "memory in use above this, in 2^20 bytes, …", "minimum": 0})
+    held_memory_percent: float = field(
+        default=2, metadata={"help": "… and above this share of the GPU's memory counts as in use", "minimum": 0, "maximum": 100}
+    )
+    held_seconds: float = field(default=1800, metadata={"help": "in use and not busy for longer is held", "minimum": 0})
+    busy_percent: float = field(default=5, metadata={"help": "from this utilisation on a GPU is busy", "minimum": 0, "maximum": 100})
+
+
+def silence(silent_seconds: float, interval_seconds: float, thresholds: Thresholds) -> Literal["down", "stale"] | None:
+    """Say whether a host has been silent for too long."""
+    if silent_seconds > max(thresholds.down_seconds, thresholds.down_intervals * interval_seconds):
+        return "down"
+    if silent_seconds > max(thresholds.stale_seconds, thresholds.stale_intervals * interval_seconds):
+        return "stale"
+    return None
+
+
+def memory_in_use(gpu: Gpu, thresholds: Thresholds) -> bool | None:
+    """Say whether the GPU's memory is in use beyond what a driver takes; None where it is not known."""
+    if gpu.used_mem is None:
+        return None
+    return gpu.used_mem > max(thresholds.held_memory_mib, thresholds.held_memory_percent / 100 * (gpu.total_mem or 0))
+
+
+def idle_while_in_use(gpu: Gpu, thresholds: Thresholds) -> bool:
+    """Say whether, at this instant, somebody has the GPU's memory and it does nothing: the beginning of held."""
+    idle = gpu.gpu_util is not None and gpu.gpu_util < thresholds.busy_percent
+    return idle and memory_in_use(gpu, thresholds) is True
+
+
+def gpu_state(
+    gpu: Gpu,
+    *,
+    missing: bool,
+    idle_since: float | None,
+    silent: Literal["down", "stale"] | None,
+    now: float,
+    thresholds: Thresholds,
+) -> State:
+    """Decide the state of one GPU; the first that fits wins.
+
+    Args:
+        gpu: what the last snapshot that held it said of it.
+        missing: it was seen before and the last snapshot of its host does not hold it.
+        idle_since: since when it has been in use without work (Unix s); None: it is not.
+        silent: what its host's silence makes of it.
+        now: Unix s.
+        thresholds: the settings in force.
+    """
+    if silent is not None:
+        return silent
+    if missing or gpu.error is not None:
+        return "error"
+    if idle_since is not None and now - idle_since >= thresholds.held_seconds:
+        return "held"
+    in_use = memory_in_use(gpu, thresholds)
+    if gpu.working or in_use or (gpu.gpu_util is not None and gpu.gpu_util >= thresholds.busy_percent):
+        return "busy"
+    if gpu.working is None and (in_use is None or gpu.gpu_util is None):
+        return "unknown"
+    return "free"
+
+
+@dataclass(frozen=True, slots=True)
+class Headline:
+    """What to say of a host first: a state, and of how many of its GPUs it holds (None: of the host itself)."""
+
+    state: State | None
+    count: int | None
+
+
+def headline(states: Iterable[State], silent: Literal["down", "stale"] | None, gpu_error: str | None) -> Headline:
+    """Choose the headline of a host: silent, else the worst of its GPUs, else how many are free, else busy.
+
+    A host without GPUs has none (`state` None); one that cannot read its GPUs is in error.
+    """
+    if silent is not None:
+        return Headline(silent, None)
+    counts = Counter(states)
+    for state in ("error", "drained", "held", "unknown", "free", "busy"):
+        if counts[state]:
+            return Headline(state, counts[state])
+    return Headline("error" if gpu_error is not None else None, None)
