@@ -97,7 +97,12 @@ def _know_gpus(before: tuple[KnownGpu, ...], seen: Seen, thresholds: Thresholds)
         if was is not None:
             left.remove(was)
             if gpu.uuid is None:
-                gpu = replace(gpu, uuid=was.gpu.uuid, name=gpu.name or was.gpu.name, pci_bus_id=gpu.pci_bus_id or was.gpu.pci_bus_id)
+                gpu = replace(
+                    gpu,
+                    uuid=was.gpu.uuid,
+                    name=gpu.name or was.gpu.name,
+                    pci_bus_id=gpu.pci_bus_id or was.gpu.pci_bus_id,
+                )
         idle_since = None
         if idle_while_in_use(gpu, thresholds):
             idle_since = seen.received_at if was is None or was.idle_since is None else was.idle_since
@@ -106,7 +111,9 @@ def _know_gpus(before: tuple[KnownGpu, ...], seen: Seen, thresholds: Thresholds)
     for known in left:
         # another card in its slot: replaced, so it is not expected any more. Without a uuid nobody can expect it.
         if known.gpu.uuid is not None and known.gpu.pci_bus_id not in slots:
-            after.append(KnownGpu(gpu=known.gpu, idle_since=None, missing_since=known.missing_since or seen.received_at))
+            after.append(
+                KnownGpu(gpu=known.gpu, idle_since=None, missing_since=known.missing_since or seen.received_at)
+            )
     return tuple(sorted(after, key=lambda known: known.gpu.index))
 
 
@@ -149,7 +156,12 @@ class Cluster:
             else:
                 self._refuse_another_machine(before, seen)
                 last = before.seen
-                if seen.boot_id is not None and seen.boot_id == last.boot_id and seen.seq is not None and last.seq is not None:
+                if (
+                    seen.boot_id is not None
+                    and seen.boot_id == last.boot_id
+                    and seen.seq is not None
+                    and last.seq is not None
+                ):
                     if seen.seq == last.seq:
                         return False
                     if seen.seq < last.seq:

@@ -142,7 +142,9 @@ def _key_given_twice(body: bytes, snapshot: Json) -> str | None:
     collectors = snapshot.get("collectors")
     doubt = b"\\" in body
     for key in snapshot:
-        expected = 1 + (isinstance(general, dict) and key in general) + (isinstance(collectors, dict) and key in collectors)
+        expected = (
+            1 + (isinstance(general, dict) and key in general) + (isinstance(collectors, dict) and key in collectors)
+        )
         doubt = doubt or body.count(b'"%b"' % key.encode()) > expected
         if doubt:
             break
@@ -210,7 +212,8 @@ def _compiled_checker(schema: Json) -> Callable[[Json], None]:
     def check(snapshot: Json) -> None:
         if not is_valid(snapshot):
             error = min(validator.iter_errors(snapshot), key=lambda each: _order(each.instance_path, each.message))
-            raise _wrong(error.instance_path, error.message, error.schema_path)
+            types = error.kind.types if error.schema_path[-1] == "type" else []
+            raise _wrong(error.instance_path, error.message, error.schema_path, error.instance, types)
 
     return check
 
@@ -224,7 +227,9 @@ def _reference_checker(schema: Json) -> Callable[[Json], None]:
         errors = list(validator.iter_errors(snapshot))
         if errors:
             error = min(errors, key=lambda each: _order(each.absolute_path, each.message))
-            raise _wrong(error.absolute_path, error.message, error.absolute_schema_path)
+            types = error.validator_value if error.validator == "type" else []
+            types = [types] if isinstance(types, str) else types
+            raise _wrong(error.absolute_path, error.message, error.absolute_schema_path, error.instance, types)
 
     return check
 
@@ -239,8 +244,8 @@ _RULES = {
 }
 
 
-def _wrong(path: Any, message: str, schema_path: Any) -> SnapshotError:
-    """Word one violation as `field: what is wrong`."""
+def _wrong(path: Any, message: str, schema_path: Any, instance: object, types: list[str]) -> SnapshotError:
+    """Word one violation as `field: what is wrong`, alike for both engines."""
     parts = [printable(str(part), 64) for part in path]
     rules = [str(part) for part in schema_path]
     if rules[-1] == "required":
@@ -250,6 +255,8 @@ def _wrong(path: Any, message: str, schema_path: Any) -> SnapshotError:
         message = _RULES["propertyNames"]
     elif rules[-1] == "not":
         message = _RULES["hostname"]
+    elif types:
+        message = f"{printable(dumps(instance).decode(), 64)} is not of type {' or '.join(sorted(types))}"
     return SnapshotError(f"{'.'.join(parts) or 'body'}: {printable(message)}")
 
 
@@ -358,7 +365,11 @@ def read(snapshot: Json, *, received_at: float, skew_seconds: float | None = Non
         load_avg_1=load_avgs[0] if load_avgs else None,
         memory_total_gb=memory.get("total_gb"),
         memory_used_gb=memory.get("used_gb"),
-        gpus=tuple(sorted((_gpu(key, entry) for key, entry in entries.items() if key != "gpu_error"), key=lambda gpu: gpu.index)),
+        gpus=tuple(
+            sorted(
+                (_gpu(key, entry) for key, entry in entries.items() if key != "gpu_error"), key=lambda gpu: gpu.index
+            )
+        ),
         gpu_error=None if broken is None else broken.get("error") or "the host could not read its GPUs",
         gpu_note=collector.get("error"),
         mole_version=(snapshot.get("general") or {}).get("mole_version"),

@@ -19,16 +19,25 @@ DEFAULT_INTERVAL_SECONDS = 300.0
 class Thresholds:
     """When a GPU counts as stale, down, held or busy: the section `[states]` of the settings."""
 
-    stale_seconds: float = field(default=60, metadata={"help": "a host silent for longer is stale, at least", "minimum": 0})
+    stale_seconds: float = field(
+        default=60, metadata={"help": "a host silent for longer is stale, at least", "minimum": 0}
+    )
     stale_intervals: float = field(default=3, metadata={"help": "… and for so many of its intervals", "minimum": 0})
-    down_seconds: float = field(default=600, metadata={"help": "a host silent for longer is down, at least", "minimum": 0})
+    down_seconds: float = field(
+        default=600, metadata={"help": "a host silent for longer is down, at least", "minimum": 0}
+    )
     down_intervals: float = field(default=10, metadata={"help": "… and for so many of its intervals", "minimum": 0})
-    held_memory_mib: float = field(default=512, metadata={"help": "memory in use above this, in 2^20 bytes, …", "minimum": 0})
+    held_memory_mib: float = field(
+        default=512, metadata={"help": "memory in use above this, in 2^20 bytes, …", "minimum": 0}
+    )
     held_memory_percent: float = field(
-        default=2, metadata={"help": "… and above this share of the GPU's memory counts as in use", "minimum": 0, "maximum": 100}
+        default=2,
+        metadata={"help": "… and above this share of the GPU's memory counts as in use", "minimum": 0, "maximum": 100},
     )
     held_seconds: float = field(default=1800, metadata={"help": "in use and not busy for longer is held", "minimum": 0})
-    busy_percent: float = field(default=5, metadata={"help": "from this utilisation on a GPU is busy", "minimum": 0, "maximum": 100})
+    busy_percent: float = field(
+        default=5, metadata={"help": "from this utilisation on a GPU is busy", "minimum": 0, "maximum": 100}
+    )
 
 
 def silence(silent_seconds: float, interval_seconds: float, thresholds: Thresholds) -> Literal["down", "stale"] | None:

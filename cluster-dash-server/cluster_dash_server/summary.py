@@ -14,9 +14,26 @@ def model(gpu: Gpu) -> str:
     """
     if gpu.name is None:
         return "GPU"
-    dropped = {"nvidia", "geforce", "tesla", "quadro", "hbm2", "hbm2e", "hbm3", "hbm3e", "sxm", "sxm2", "sxm3", "sxm4", "sxm5", "generation"}
+    dropped = {
+        "nvidia",
+        "geforce",
+        "tesla",
+        "quadro",
+        "hbm2",
+        "hbm2e",
+        "hbm3",
+        "hbm3e",
+        "sxm",
+        "sxm2",
+        "sxm3",
+        "sxm4",
+        "sxm5",
+        "generation",
+    }
     words = [word for word in gpu.name.replace("-", " ").split() if word.lower() not in dropped]
-    short = " ".join(word for word in words if not (word.upper().endswith("GB") and word[:-2].isdigit()) and word.upper() != "PCIE")
+    short = " ".join(
+        word for word in words if not (word.upper().endswith("GB") and word[:-2].isdigit()) and word.upper() != "PCIE"
+    )
     if gpu.total_mem is None:
         return short or gpu.name
     return f"{short or gpu.name} {_box_gib(gpu.total_mem)}G"
@@ -30,7 +47,7 @@ def _box_gib(mib: float) -> int:
 
 
 def sentence(hosts: Sequence[HostView]) -> str:
-    """Say what is free and what is wrong: `31 of 64 GPUs free: 15 × H100 80G. 5 held. 1 in error. 1 of 8 hosts stale.`"""
+    """Say what is free and what is wrong, as in `31 of 64 GPUs free: 15 × H100 80G. 5 held. 1 of 8 hosts stale.`."""
     if not hosts:
         return "No host has reported yet."
     gpus = gpus_of(hosts)

@@ -1,0 +1,152 @@
+"""`create_app`: reads the site's files, builds the parts, hands each what it uses."""
+
+import logging
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from uuid import uuid4
+
+from flask import Config, Flask, Response, render_template, request
+from werkzeug.exceptions import HTTPException
+
+from cluster_dash_server import settings as settings_of_site
+from cluster_dash_server.auth import Passcode
+from cluster_dash_server.cluster import Cluster
+from cluster_dash_server.ingest import Ingest
+from cluster_dash_server.settings import ConfigError, Settings
+from cluster_dash_server.snapshot import checker
+from cluster_dash_server.viewers import scope_of
+from cluster_dash_server.web import api, charts, edge, pages, post, waitress_limits
+
+log = logging.getLogger(__name__)
+
+VERSION = version("cluster-dash-server")
+
+SECURITY_HEADERS = {
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; "
+        "connect-src 'self'; font-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+    ),
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "same-origin",
+}
+
+
+def load_settings(file: Path | None = None) -> Settings:
+    """Read all settings of this site: its `config.py`, `server.toml`, the environment.
+
+    Raises:
+        ConfigError: see `settings.load`.
+    """
+    return settings_of_site.load(file, site=_config_py())
+
+
+def _config_py() -> dict[str, object]:
+    """Run the site's `config.py` (Flask's own way): the working directory's, else the package folder's.
+
+    Raises:
+        ConfigError: it is there and cannot be run.
+    """
+    for file in (Path.cwd() / "config.py", Path(__file__).with_name("config.py")):
+        try:
+            # a working directory may hold anybody's config.py: ours names the passcode
+            if "PASSCODE" not in file.read_text(encoding="utf-8", errors="replace"):
+                continue
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise ConfigError(f"{file}: cannot be read: {error.strerror}") from None
+        config = Config(str(file.parent))
+        try:
+            config.from_pyfile(file.name)
+        except Exception as error:  # it is the site's own code: whatever it raises, the site must read where
+            raise ConfigError(f"{file}: {type(error).__name__}: {error}") from error
+        return dict(config)
+    return {}
+
+
+def create_app(settings: Settings | None = None, clock: Callable[[], float] = time.time) -> Flask:
+    """Build the server.
+
+    Args:
+        settings: all settings; None: this site's.
+        clock: Unix s.
+
+    Raises:
+        ConfigError: a setting that cannot be used.
+    """
+    settings = load_settings() if settings is None else settings
+    cluster = Cluster(settings.states, settings.limits.max_hosts)
+    passcode = Passcode(settings.ingest.passcode)
+    ingest = Ingest(cluster=cluster, passcode=passcode, check=checker(), limits=settings.limits, clock=clock)
+    app = Flask(__name__, static_folder=None)
+    app.config["MAX_CONTENT_LENGTH"] = settings.limits.body_bytes
+    reached = _Reached()
+
+    def notices() -> tuple[str, ...]:
+        if passcode.is_shipped:
+            return ("No passcode is set: snapshots are taken from this machine only, with the shipped one.",)
+        if reached.from_afar:
+            return (
+                "Anyone who reaches this server may look; any host that knows the passcode can speak for any other.",
+            )
+        return ()
+
+    site = pages.Site(name=settings.site.name, version=VERSION, notices=notices)
+    app.register_blueprint(post.blueprint(ingest))
+    app.register_blueprint(api.blueprint(cluster, clock))
+    app.register_blueprint(pages.blueprint(cluster, clock, site))
+    app.register_blueprint(charts.blueprint(cluster, clock))
+    _refuse_routes_without_scope(app)
+
+    @app.before_request
+    def remember_who_comes() -> None:
+        reached.from_afar = reached.from_afar or not edge.caller_of(request.environ).local
+
+    @app.after_request
+    def add_security_headers(response: Response) -> Response:
+        for name, value in SECURITY_HEADERS.items():
+            response.headers.setdefault(name, value)
+        return response
+
+    @app.errorhandler(HTTPException)
+    def http_error(error: HTTPException) -> Response | tuple[str, int]:
+        status = error.code or 500
+        text = f"request: {error.name.lower()}"
+        if _is_for_machines():
+            return api.failure(status, text)
+        return render_template("error.html", title=error.name, text=error.description or text), status
+
+    @app.errorhandler(Exception)
+    def own_error(error: Exception) -> Response | tuple[str, int]:
+        number = uuid4().hex[:12]  # the caller gets the number, the log the traceback
+        log.error("error %s in %s %s", number, request.method, request.path, exc_info=error)
+        text = f"an error of the server; its log names it {number}"
+        if _is_for_machines():
+            return api.failure(500, f"request: {text}")
+        return render_template("error.html", title="Error", text=text), 500
+
+    app.wsgi_app = edge.Edge(  # type: ignore[method-assign]
+        app.wsgi_app, base_path=settings.server.base_path, trusted_hosts=settings.viewers.trusted_hosts
+    )
+    waitress_limits.apply(settings.limits.body_bytes)
+    return app
+
+
+class _Reached:
+    """Whether anybody but this machine has come here yet: then the pages say what is open."""
+
+    from_afar = False
+
+
+def _is_for_machines() -> bool:
+    return request.method not in ("GET", "HEAD") or request.path.startswith(("/api/", "/data-out/"))
+
+
+def _refuse_routes_without_scope(app: Flask) -> None:
+    """Fail at start where a route does not say who may use it."""
+    for rule in app.url_map.iter_rules():
+        if scope_of(app.view_functions[rule.endpoint]) is None:
+            raise RuntimeError(f"route {rule.rule} declares no scope: see viewers.needs")

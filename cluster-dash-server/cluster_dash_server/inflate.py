@@ -1,0 +1,78 @@
+"""The one place where a compressed body grows: gzip or zstd, in bounded steps."""
+
+import threading
+import zlib
+from importlib import import_module
+from typing import Any
+
+
+class InflateError(Exception):
+    """A body that is not what its encoding says (400), uses one we do not take (415), or grows too large (413).
+
+    Attributes:
+        status: the HTTP status.
+        text: what is wrong.
+    """
+
+    def __init__(self, status: int, text: str) -> None:
+        super().__init__(text)
+        self.status = status
+        self.text = text
+
+
+_WINDOW_MAX_BYTES = 8 * 2**20
+"""The largest zstd window we serve: a frame may ask for gigabytes of memory otherwise (RFC 8878 §3.1.1.1.2)."""
+_PIECE_BYTES = 256
+"""What is fed to zstd at a time: 4 bytes may stand for a block of 128 KiB, so a piece makes 8 MiB at most."""
+_thread = threading.local()
+
+
+def inflate(body: bytes, encoding: str | None, limit: int) -> bytes:
+    """Return the body as it was before its Content-Encoding; at most `limit` bytes are ever made.
+
+    Raises:
+        InflateError: 400, 413 or 415.
+    """
+    encoding = (encoding or "identity").strip().lower()
+    if encoding == "identity":
+        return body
+    if encoding == "gzip":
+        return _gunzip(body, limit)
+    if encoding == "zstd":
+        return _unzstd(body, limit)
+    raise InflateError(415, f"Content-Encoding: {encoding[:32]!r} is not taken here; gzip, zstd or none")
+
+
+def _gunzip(body: bytes, limit: int) -> bytes:
+    stream = zlib.decompressobj(wbits=31)
+    try:
+        plain = stream.decompress(body, limit + 1)
+    except zlib.error:
+        raise InflateError(400, "body: not gzip, as its Content-Encoding says") from None
+    if len(plain) > limit:
+        raise InflateError(413, f"body: larger than {limit} bytes when inflated")
+    if not stream.eof or stream.unused_data:
+        raise InflateError(400, "body: one complete gzip member expected")
+    return plain
+
+
+def _unzstd(body: bytes, limit: int) -> bytes:
+    zstandard = import_module("zstandard")
+    # a context is for one thread at a time: shared, it failed some of thousands of requests
+    context: Any = getattr(_thread, "zstd", None)
+    if context is None:
+        context = _thread.zstd = zstandard.ZstdDecompressor(max_window_size=_WINDOW_MAX_BYTES)
+    stream = context.decompressobj()
+    plain = bytearray()
+    try:
+        for start in range(0, len(body), _PIECE_BYTES):
+            if stream.eof:
+                raise InflateError(400, "body: one complete zstd frame expected")
+            plain += stream.decompress(body[start : start + _PIECE_BYTES])
+            if len(plain) > limit:
+                raise InflateError(413, f"body: larger than {limit} bytes when inflated")
+    except zstandard.ZstdError:
+        raise InflateError(400, "body: not zstd, as its Content-Encoding says") from None
+    if not stream.eof or stream.unused_data:
+        raise InflateError(400, "body: one complete zstd frame expected")
+    return bytes(plain)

@@ -1,0 +1,133 @@
+"""A post, from bytes to the live view: a pure function of the request and the clock. Knows no HTTP library."""
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
+
+from cluster_dash_server.auth import AuthError, Caller, Passcode
+from cluster_dash_server.cluster import Cluster, Refused
+from cluster_dash_server.inflate import InflateError, inflate
+from cluster_dash_server.snapshot import Json, SnapshotError, decode, printable, read
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """How much the server takes: the section `[limits]` of the settings."""
+
+    max_hosts: int = field(
+        default=10_000, metadata={"help": "hosts in the live view; one more is answered 429", "minimum": 1}
+    )
+    gpus: int = field(default=64, metadata={"help": "GPUs of one host", "minimum": 1})
+    body_bytes: int = field(default=2 * 2**20, metadata={"help": "size of a post as it comes in", "minimum": 1024})
+    inflated_bytes: int = field(
+        default=8 * 2**20, metadata={"help": "size of a snapshot when inflated", "minimum": 1024}
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Post:
+    """One request to store a snapshot.
+
+    Attributes:
+        headers: by lower-case name; `authorization`, `content-encoding` and `date` are read.
+    """
+
+    caller: Caller
+    headers: Mapping[str, str]
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What to answer: an HTTP status and a JSON object; `retry_after_seconds` with 429 and 503."""
+
+    status: int
+    body: Json
+    retry_after_seconds: int | None = None
+
+
+class Ingest:
+    """Limits, JSON, authentication, schema, live view: in this order, each refusal by its row of the contract.
+
+    Args:
+        cluster: takes what passes.
+        passcode: who may post.
+        check: the schema (`snapshot.checker`).
+        limits: how much is taken.
+        clock: Unix s; the time of receipt.
+    """
+
+    def __init__(
+        self,
+        *,
+        cluster: Cluster,
+        passcode: Passcode,
+        check: Callable[[Json], None],
+        limits: Limits,
+        clock: Callable[[], float],
+    ) -> None:
+        self.limits = limits
+        self._cluster = cluster
+        self._passcode = passcode
+        self._check = check
+        self._clock = clock
+
+    def __call__(self, post: Post) -> Answer:
+        """Take one snapshot, or say why not; never raises."""
+        try:
+            return self._take(post)
+        except (SnapshotError, AuthError, InflateError, Refused) as refusal:
+            log.info("refused %d from %s: %s", refusal.status, post.caller.peer, refusal.text)
+            return refused(refusal.status, refusal.text)
+
+    def _take(self, post: Post) -> Answer:
+        if post.caller.from_a_page:
+            raise AuthError(403, "Origin: a page in a browser may not post snapshots")
+        if len(post.body) > self.limits.body_bytes:
+            raise SnapshotError(f"body: {len(post.body)} bytes, limit {self.limits.body_bytes}", 413)
+        received_at = self._clock()
+        snapshot = decode(inflate(post.body, post.headers.get("content-encoding"), self.limits.inflated_bytes))
+        # the secret is taken out before the schema is applied: a validator's message quotes values
+        presented = snapshot.pop("auth_code", None)
+        if presented is None:
+            presented = bearer(post.headers.get("authorization"))
+        self._passcode.check(presented, post.caller)
+        self._check(snapshot)
+        if len(snapshot["gpu"]) > self.limits.gpus:
+            raise SnapshotError(f"gpu: {len(snapshot['gpu'])} entries, limit {self.limits.gpus}", 422)
+        sent_at = date(post.headers.get("date"))
+        seen = read(snapshot, received_at=received_at, skew_seconds=None if sent_at is None else sent_at - received_at)
+        is_new = self._cluster.offer(seen)
+        answer: Json = {"success": True, "msg": "stored result"}
+        if seen.boot_id is not None and seen.seq is not None:
+            answer["duplicate"] = not is_new
+            answer["next_seconds"] = seen.interval_seconds
+        return Answer(status=200, body=answer)
+
+
+def refused(status: int, text: str) -> Answer:
+    """Word a refusal: the one shape of all errors."""
+    return Answer(
+        status=status,
+        body={"success": False, "msg": printable(text)},
+        retry_after_seconds=10 if status in (429, 503) else None,
+    )
+
+
+def bearer(authorization: str | None) -> str | None:
+    """Return the token of an `Authorization: Bearer` header, None where there is none."""
+    scheme, _, token = (authorization or "").partition(" ")
+    return token.strip() or None if scheme.lower() == "bearer" else None
+
+
+def date(header: str | None) -> float | None:
+    """Return the moment (Unix s) of an HTTP Date header, None where there is none or it cannot be read."""
+    if header is None:
+        return None
+    try:
+        return parsedate_to_datetime(header).timestamp()
+    except (ValueError, OverflowError):
+        return None

@@ -1,0 +1,227 @@
+"""The settings: `server.toml`, the environment and the site's own `config.py`, read once, to one frozen object."""
+
+import dataclasses
+import difflib
+import os
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import tomllib
+
+from cluster_dash_server.ingest import Limits
+from cluster_dash_server.states import Thresholds
+
+ENVIRONMENT_PREFIX = "CLUSTER_DASH_"
+
+
+class ConfigError(Exception):
+    """A setting that cannot be used: the text names the file, the key, what it holds and what was expected."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerSettings:
+    """The section `[server]`."""
+
+    host: str = field(default="127.0.0.1", metadata={"help": "address to listen on; 0.0.0.0: all of this machine's"})
+    port: int = field(default=8080, metadata={"help": "port to listen on", "minimum": 0, "maximum": 65535})
+    public_url: str | None = field(
+        default=None, metadata={"help": "where people reach the dashboard, with its path where it lives under one"}
+    )
+
+    data: str | None = field(
+        default=None,
+        metadata={"help": "folder for what the server keeps (this release keeps nothing)"},
+    )
+
+    @property
+    def base_path(self) -> str:
+        """The path of `public_url`, without its last slash: '' or '/dash'."""
+        return "" if self.public_url is None else urlsplit(self.public_url).path.rstrip("/")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IngestSettings:
+    """The section `[ingest]`."""
+
+    passcode: str | None = field(
+        default=None,
+        repr=False,
+        metadata={"help": "the shared passcode of all moles; also PASSCODE in config.py", "secret": True},
+    )
+    passcode_file: str | None = field(default=None, metadata={"help": "a file that holds the passcode, instead"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ViewerSettings:
+    """The section `[viewers]`."""
+
+    trusted_hosts: tuple[str, ...] = field(
+        default=(), metadata={"help": "names in the Host header that pages answer to; empty: any"}
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SiteSettings:
+    """The section `[site]`."""
+
+    name: str = field(default="cluster", metadata={"help": "what the pages call this cluster"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """All settings of a server; each field is a section of `server.toml`."""
+
+    server: ServerSettings = field(default_factory=ServerSettings)
+    ingest: IngestSettings = field(default_factory=IngestSettings)
+    limits: Limits = field(default_factory=Limits)
+    states: Thresholds = field(default_factory=Thresholds)
+    viewers: ViewerSettings = field(default_factory=ViewerSettings)
+    site: SiteSettings = field(default_factory=SiteSettings)
+
+
+def find_file(environment: Mapping[str, str]) -> Path | None:
+    """Return the settings file in force, None where there is none.
+
+    Raises:
+        ConfigError: CLUSTER_DASH_CONFIG names a file that is not there.
+    """
+    named = environment.get("CLUSTER_DASH_CONFIG")
+    if named:
+        return Path(named)
+    return next((path for path in (Path("server.toml"), Path("/etc/cluster-dash/server.toml")) if path.is_file()), None)
+
+
+def load(
+    file: Path | None = None, *, environment: Mapping[str, str] | None = None, site: Mapping[str, object] | None = None
+) -> Settings:
+    """Read the settings; the environment wins over the file, and both over the site's `config.py`.
+
+    Args:
+        file: the settings file; None: the one `find_file` finds.
+        environment: `CLUSTER_DASH_<SECTION>__<KEY>`; None: the process's own.
+        site: the names of the site's `config.py`: `PASSCODE`.
+
+    Raises:
+        ConfigError: a file that cannot be read, an unknown key, a value of the wrong type or out of its range.
+    """
+    environment = os.environ if environment is None else environment
+    file = find_file(environment) if file is None else file
+    raw: dict[str, dict[str, object]] = {}
+    source = str(file)
+    if file is not None:
+        raw = _sections(_read_toml(file), source)
+    values: dict[str, Any] = {}
+    for section in dataclasses.fields(Settings):
+        kind = _section_type(section.name)
+        values[section.name] = _section(kind, section.name, raw.get(section.name, {}), source, environment)
+    settings = Settings(**values)
+    return dataclasses.replace(settings, ingest=_with_passcode(settings.ingest, site or {}))
+
+
+def _section_type(name: str) -> type:
+    return typing.cast(type, typing.get_type_hints(Settings)[name])
+
+
+def _read_toml(file: Path) -> dict[str, object]:
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{file}: cannot be read: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file}: not TOML: {error}") from None
+
+
+def _sections(raw: dict[str, object], source: str) -> dict[str, dict[str, object]]:
+    known = [section.name for section in dataclasses.fields(Settings)]
+    for name, value in raw.items():
+        if name not in known:
+            raise ConfigError(f"{source}: unknown section [{name}]{_nearest(name, [f'[{each}]' for each in known])}")
+        if not isinstance(value, dict):
+            raise ConfigError(f"{source}: {name}: expected a section [{name}]")
+    return typing.cast(dict[str, dict[str, object]], raw)
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f", did you mean {near[0]}?" if near else f"; known here: {', '.join(known)}"
+
+
+def _section(kind: type, name: str, raw: dict[str, object], source: str, environment: Mapping[str, str]) -> object:
+    fields = {each.name: each for each in dataclasses.fields(kind)}
+    hints = typing.get_type_hints(kind)
+    values: dict[str, object] = {}
+    for key, value in raw.items():
+        if key not in fields:
+            raise ConfigError(f"{source}: {name}: unknown key {key}{_nearest(key, list(fields))}")
+        values[key] = _value(value, hints[key], fields[key].metadata, f"{source}: {name}.{key}")
+    for key, each in fields.items():
+        variable = f"{ENVIRONMENT_PREFIX}{name}__{key}".upper()
+        if variable in environment:
+            values[key] = _value(_from_text(environment[variable], hints[key]), hints[key], each.metadata, variable)
+    return kind(**values)
+
+
+def _from_text(text: str, hint: object) -> object:
+    """Read a setting from the environment as TOML would hold it."""
+    if _plain(hint) is str:
+        return text
+    if _plain(hint) is tuple:
+        return [part.strip() for part in text.split(",") if part.strip()]
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _plain(hint: object) -> object:
+    """Return the type of a hint such as `str | None` or `tuple[str, ...]` without its decoration."""
+    if isinstance(hint, types.UnionType):
+        return next(each for each in typing.get_args(hint) if each is not type(None))
+    return typing.get_origin(hint) or hint
+
+
+def _value(value: object, hint: object, metadata: Mapping[str, Any], where: str) -> object:
+    kind = _plain(hint)
+    low, high = metadata.get("minimum"), metadata.get("maximum")
+    shown = "***" if metadata.get("secret") else repr(value)
+    if kind is str:
+        if isinstance(value, str) and value:
+            return value
+        raise ConfigError(f"{where}: got {shown}, expected a text")
+    if kind is tuple:
+        if isinstance(value, list) and all(isinstance(each, str) for each in value):
+            return tuple(value)
+        raise ConfigError(f"{where}: got {shown}, expected a list of texts")
+    numbers = (int,) if kind is int else (int, float)
+    fits = isinstance(value, numbers) and not isinstance(value, bool)
+    if fits and (low is None or value >= low) and (high is None or value <= high):
+        return value
+    word = "a whole number" if kind is int else "a number"
+    bounds = "".join(f" {sign} {bound}" for sign, bound in ((">=", low), ("<=", high)) if bound is not None)
+    raise ConfigError(f"{where}: got {shown}, expected {word}{bounds}")
+
+
+def _with_passcode(ingest: IngestSettings, site: Mapping[str, object]) -> IngestSettings:
+    """Find the site's passcode: the setting, else its file, else PASSCODE of `config.py`."""
+    if ingest.passcode is not None:
+        return ingest
+    if ingest.passcode_file is not None:
+        path = Path(ingest.passcode_file)
+        try:
+            secret = path.read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{path}: [ingest] passcode_file cannot be read: {error}") from None
+        if not secret:
+            raise ConfigError(f"{path}: [ingest] passcode_file is empty")
+        return dataclasses.replace(ingest, passcode=secret)
+    passcode = site.get("PASSCODE")
+    if passcode is None:
+        return ingest
+    if not isinstance(passcode, str) or not passcode:
+        raise ConfigError("config.py: PASSCODE: expected a text")
+    return dataclasses.replace(ingest, passcode=passcode)

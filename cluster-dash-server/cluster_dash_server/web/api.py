@@ -1,0 +1,264 @@
+"""What machines read: the kept routes in their first shapes, `/api/v1/…`, and the health of the server."""
+
+import statistics
+import zlib
+from collections.abc import Callable, Iterable
+from uuid import uuid4
+
+from flask import Blueprint, Response, request
+
+from cluster_dash_server.cluster import Cluster, GpuView, HostView
+from cluster_dash_server.snapshot import Json, dumps, loads, printable, schema_text
+from cluster_dash_server.summary import model, sentence
+from cluster_dash_server.viewers import needs
+
+OFFLINE_MINUTES = 10
+"""The kept routes' own rule, older than the states: a host is offline after so long."""
+FREE_PERCENT = 30
+"""The kept routes' own rule: below it in memory and in use, a GPU is free."""
+
+_BOLD, _GREEN, _YELLOW, _RED, _RESET = "\x1b[1m", "\x1b[92m", "\x1b[93m", "\x1b[91m", "\x1b[0m"
+
+
+def json_response(body: object, status: int = 200) -> Response:
+    """Answer with JSON that holds no NaN; numbers are not rounded."""
+    return Response(dumps(body) + b"\n", status=status, mimetype="application/json")
+
+
+def failure(status: int, text: str) -> Response:
+    """Answer with the one shape of all errors."""
+    return json_response({"success": False, "msg": text}, status)
+
+
+def blueprint(cluster: Cluster, clock: Callable[[], float]) -> Blueprint:
+    """Build the routes."""
+    api = Blueprint("api", __name__)
+    life = uuid4().hex[:8]
+
+    @api.get("/healthz")
+    @needs("public")
+    def healthz() -> Response:
+        return json_response({"success": True})
+
+    @api.get("/readyz")
+    @needs("public")
+    def readyz() -> Response:
+        return json_response({"success": True, "failing": [], "hosts": len(cluster)})
+
+    @api.get("/data-out/gpu-data-simple")
+    @needs("state:read")
+    def gpu_data_simple() -> Response:
+        now = clock()
+        return json_response({host.host: gpu_entries(host, now) for host in cluster.hosts(now)})
+
+    @api.get("/api/dashboard-data")
+    @needs("state:read")
+    def dashboard_data() -> Response:
+        now = clock()
+        return json_response(
+            {"timestamp": now, "servers": {host.host: server(host, now) for host in cluster.hosts(now)}}
+        )
+
+    @api.get("/api/gpu-summary")
+    @needs("state:read")
+    def gpu_summary() -> Response:
+        now = clock()
+        text = summary_table(cluster.hosts(now), now, color=request.args.get("color") != "no")
+        return Response(text, mimetype="text/plain")
+
+    @api.get("/api/history-data")
+    @needs("history:read")
+    def history_data() -> Response:
+        hours = request.args.get("hours", 24, type=int)
+        names = (
+            *("avg_total_gpus", "avg_free_gpus", "peak_free_gpus", "min_free_gpus"),
+            *("avg_cluster_util", "avg_cluster_mem", "waste_percent"),
+        )
+        # no history is kept yet: an empty series, and figures that nobody knows
+        stats: Json = {**dict.fromkeys(names), "total_snapshots": 0}
+        return json_response({"hours": hours, "generated_at": clock(), "series": [], "stats": stats})
+
+    @api.get("/api/v1/cluster")
+    @needs("state:read")
+    def live_cluster() -> Response:
+        now = clock()
+        body = columns(cluster.hosts(now))
+        # the digest moves when a state changes by time alone; every accepted snapshot counts as a change
+        version = (
+            f"{life}-{cluster.changes}-{zlib.crc32(dumps(body['gpus']['state']) + dumps(body['hosts']['state'])):08x}"
+        )
+        response = json_response(
+            {"version": version, "at": now, "full": True, "gone": [], **body}
+            if request.args.get("since") != version
+            else {"version": version, "at": now, "full": False, "gone": [], **columns([])}
+        )
+        response.set_etag(version)
+        response.headers["Cache-Control"] = "no-cache"
+        response.make_conditional(request)
+        return response
+
+    @api.get("/api/v1/hosts/<host>")
+    @needs("state:read")
+    def one_host(host: str) -> Response:
+        view = cluster.host(host, clock())
+        if view is None:
+            return failure(404, f"host: {printable(host, 64)} is not known here")
+        return json_response(
+            {
+                "host": view.host,
+                "received_at": view.seen.received_at,
+                "state": view.headline.state,
+                "skew_seconds": view.seen.skew_seconds,
+                "snapshot": loads(view.seen.body),
+            }
+        )
+
+    @api.get("/api/v1/schema")
+    @needs("public")
+    def schema() -> Response:
+        return Response(schema_text(), mimetype="application/schema+json")
+
+    return api
+
+
+# -------------------------------------------------------------------------------------------- the live view
+
+
+def columns(hosts: Iterable[HostView]) -> Json:
+    """Lay hosts and GPUs out in columns: 16,000 GPUs take a tenth of the bytes that rows of objects take."""
+    hosts = list(hosts)
+    gpus = [(place, gpu) for place, host in enumerate(hosts) for gpu in host.gpus]
+    return {
+        "summary": sentence(hosts),
+        "hosts": {
+            "host": [host.host for host in hosts],
+            "state": [host.headline.state for host in hosts],
+            "state_count": [host.headline.count for host in hosts],
+            "last_at": [host.seen.received_at for host in hosts],
+            "interval_seconds": [host.interval_seconds for host in hosts],
+            "cpu_percent": [host.seen.cpu_percent for host in hosts],
+            "num_cpus": [host.seen.num_cpus for host in hosts],
+            "load_avg_1": [host.seen.load_avg_1 for host in hosts],
+            "memory_total_gb": [host.seen.memory_total_gb for host in hosts],
+            "memory_used_gb": [host.seen.memory_used_gb for host in hosts],
+            "gpu_error": [host.seen.gpu_error for host in hosts],
+            "gpu_note": [host.seen.gpu_note for host in hosts],
+            "mole_version": [host.seen.mole_version for host in hosts],
+            "skew_seconds": [host.seen.skew_seconds for host in hosts],
+        },
+        "gpus": {
+            "host": [place for place, _ in gpus],
+            "index": [gpu.gpu.index for _, gpu in gpus],
+            "uuid": [gpu.gpu.uuid for _, gpu in gpus],
+            "key": [gpu.gpu.key for _, gpu in gpus],
+            "model": [model(gpu.gpu) for _, gpu in gpus],
+            "state": [gpu.state for _, gpu in gpus],
+            "since": [gpu.missing_since or (gpu.idle_since if gpu.state == "held" else None) for _, gpu in gpus],
+            "gpu_util": [gpu.gpu.gpu_util for _, gpu in gpus],
+            "used_mem": [gpu.gpu.used_mem for _, gpu in gpus],
+            "total_mem": [gpu.gpu.total_mem for _, gpu in gpus],
+            "temperature_c": [gpu.gpu.temperature_c for _, gpu in gpus],
+            "power_w": [gpu.gpu.power_w for _, gpu in gpus],
+            "users": [gpu.gpu.users for _, gpu in gpus],
+            "error": [gpu.gpu.error for _, gpu in gpus],
+        },
+    }
+
+
+# ------------------------------------------------------------------------------- the kept routes' first shapes
+
+
+def gpu_entries(host: HostView, now: float) -> Json:
+    """Return the GPU entries of a host's snapshot, each with the age of the snapshot."""
+    snapshot: Json = loads(host.seen.body)  # type: ignore[assignment]
+    age_seconds = now - host.seen.received_at
+    ages = {"received_timestamp": age_seconds, "time_received_mins": age_seconds / 60}
+    return {key: {**entry, **ages} for key, entry in snapshot["gpu"].items()}
+
+
+def _memory_percent(gpu: GpuView) -> float | None:
+    used, total = gpu.gpu.used_mem, gpu.gpu.total_mem
+    return None if used is None or not total else used / total * 100
+
+
+def _is_free(gpu: GpuView) -> bool:
+    memory, util = _memory_percent(gpu), gpu.gpu.gpu_util
+    return memory is not None and util is not None and memory < FREE_PERCENT and util < FREE_PERCENT
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return statistics.fmean(known) if known else None
+
+
+def _reporting(host: HostView) -> list[GpuView]:
+    """Return the GPUs that the newest snapshot holds: the kept routes know no missing ones."""
+    return [gpu for gpu in host.gpus if gpu.missing_since is None]
+
+
+def _status(host: HostView, now: float) -> str:
+    return "offline" if now - host.seen.received_at > OFFLINE_MINUTES * 60 else "online"
+
+
+def server(host: HostView, now: float) -> Json:
+    """Return one host of `/api/dashboard-data`."""
+    users = {key: entry.get("users") for key, entry in gpu_entries(host, now).items()}
+    gpus = _reporting(host)
+    body: Json = {
+        "status": _status(host, now),
+        "last_seen_mins": (now - host.seen.received_at) / 60,
+        "cpu": {"cpu_percent": host.seen.cpu_percent, "num_cpus": host.seen.num_cpus},
+        "gpus": [
+            {
+                "index": gpu.gpu.index,
+                "name": gpu.gpu.name,
+                "total_mem_mb": gpu.gpu.total_mem,
+                "used_mem_mb": gpu.gpu.used_mem,
+                "memory_percent": _memory_percent(gpu),
+                "gpu_util": gpu.gpu.gpu_util,
+                "users": users.get(gpu.gpu.key),
+            }
+            for gpu in gpus
+        ],
+        "summary": {
+            "total_gpus": len(gpus),
+            "free_gpus": sum(_is_free(gpu) for gpu in gpus),
+            "state_free_gpus": sum(gpu.state == "free" for gpu in gpus),
+            "avg_gpu_memory_percent": _mean(_memory_percent(gpu) for gpu in gpus),
+            "avg_gpu_util": _mean(gpu.gpu.gpu_util for gpu in gpus),
+        },
+    }
+    if host.seen.gpu_error is not None:
+        body["gpu_error"] = host.seen.gpu_error
+    return body
+
+
+def _percent(value: float | None, *, color: bool) -> str:
+    text = f"{'–' if value is None else f'{value:.0f}%':>5}"
+    if value is None or not color:
+        return text
+    return f"{_GREEN if value < 50 else _YELLOW if value < 80 else _RED}{text}{_RESET}"
+
+
+def summary_table(hosts: Iterable[HostView], now: float, *, color: bool) -> str:
+    """Draw the table for `curl`: columns are padded, and parted by a tab for `cut`."""
+    hosts = list(hosts)
+    width = max([len("Server"), *(len(printable(host.host)) for host in hosts)])
+    heads = (f"{'Server':<{width}}", "GPUs", "Free", " GPU%", " CPU%", "Status")
+    lines = ["\t".join(f"{_BOLD}{head}{_RESET}" if color else head for head in heads)]
+    for host in hosts:
+        status = _status(host, now)
+        gpus = _reporting(host)
+        lines.append(
+            "\t".join(
+                (
+                    f"{printable(host.host):<{width}}",
+                    f"{len(gpus):>4}",
+                    f"{sum(_is_free(gpu) for gpu in gpus):>4}",
+                    _percent(_mean(_memory_percent(gpu) for gpu in gpus), color=color),
+                    _percent(host.seen.cpu_percent, color=color),
+                    f"{_GREEN if status == 'online' else _RED}{status}{_RESET}" if color else status,
+                )
+            )
+        )
+    return "\n".join(lines) + "\n"

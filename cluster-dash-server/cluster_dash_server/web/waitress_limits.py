@@ -1,0 +1,83 @@
+"""How waitress holds the connections of a fleet: for `serve`, and for the bare `waitress-serve --call` line.
+
+waitress' own defaults stop answering at 98 clients, since they count idle keep-alive connections, take bodies of
+1 GiB, and hide from the application that a proxy passed a request on.
+"""
+
+from typing import Any
+
+from waitress.adjustments import Adjustments
+from waitress.channel import HTTPChannel
+from waitress.parser import HTTPRequestParser, ParsingError
+from waitress.utilities import Error
+
+from cluster_dash_server.snapshot import dumps
+
+LIMITS: dict[str, Any] = {
+    "threads": 8,
+    "connection_limit": 10_000,
+    "asyncore_use_poll": True,  # select() stops at file descriptor 1,024
+    "backlog": 4096,
+    "recv_bytes": 65_536,
+    "channel_timeout": 30,
+    "cleanup_interval": 5,
+    "max_request_header_size": 16 * 1024,
+    "inbuf_overflow": 512 * 1024,
+    "expose_tracebacks": False,
+    "ident": None,
+    "channel_request_lookahead": 0,
+    "clear_untrusted_proxy_headers": False,  # the application must see that a proxy passed a request on
+}
+
+
+class _JsonError:
+    """An error of waitress' parser, answered in the one shape of all errors."""
+
+    def __init__(self, error: Error) -> None:
+        self._error = error
+
+    def to_response(self, ident: str | None = None) -> tuple[str, list[tuple[str, str]], bytes]:
+        """Return status, headers and body, as `waitress.utilities.Error` does."""
+        body = dumps({"success": False, "msg": f"request: {self._error.reason.lower()}: {self._error.body}"}) + b"\n"
+        headers = [("Content-Type", "application/json"), ("Content-Length", str(len(body)))]
+        return f"{self._error.code} {self._error.reason}", headers, body
+
+
+class RequestParser(HTTPRequestParser):  # type: ignore[misc]
+    """waitress' parser; refuses a request with two lengths and closes a mole's connection after its answer."""
+
+    def parse_header(self, header_plus: bytes) -> None:
+        """Parse the request line and headers.
+
+        Raises:
+            ParsingError: the request has both Content-Length and Transfer-Encoding. waitress takes the latter away
+                before an application sees it, so only here is it known.
+        """
+        lower = header_plus.lower()
+        if b"\ncontent-length" in lower and b"\ntransfer-encoding" in lower:
+            raise ParsingError("both Content-Length and Transfer-Encoding")
+        super().parse_header(header_plus)
+        if self.command == "POST":
+            # waitress asks every open connection at every turn: with 3,000 idle ones a post costs three times as much
+            self.connection_close = True
+            self.headers["CONNECTION"] = "close"
+
+    def received(self, data: bytes) -> int:
+        """Take what came; return how much of it was used."""
+        used: int = super().received(data)
+        error: object = self.error
+        if isinstance(error, Error):
+            self.error: object = _JsonError(error)
+        return used
+
+
+def apply(body_bytes: int) -> None:
+    """Make the limits waitress' own defaults; what its caller sets explicitly still wins.
+
+    Args:
+        body_bytes: the largest body that is taken.
+    """
+    for name, value in LIMITS.items():
+        setattr(Adjustments, name, value)
+    Adjustments.max_request_body_size = body_bytes + 1  # waitress refuses what is as large as its limit
+    HTTPChannel.parser_class = RequestParser

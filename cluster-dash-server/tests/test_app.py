@@ -1,0 +1,134 @@
+"""What `create_app` wires: scopes, headers, one shape of errors."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from cluster_dash_server.app import create_app
+from cluster_dash_server.settings import IngestSettings, ServerSettings, Settings, ViewerSettings
+from cluster_dash_server.viewers import SCOPES, needs, scope_of
+from flask import Flask
+from flask.testing import FlaskClient
+
+
+@pytest.fixture
+def app(clock: Callable[[], float]) -> Flask:
+    return create_app(Settings(), clock=clock)
+
+
+@pytest.fixture
+def client(app: Flask) -> FlaskClient:
+    return app.test_client()
+
+
+def test_every_route_says_who_may_use_it(app: Flask) -> None:
+    rules = list(app.url_map.iter_rules())
+    assert len(rules) > 15
+    for rule in rules:
+        assert scope_of(app.view_functions[rule.endpoint]) in SCOPES, rule.rule
+
+
+def test_a_route_without_a_scope_keeps_the_server_from_starting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cluster_dash_server.app.scope_of", lambda view: None)
+    with pytest.raises(RuntimeError, match="declares no scope"):
+        create_app(Settings())
+
+
+def test_a_scope_is_declared_on_the_view() -> None:
+    @needs("public")
+    def view() -> None: ...
+
+    assert scope_of(view) == "public"
+    assert scope_of(lambda: None) is None
+
+
+@pytest.mark.parametrize("path", ["/", "/api/v1/cluster", "/healthz", "/nowhere", "/api/nowhere", "/cpu-data"])
+def test_every_answer_has_the_security_headers(client: FlaskClient, path: str) -> None:
+    headers = client.get(path).headers
+    assert headers["Content-Security-Policy"].startswith("default-src 'none'; script-src 'self';")
+    assert headers["X-Content-Type-Options"] == "nosniff"
+    assert headers["X-Frame-Options"] == "DENY"
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [("GET", "/api/nowhere", 404), ("DELETE", "/", 405), ("POST", "/nowhere", 404), ("PUT", "/api/v1/cluster", 405)],
+)
+def test_errors_for_machines_have_one_shape(client: FlaskClient, method: str, path: str, status: int) -> None:
+    answer = client.open(path, method=method)
+    assert answer.status_code == status
+    assert answer.json is not None
+    assert set(answer.json) == {"success", "msg"}
+    assert answer.json["success"] is False
+
+
+def test_an_error_of_our_own_gives_a_number_and_the_log_the_traceback(
+    clock: Callable[[], float], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_: Any) -> None:
+        raise RuntimeError("the inside of the server")
+
+    monkeypatch.setattr("cluster_dash_server.web.api.columns", broken)
+    answer = create_app(Settings(), clock=clock).test_client().get("/api/v1/cluster")
+    assert answer.status_code == 500
+    assert answer.json is not None
+    assert "the inside" not in answer.text
+    assert answer.json["msg"].rpartition(" ")[2] in caplog.text
+    assert "the inside of the server" in caplog.text
+
+
+def test_posts_are_taken_by_any_content_type_and_say_what_encodings_they_may_use(
+    client: FlaskClient, example: Any
+) -> None:
+    import json
+
+    for content_type in ("application/json", "application/x-www-form-urlencoded", "text/plain"):
+        answer = client.post("/", data=json.dumps(example), content_type=content_type)
+        assert (answer.status_code, answer.headers["Accept-Encoding"]) == (200, "gzip, zstd")
+
+
+def test_a_body_over_the_limit_is_413_in_the_one_shape(client: FlaskClient) -> None:
+    answer = client.post("/", data=b" " * (2 * 2**20 + 1))
+    assert answer.status_code == 413
+    assert answer.json is not None
+    assert answer.json["msg"].startswith("body: ")
+
+
+def test_the_shipped_passcode_needs_a_loopback_name_and_nobody_in_between(client: FlaskClient, example: Any) -> None:
+    assert client.post("/", json=example).status_code == 200
+    assert client.post("/", json=example, headers={"Host": "dash.lab"}).status_code == 401
+    assert client.post("/", json=example, headers={"X-Forwarded-For": "10.0.0.1"}).status_code == 401
+    assert client.post("/", json=example, headers={"Via": "1.1 proxy"}).status_code == 401
+    assert client.post("/", json=example, headers={"Origin": "http://localhost"}).status_code == 403
+
+
+def test_it_lives_under_a_path_whether_the_proxy_cuts_it_off_or_not(clock: Callable[[], float], example: Any) -> None:
+    settings = Settings(server=ServerSettings(public_url="https://lab.example/dash/"))
+    client = create_app(settings, clock=clock).test_client()
+    for prefix in ("/dash", ""):
+        assert client.post(f"{prefix}/", json=example).status_code == 200
+        assert client.get(f"{prefix}/api/v1/hosts/gpu01").status_code == 200
+        page = client.get(f"{prefix}/")
+        assert 'href="/dash/' in page.text
+        assert 'href="/static' not in page.text
+    assert client.get("/dash").status_code == 200
+
+
+def test_only_trusted_names_are_answered_where_the_site_names_them(clock: Callable[[], float]) -> None:
+    client = create_app(Settings(viewers=ViewerSettings(trusted_hosts=("dash.lab",))), clock=clock).test_client()
+    assert client.get("/", headers={"Host": "DASH.lab:8080"}).status_code == 200
+    assert client.get("/", headers={"Host": "rebound.example"}).status_code == 421
+
+
+def test_a_request_with_two_lengths_is_refused(client: FlaskClient) -> None:
+    answer = client.post("/", data=b"{}", headers={"Transfer-Encoding": "chunked"})
+    assert answer.status_code == 400
+
+
+def test_pages_say_what_is_open(clock: Callable[[], float]) -> None:
+    fresh = create_app(Settings(), clock=clock).test_client()
+    assert "No passcode is set" in fresh.get("/").text
+    site = create_app(Settings(ingest=IngestSettings(passcode="a passcode of the site")), clock=clock).test_client()
+    assert "Anyone who reaches" not in site.get("/").text
+    site.get("/", headers={"Host": "dash.lab"})
+    assert "Anyone who reaches" in site.get("/").text

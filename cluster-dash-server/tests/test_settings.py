@@ -1,0 +1,121 @@
+"""The settings: found, checked, and refused in words."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+from cluster_dash_server import app
+from cluster_dash_server.settings import ConfigError, Settings, find_file, load
+
+
+@pytest.fixture
+def server_toml(tmp_path: Path) -> Path:
+    return tmp_path / "server.toml"
+
+
+def test_without_any_file_the_defaults_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert load(environment={}) == Settings()
+
+
+def test_a_file_the_environment_and_config_py_are_read_in_this_order(server_toml: Path) -> None:
+    server_toml.write_text('[server]\nport = 9000\nhost = "::1"\n[states]\nbusy_percent = 7.5\n')
+    settings = load(server_toml, environment={"CLUSTER_DASH_SERVER__PORT": "9001"}, site={"PASSCODE": "of config.py"})
+    assert (settings.server.port, settings.server.host, settings.states.busy_percent) == (9001, "::1", 7.5)
+    assert settings.ingest.passcode == "of config.py"
+    server_toml.write_text('[ingest]\npasscode = "of the file"\n')
+    assert load(server_toml, environment={}, site={"PASSCODE": "x"}).ingest.passcode == "of the file"
+
+
+def test_other_names_in_the_environment_are_nobody_s_business() -> None:
+    environment = {
+        "CLUSTER_DASH_FOO": "1",
+        "CLUSTER_DASH_POLL_SETTINGS__X": "1",
+        "CLUSTER_DASH_VIEWERS__TRUSTED_HOSTS": "a, b",
+    }
+    assert load(environment=environment).viewers.trusted_hosts == ("a", "b")
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("[sever]\nport = 1", "unknown section [sever], did you mean [server]?"),
+        ("[server]\nprot = 1", "server: unknown key prot, did you mean port?"),
+        ("[server]\nport = '9000'", "server.port: got '9000', expected a whole number >= 0 <= 65535"),
+        ("[server]\nport = 70000", "server.port: got 70000, expected a whole number >= 0 <= 65535"),
+        ("[server]\nport = true", "server.port: got True, expected a whole number"),
+        ("[states]\nbusy_percent = -1", "states.busy_percent: got -1, expected a number >= 0 <= 100"),
+        ("[server]\nhost = ''", "server.host: got '', expected a text"),
+        ("[ingest]\npasscode = 12345", "ingest.passcode: got ***, expected a text"),
+        ("[viewers]\ntrusted_hosts = 'a'", "viewers.trusted_hosts: got 'a', expected a list of texts"),
+        ("server = 1", "server: expected a section [server]"),
+        ("[server", "not TOML"),
+    ],
+)
+def test_what_cannot_be_used_is_named_with_file_key_and_what_was_expected(
+    server_toml: Path, text: str, says: str
+) -> None:
+    server_toml.write_text(text)
+    with pytest.raises(ConfigError) as error:
+        load(server_toml, environment={})
+    assert str(error.value).startswith(f"{server_toml}: ")
+    assert says in str(error.value)
+
+
+def test_a_bad_value_of_the_environment_names_the_variable() -> None:
+    with pytest.raises(ConfigError, match="CLUSTER_DASH_SERVER__PORT: got 'x'"):
+        load(environment={"CLUSTER_DASH_SERVER__PORT": "x"})
+
+
+def test_a_named_file_that_is_missing_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"nowhere\.toml: cannot be read"):
+        load(environment={"CLUSTER_DASH_CONFIG": str(tmp_path / "nowhere.toml")})
+
+
+def test_server_toml_of_the_working_directory_is_found(server_toml: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    server_toml.write_text("")
+    monkeypatch.chdir(server_toml.parent)
+    assert find_file({}) == Path("server.toml")
+
+
+def test_the_passcode_may_come_from_a_file(tmp_path: Path, server_toml: Path) -> None:
+    (tmp_path / "secret").write_text("from a file\n")
+    server_toml.write_text(f'[ingest]\npasscode_file = "{tmp_path}/secret"\n')
+    assert load(server_toml, environment={}).ingest.passcode == "from a file"
+    (tmp_path / "secret").unlink()
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load(server_toml, environment={})
+    (tmp_path / "secret").write_text("\n")
+    with pytest.raises(ConfigError, match="is empty"):
+        load(server_toml, environment={})
+
+
+def test_the_passcode_is_never_shown() -> None:
+    settings = load(environment={"CLUSTER_DASH_INGEST__PASSCODE": "hush"})
+    assert "hush" not in repr(settings)
+
+
+def test_every_setting_says_what_it_is_for() -> None:
+    for section in dataclasses.fields(Settings):
+        for field in dataclasses.fields(section.default_factory):  # type: ignore[arg-type]
+            assert field.metadata.get("help"), f"[{section.name}] {field.name}"
+
+
+def test_the_site_s_config_py_is_read_as_flask_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "config.py").write_text('PASSCODE = "lab" + "-a"\n')
+    assert app.load_settings().ingest.passcode == "lab-a"
+
+
+def test_a_config_py_that_is_not_ours_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "config.py").write_text("raise SystemExit('not meant for you')\n")
+    assert app.load_settings().ingest.passcode is None
+
+
+@pytest.mark.parametrize("text", ["PASSCODE = 1/0\n", "PASSCODE = 5\n", "PASSCODE = ''\n"])
+def test_a_broken_config_py_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "config.py").write_text(text)
+    with pytest.raises(ConfigError, match=r"config\.py"):
+        app.load_settings()

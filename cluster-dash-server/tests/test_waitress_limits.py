@@ -1,0 +1,91 @@
+"""waitress as we set it, on real sockets."""
+
+import http.client
+import json
+import socket
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from cluster_dash_server.app import create_app
+from cluster_dash_server.settings import Settings
+from waitress.server import create_server
+
+
+@pytest.fixture(scope="module")
+def port() -> Iterator[int]:
+    server: Any = create_server(create_app(Settings()), host="127.0.0.1", port=0)
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    yield server.effective_port
+    server.close()
+    thread.join(5)
+
+
+def exchange(port: int, request: bytes) -> bytes:
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+        connection.sendall(request)
+        answer = b""
+        while True:
+            more = connection.recv(65536)
+            if not more:
+                return answer
+            answer += more
+            head, _, body = answer.partition(b"\r\n\r\n")
+            length = next((line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:")), None)
+            if length is not None and len(body) >= int(length.split(b":")[1]):
+                return answer
+
+
+def test_three_hundred_idle_clients_do_not_keep_others_out(port: int) -> None:
+    idle = [socket.create_connection(("127.0.0.1", port)) for _ in range(300)]
+    try:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+        connection.request("GET", "/healthz")
+        assert connection.getresponse().status == 200
+        connection.close()
+    finally:
+        for each in idle:
+            each.close()
+
+
+@pytest.mark.parametrize(
+    ("head", "status"),
+    [
+        (b"Content-Length: 3\r\nTransfer-Encoding: chunked\r\n", b"400"),
+        (b"transfer-encoding: chunked\r\ncontent-length: 3\r\n", b"400"),
+        (b"Content-Length: 3\r\nContent-Length: 4\r\n", b"400"),
+        (b"Content-Length: +3\r\n", b"400"),
+        (b"Content-Length: 3, 3\r\n", b"400"),
+        (b"Transfer-Encoding: chunked, identity\r\n", b"501"),
+        (b"Content-Length: 2200000\r\n", b"413"),
+        (b"X-Large: " + b"x" * 20_000 + b"\r\n", b"431"),
+    ],
+)
+def test_a_request_that_two_readers_could_cut_differently_is_refused_in_the_one_shape(
+    port: int, head: bytes, status: bytes
+) -> None:
+    answer = exchange(port, b"POST / HTTP/1.1\r\nHost: localhost\r\n" + head + b"\r\n3\r\n{}\n\r\n0\r\n\r\n")
+    assert answer.split(b" ")[1] == status
+    assert json.loads(answer.partition(b"\r\n\r\n")[2])["success"] is False
+
+
+def test_a_chunked_body_over_the_limit_stops(port: int) -> None:
+    chunk = b"10000\r\n" + b" " * 65536 + b"\r\n"
+    answer = exchange(port, b"POST / HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n" + chunk * 33)
+    assert answer.split(b" ")[1] == b"413"
+
+
+def test_the_connection_of_a_mole_is_closed_after_its_answer_and_a_browser_s_is_kept(port: int, example: Any) -> None:
+    body = json.dumps(example).encode()
+    answer = exchange(port, b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+    assert answer.split(b" ")[1] == b"200"
+    assert b"connection: close" in answer.lower()
+    assert b"connection: close" not in exchange(port, b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n").lower()
+
+
+def test_the_application_sees_that_a_proxy_passed_a_request_on(port: int, example: Any) -> None:
+    body = json.dumps(example).encode()
+    head = b"POST / HTTP/1.1\r\nHost: localhost\r\nX-Forwarded-For: 192.0.2.7\r\nContent-Length: %d\r\n\r\n" % len(body)
+    assert exchange(port, head + body).split(b" ")[1] == b"401"
