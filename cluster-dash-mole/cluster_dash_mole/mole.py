@@ -1,0 +1,308 @@
+"""The loop on a host: every interval one snapshot, handed to each sender.
+
+What reads (`Collector`), what hands on (`Sender`) and what tells the time (`Clock`) are known here by shape only.
+"""
+
+import enum
+import logging
+import math
+import random
+import threading
+import time
+import zlib
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from cluster_dash_mole.host import Host
+from cluster_dash_mole.snapshot import Outcome, Snapshot, clean, gpu_error
+
+log = logging.getLogger(__name__)
+
+FIRST_WITHIN_SECONDS = 5.0
+"""A mole that starts waits at most so long for its first snapshot, however long its interval."""
+
+
+class Clock(Protocol):
+    """The time: `now` in Unix s may jump, `monotonic` in s does not."""
+
+    def now(self) -> float: ...  # noqa: D102 - the class says it
+    def monotonic(self) -> float: ...  # noqa: D102
+    def sleep(self, seconds: float) -> None: ...  # noqa: D102
+
+
+class SystemClock:
+    """The time of this machine."""
+
+    now = staticmethod(time.time)
+    monotonic = staticmethod(time.monotonic)
+    sleep = staticmethod(time.sleep)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """What a collector read: `parts` are top-level members of the snapshot, `general` members of its part `general`.
+
+    `ok` is False where the subject could not be read as it should; `error` says why, or remarks on what worked.
+    """
+
+    parts: Mapping[str, object] = field(default_factory=dict)
+    general: Mapping[str, object] = field(default_factory=dict)
+    ok: bool = True
+    error: str | None = None
+
+
+class Collector(Protocol):
+    """Reads one subject. `collect` returns its part, None where the machine has no such thing; raises anything."""
+
+    @property
+    def name(self) -> str: ...  # noqa: D102
+    def collect(self) -> Reading | None: ...  # noqa: D102
+
+
+class Row(enum.Enum):
+    """The rows of the contract's table of answers: what a sender that failed is to do."""
+
+    NEVER = "this snapshot will never pass"
+    WHO_ARE_YOU = "who are you"
+    NOT_NOW = "not now"
+    TROUBLE = "trouble"
+
+
+class SendError(Exception):
+    """A snapshot was not taken. `wait` (s) is what the other side asked for, with Row.NOT_NOW only."""
+
+    def __init__(self, text: str, *, row: Row, wait: float = 0.0) -> None:
+        super().__init__(text)
+        self.row = row
+        self.wait = wait
+
+
+class Sender(Protocol):
+    """Hands a snapshot on. `send` is called from one thread, may take long, and raises SendError."""
+
+    @property
+    def name(self) -> str: ...  # noqa: D102
+    def send(self, snapshot: Snapshot) -> None: ...  # noqa: D102
+
+
+class Lane:
+    """The way to one sender: a slot for the newest snapshot, and a thread that sends what lies in it.
+
+    So a slow or hanging sender delays neither the loop nor the others, and never works off a queue of old snapshots.
+    Retrying lives here, by the rows of the contract's table of answers, and nowhere else.
+    """
+
+    SET_ASIDE = 20
+    REMIND_SECONDS = 3600.0
+
+    def __init__(
+        self,
+        sender: Sender,
+        *,
+        interval: float,
+        clock: Clock,
+        min_interval: float = 0.0,
+        jitter: Callable[[], float] = random.random,
+    ) -> None:
+        self.name = sender.name
+        self.set_aside: deque[Snapshot] = deque(maxlen=self.SET_ASIDE)
+        self.refused = 0
+        self.outcome: Outcome | None = None  # of the last try, read by the loop
+        self._sender = sender
+        self._clock = clock
+        # half an interval of grace: a min_interval that equals the interval must not drop every second snapshot
+        self._min_interval = min_interval - interval / 2
+        self._retry_seconds = min(60.0, 2 * interval)
+        self._jitter = jitter
+        self._changed = threading.Condition()
+        self._slot: Snapshot | None = None
+        self._taken_at = float("-inf")  # when a snapshot was last put into the slot
+        self._failed: Snapshot | None = None  # tried already; a newer one need not wait for its retry
+        self._retry_at = float("-inf")
+        self._closed_until = float("-inf")  # not before: asked by the server, or as we are not known there
+        self._stranger_seconds = 60.0
+        self._said: tuple[str, float] | None = None
+        self._failing_since = 0.0
+
+    def offer(self, snapshot: Snapshot) -> None:
+        """Put the snapshot into the slot, in place of one that still lies there."""
+        now = self._clock.monotonic()
+        with self._changed:
+            if now - self._taken_at < self._min_interval:
+                return
+            self._slot, self._taken_at = snapshot, now
+            self._changed.notify()
+
+    def start(self) -> None:
+        """Send from now on, in a thread that ends with the process."""
+        threading.Thread(target=self._run, name=f"send-{self.name}", daemon=True).start()
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                while (wait := self.due_in()) != 0:
+                    self._changed.wait(wait)
+            self.step()
+
+    def due_in(self) -> float | None:
+        """Return the seconds until there is something to send, None while the slot is empty."""
+        if self._slot is None:
+            return None
+        due = max(self._closed_until, self._retry_at) if self._slot is self._failed else self._closed_until
+        return max(0.0, due - self._clock.monotonic())
+
+    def step(self) -> None:
+        """Send the snapshot in the slot, if it is due."""
+        with self._changed:
+            snapshot = self._slot
+            if snapshot is None or self.due_in() != 0:
+                return
+        started = self._clock.monotonic()
+        try:
+            self._sender.send(snapshot)
+        except Exception as error:  # a fault of one sender must stop neither its lane nor the others
+            self._failure(snapshot, error, self._clock.monotonic() - started)
+        else:
+            self._success(self._clock.monotonic() - started)
+            self._done(snapshot)
+
+    def _done(self, snapshot: Snapshot) -> None:
+        with self._changed:
+            if self._slot is snapshot:
+                self._slot = None
+
+    def _success(self, seconds: float) -> None:
+        self.outcome = Outcome(ok=True, seconds=round(seconds, 6), error=None)
+        self._stranger_seconds = 60.0
+        if self._said:
+            log.info("%s: works again after %.0f s", self.name, self._clock.monotonic() - self._failing_since)
+            self._said = None
+
+    def _failure(self, snapshot: Snapshot, error: Exception, seconds: float) -> None:
+        now = self._clock.monotonic()
+        text = clean(describe(error))
+        self.outcome = Outcome(ok=False, seconds=round(seconds, 6), error=text)
+        row = error.row if isinstance(error, SendError) else Row.TROUBLE
+        if row is Row.NEVER:
+            self.refused += 1
+            self.set_aside.append(snapshot)
+            text = f"{text}; snapshots set aside so far: {self.refused}"
+            self._done(snapshot)
+        elif row is Row.WHO_ARE_YOU:
+            self._closed_until = now + self._stranger_seconds
+            self._stranger_seconds = min(900.0, 2 * self._stranger_seconds)
+        elif row is Row.NOT_NOW and isinstance(error, SendError):
+            self._closed_until = now + error.wait * (1 + self._jitter())
+        else:
+            self._failed, self._retry_at = snapshot, now + self._retry_seconds
+        self._say(row, str(error), text, now)
+
+    def _say(self, row: Row, kind: str, text: str, now: float) -> None:
+        if self._said is None:
+            self._failing_since = now
+        elif self._said[0] == kind and now - self._said[1] < self.REMIND_SECONDS:
+            return
+        self._said = (kind, now)
+        level = logging.WARNING if row in (Row.TROUBLE, Row.NOT_NOW) else logging.ERROR
+        log.log(level, "%s: %s", self.name, text)
+
+
+class Mole:
+    """Takes a snapshot every `interval` (s) on the host's own phase, and offers it to each lane."""
+
+    def __init__(
+        self,
+        *,
+        host: Host,
+        collectors: Sequence[Collector],
+        lanes: Sequence[Lane],
+        interval: float,
+        clock: Clock,
+        count: Callable[[], int] | None = None,
+        labels: Mapping[str, str] | None = None,
+    ) -> None:
+        self._host = host
+        self._collectors = collectors
+        self._lanes = lanes
+        self._interval = interval
+        self._clock = clock
+        self._count = count
+        self._labels = labels or {}
+        self._failing: dict[str, str | None] = {}
+
+    def run(self) -> None:
+        """Take snapshots for ever: a round that comes late (suspend, SIGSTOP) is one round, with no burst after it."""
+        hostname, interval, clock = self._host.hostname, self._interval, self._clock
+        grid = clock.monotonic() + phase_wait(hostname, interval, clock.now())
+        clock.sleep(phase_wait(hostname, min(interval, FIRST_WITHIN_SECONDS), clock.now()))
+        while True:
+            self.round()
+            now = clock.monotonic()
+            ticks = math.floor((now - grid) / interval + 1e-3) + 1  # a thousandth: a sleep may end a hair early
+            clock.sleep(max(0.0, grid + ticks * interval - now))
+
+    def round(self) -> None:
+        """Take one snapshot and offer it to each lane."""
+        snapshot = self.snapshot()
+        for lane in self._lanes:
+            lane.offer(snapshot)
+
+    def snapshot(self) -> Snapshot:
+        """Read everything once. A collector that fails costs its part of the snapshot only."""
+        now = self._clock.now()
+        general = self._host.general(now, self._labels)
+        parts: dict[str, object] = {"general": general, "cpu": {}}
+        outcomes: dict[str, Outcome] = {}
+        for collector in self._collectors:
+            started = self._clock.monotonic()
+            try:
+                reading = collector.collect() or Reading()
+            except Exception as error:  # a fault of one collector must not cost the snapshot
+                reading = Reading(ok=False, error=describe(error))
+                log.debug("%s: failed", collector.name, exc_info=True)
+            seconds = round(self._clock.monotonic() - started, 6)
+            general |= reading.general
+            parts |= reading.parts
+            outcome = Outcome(ok=reading.ok, seconds=seconds, error=clean(reading.error) if reading.error else None)
+            self._say(collector.name, outcome)
+            outcomes[collector.name] = outcome
+        if "gpu" not in parts:
+            failed = outcomes.get("gpu")
+            parts["gpu"] = gpu_error(failed.error if failed and failed.error else "not read")
+        for lane in self._lanes:
+            if lane.outcome:
+                outcomes[f"send_{lane.name}"] = lane.outcome
+        identified = self._count is not None and self._host.boot_id is not None
+        return Snapshot(
+            hostname=self._host.hostname,
+            timestamp=now,
+            interval_seconds=self._interval if identified else None,
+            machine_id=self._host.machine_id,
+            boot_id=self._host.boot_id if identified else None,
+            seq=self._count() if self._count and identified else None,
+            parts=parts,
+            collectors=outcomes,
+        )
+
+    def _say(self, name: str, outcome: Outcome) -> None:
+        """Log what changed: a collector that begins to fail, fails otherwise, or works again."""
+        trouble = None if outcome.ok else outcome.error or "failed"
+        before = self._failing.get(name)
+        if trouble and trouble != before:
+            log.warning("%s: %s", name, trouble)
+        elif before and not trouble:
+            log.info("%s: works again", name)
+        self._failing[name] = trouble
+
+
+def phase_wait(hostname: str, interval: float, now: float) -> float:
+    """Return the seconds until the host's own moment in each interval (s): hosts started together post apart."""
+    phase = zlib.crc32(hostname.encode()) / 2**32 * interval
+    return (phase - now) % interval
+
+
+def describe(error: Exception) -> str:
+    """Return an error in words; one of our own needs no class name."""
+    return str(error) if isinstance(error, SendError) else f"{type(error).__name__}: {error}"

@@ -1,0 +1,85 @@
+"""The snapshot: all a mole saw of its host at one instant, and the rules its values obey.
+
+The one law of its shape is the server's JSON Schema. Unknown is None or absent, never 0, -1 or "N/A".
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """How a collector or sender fared: `error` may also be a remark on something that worked."""
+
+    ok: bool
+    seconds: float
+    error: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    """All a mole saw at one instant.
+
+    `parts` are the top-level members of the document (`cpu`, `gpu`, ...); `boot_id` and `seq` are the identity and
+    None together; `timestamp` is in Unix s.
+    """
+
+    hostname: str
+    timestamp: float
+    interval_seconds: float | None
+    machine_id: str | None
+    boot_id: str | None
+    seq: int | None
+    parts: Mapping[str, object]
+    collectors: Mapping[str, Outcome]
+
+    def document(self) -> dict[str, object]:
+        """Return the JSON object of a POST, less the secret."""
+        identity = {
+            "boot_id": self.boot_id,
+            "seq": self.seq,
+            "interval_seconds": self.interval_seconds,
+            "machine_id": self.machine_id,
+        }
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "hostname": self.hostname,
+            "timestamp": self.timestamp,
+            **{name: value for name, value in identity.items() if value is not None},
+            **self.parts,
+            "collectors": {name: asdict(outcome) for name, outcome in self.collectors.items()},
+        }
+
+
+def gpu_error(text: str) -> dict[str, object]:
+    """Return the `gpu` part of a host whose GPUs cannot be read at all: its shape is that of the first version."""
+    return {
+        "gpu_error": {
+            "name": "error",
+            "uuid": "none",
+            "index": 0,
+            "total_mem": 0,
+            "used_mem": 0,
+            "users": {},
+            "gpu_util": 0,
+            "memory_util": 0,
+            "error": clean(text),
+        }
+    }
+
+
+def within(value: float | None, low: float, high: float) -> float | None:
+    """Return the value if it can be true, else None: a figure out of its range is unknown, not clipped."""
+    if value is None or not math.isfinite(value) or not low <= value <= high:
+        return None
+    return value
+
+
+def clean(text: str, limit: int = 4096) -> str:
+    """Return text that every reader can show: no control characters, no lone surrogates, at most `limit` long."""
+    if not text.isprintable():
+        text = "".join(character if character.isprintable() else "\ufffd" for character in text)
+    return text[:limit]
