@@ -1,0 +1,166 @@
+"""HTTP: posts each snapshot to a server, and reads its answer by the contract's table."""
+
+import json
+import logging
+import time
+import zlib
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from cluster_dash_mole import __version__
+from cluster_dash_mole.mole import Clock, Row, SendError
+from cluster_dash_mole.senders.http.exchange import Answer, Exchange, parse_address, proxy_of
+from cluster_dash_mole.snapshot import Snapshot, clean
+
+if TYPE_CHECKING:
+    from ssl import SSLContext
+
+log = logging.getLogger(__name__)
+
+_FIRST_VERSION_FORM, _GZIP_FORM = "plain", "gzip"
+_LONGEST_WAIT_SECONDS = 3600.0  # a slip of a server's clock must not silence a host for good
+_WARN_EVERY_SECONDS = 3600.0
+
+_REFUSED = {
+    401: ("CD201", "no passcode or token, or not known here"),
+    403: ("CD203", "token revoked, or made for another host"),
+    409: ("CD202", "another machine still reports under this name"),
+    400: ("CD301", "refused"),
+    413: ("CD303", "snapshot too large"),
+    422: ("CD301", "refused"),
+}
+_STRANGER = (401, 403, 409)
+
+
+class HttpSender:
+    """Posts snapshots to one address.
+
+    A server of the first version understands only plain JSON with the secret in the body. One whose answers carry
+    `Accept-Encoding: gzip` gets gzip, and the secret as a header where the way is encrypted or stays on this machine.
+    """
+
+    name = "http"
+
+    def __init__(
+        self,
+        *,
+        address: str,
+        auth_code: str | None,
+        clock: Clock,
+        environ: Mapping[str, str],
+        ca_file: str | None = None,
+    ) -> None:
+        self._address = parse_address(address)
+        self._proxy = proxy_of(self._address, environ)
+        self._auth_code = auth_code
+        self._clock = clock
+        self._tls = _tls_context(ca_file) if self._address.tls else None
+        self._form = _FIRST_VERSION_FORM
+        self._warned = float("-inf")
+
+    def send(self, snapshot: Snapshot) -> None:
+        """Post the snapshot.
+
+        Raises:
+            SendError: the server did not take it; `row` says what to do.
+        """
+        self._warn_if_in_clear()
+        form = self._form
+        headers, body = self._request(snapshot.document(), form)
+        answer = Exchange(self._address, proxy=self._proxy, tls=self._tls).post(headers, body)
+        understands = "gzip" in answer.headers.get("accept-encoding", "")
+        self._form = _GZIP_FORM if understands else _FIRST_VERSION_FORM
+        if answer.status in _REFUSED and form != self._form:
+            raise SendError("the server no longer takes gzip: sent plain from now on", row=Row.TROUBLE)
+        self._judge(answer)
+
+    def _request(self, document: dict[str, object], form: str) -> tuple[dict[str, str], bytes]:
+        headers = {
+            "Content-Type": "application/json",
+            "User-Agent": f"cluster-dash-mole/{__version__}",
+            "Date": time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime(self._clock.now())),
+        }
+        if self._auth_code is not None:
+            if form == _GZIP_FORM and (self._address.tls or self._address.loopback) and self._auth_code.isascii():
+                headers["Authorization"] = f"Bearer {self._auth_code}"
+            else:
+                document["auth_code"] = self._auth_code
+        body = json.dumps(document, allow_nan=False, separators=(",", ":")).encode()
+        if form == _GZIP_FORM:
+            headers["Content-Encoding"] = "gzip"
+            packer = zlib.compressobj(wbits=31)  # 31: in gzip's own envelope
+            body = packer.compress(body) + packer.flush()
+        return headers, body
+
+    def _judge(self, answer: Answer) -> None:
+        """Raise what the answer means, unless the snapshot was taken."""
+        status, said = answer.status, self._said(answer)
+        if status == 200:
+            if not _is_json(answer):
+                raise SendError(
+                    "CD104 got HTML or another text, not cluster-dash (a proxy's login page?)", row=Row.TROUBLE
+                )
+            if _object(answer).get("success") is not True:
+                raise SendError(f"not taken (200){said}", row=Row.TROUBLE)
+            return
+        if status in _REFUSED:
+            code, words = _REFUSED[status]
+            raise SendError(
+                f"{code} {words} ({status}){said}", row=Row.WHO_ARE_YOU if status in _STRANGER else Row.NEVER
+            )
+        wait = parse_retry_after(answer.headers.get("retry-after"))
+        if status in (429, 503) and wait is not None:
+            raise SendError(f"server is busy ({status}){said}", row=Row.NOT_NOW, wait=wait)
+        if 300 <= status < 400:
+            where = clean(answer.headers.get("location", "?"), 200)
+            raise SendError(
+                f"CD104 redirected to {where} ({status}), not followed: name the final address in address_in",
+                row=Row.TROUBLE,
+            )
+        raise SendError(f"server answered {status}{said}", row=Row.TROUBLE)
+
+    def _said(self, answer: Answer) -> str:
+        """Return the server's own words, as much as is fit for a log: never the secret."""
+        words = _object(answer).get("msg")
+        if not isinstance(words, str) or not words:
+            return ""
+        if self._auth_code:
+            words = words.replace(self._auth_code, "***")
+        return f": {clean(words, 300)}"
+
+    def _warn_if_in_clear(self) -> None:
+        now = self._clock.monotonic()
+        if self._auth_code is None or self._address.tls or self._address.loopback:
+            return
+        if now - self._warned >= _WARN_EVERY_SECONDS:
+            self._warned = now
+            log.warning(
+                "the passcode travels unencrypted to %s: an https:// address would protect it", self._address.host
+            )
+
+
+def _tls_context(ca_file: str | None) -> "SSLContext":
+    import ssl  # 4 MiB, for those who post by https only
+
+    return ssl.create_default_context(cafile=ca_file)
+
+
+def _is_json(answer: Answer) -> bool:
+    return answer.body.lstrip()[:1] == b"{"
+
+
+def _object(answer: Answer) -> dict[str, object]:
+    try:
+        document = json.loads(answer.body)
+    except (ValueError, RecursionError):
+        return {}
+    return document if isinstance(document, dict) else {}
+
+
+def parse_retry_after(value: str | None) -> float | None:
+    """Return the seconds of a Retry-After header, at most an hour; None where it has none."""
+    try:
+        seconds = float(value or "")
+    except ValueError:
+        return None
+    return min(seconds, _LONGEST_WAIT_SECONDS) if seconds >= 0 else None
