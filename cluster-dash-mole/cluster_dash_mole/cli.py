@@ -1,0 +1,194 @@
+"""The command `cluster-dash-mole`: arguments, and the parts put together. The one module that knows all."""
+
+import argparse
+import json
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+from cluster_dash_mole import __version__, collectors
+from cluster_dash_mole.config import Config, ConfigError, load
+from cluster_dash_mole.host import SnapshotCounter, read_host, state_folder
+from cluster_dash_mole.mole import Lane, Mole, Row, Sender, SendError, SystemClock
+from cluster_dash_mole.senders import HttpSender, StdoutSender
+from cluster_dash_mole.snapshot import clean
+
+log = logging.getLogger("cluster_dash_mole")
+
+DONE, PROBLEM, UNREACHABLE, REFUSED, CONFIGURATION = 0, 1, 69, 77, 78
+ONE_SHOT_INTERVAL = 20.0  # gives a driver that sleeps the full 10 s to answer
+ONE_SHOT_CPU_SECONDS = 0.25  # a busy share needs two readings
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; return its exit code."""
+    parser = _parser()
+    given = parser.parse_args(
+        arguments, argparse.Namespace(config=None, once=False, show=False, verbose=False, log_format="text")
+    )
+    if not (given.command or given.once or given.show):
+        parser.print_usage(sys.stderr)
+        return 2
+    _set_up_logging(verbose=given.verbose, log_format=given.log_format)
+    if not sys.platform.startswith("linux"):
+        log.error("the mole runs on Linux only: it reads /proc (this is %s)", sys.platform)
+        return CONFIGURATION
+    _end_on_signals(PROBLEM if given.once or given.show else DONE)
+    try:
+        config = load(given.config, os.environ)
+        if given.show:
+            return _show(config)
+        return _once(config) if given.once else _run(config)
+    except ConfigError as error:
+        log.error("%s", error)
+        return CONFIGURATION
+
+
+def _parser() -> argparse.ArgumentParser:
+    options = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
+    options.add_argument("-c", "--config", metavar="FILE", type=Path, help="read this file, not the host's own")
+    options.add_argument("--once", action="store_true", help="send one snapshot and end: 0 if it was taken")
+    options.add_argument("--print", action="store_true", dest="show", help="print the JSON of one snapshot and end")
+    options.add_argument("-v", "--verbose", action="store_true", help="log more")
+    options.add_argument("--log-format", choices=["text", "json"], help="how to log (default: text)")
+    parser = argparse.ArgumentParser(
+        prog="cluster-dash-mole",
+        description="Reads the hardware of this host and posts it to a server.",
+        parents=[options],
+    )
+    parser.add_argument("--version", action="version", version=f"cluster-dash-mole {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    commands.add_parser("run", help="take and send a snapshot every interval, for ever", parents=[options])
+    return parser
+
+
+def _end_on_signals(code: int) -> None:
+    """End the main thread wherever it is; the others are daemons, and the NVML child ends by itself."""
+
+    def stop(number: int, _: FrameType | None) -> NoReturn:
+        raise SystemExit(code)
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)
+
+
+def _run(config: Config) -> int:
+    clock, interval = SystemClock(), config.poll.poll_interval_in_secs
+    host = read_host()
+    lanes = [
+        Lane(sender, interval=interval, min_interval=min_interval, clock=clock)
+        for sender, min_interval in _senders(config, os.environ)
+    ]
+    readers = collectors.build(interval=interval, clock=clock)  # before the lanes start: it forks
+    counter = SnapshotCounter(state_folder(os.environ, host.hostname), boot_id=host.boot_id or "", now=clock.now())
+    mole = Mole(
+        host=host,
+        collectors=readers,
+        lanes=lanes,
+        interval=interval,
+        clock=clock,
+        count=counter.next,
+        labels=config.labels,
+    )
+    log.info("mole %s of %s: every %g s by %s", __version__, host.hostname, interval, config.source)
+    for lane in lanes:
+        lane.start()
+    mole.run()
+    return DONE
+
+
+def _once(config: Config) -> int:
+    senders = _senders(config, os.environ)
+    snapshot = _one_shot(config).snapshot()
+    code = DONE
+    for sender, _ in senders:
+        try:
+            sender.send(snapshot)
+        except SendError as error:
+            log.error("%s: %s", sender.name, error)
+            code = UNREACHABLE if error.row in (Row.TROUBLE, Row.NOT_NOW) else REFUSED
+    return code
+
+
+def _show(config: Config) -> int:
+    document = _one_shot(config).snapshot().document()
+    if config.json_sender.auth_code is not None:
+        document["auth_code"] = "***"
+    sys.stdout.write(json.dumps(document, indent=2, allow_nan=False) + "\n")
+    return DONE
+
+
+def _one_shot(config: Config) -> Mole:
+    """Return a mole for a single snapshot: without an identity, as it must not take the place of the real one's."""
+    clock = SystemClock()
+    mole = Mole(
+        host=read_host(),
+        collectors=collectors.build(interval=ONE_SHOT_INTERVAL, clock=clock),
+        lanes=[],
+        interval=ONE_SHOT_INTERVAL,
+        clock=clock,
+        labels=config.labels,
+    )
+    clock.sleep(ONE_SHOT_CPU_SECONDS)
+    return mole
+
+
+def _senders(config: Config, environ: Mapping[str, str]) -> list[tuple[Sender, float]]:
+    """Return each sender in use, with its least interval in s."""
+    senders: list[tuple[Sender, float]] = []
+    if config.google_sheets.use:
+        log.error(
+            "[Google_Sheets_Logger]: this release does not send to Google Sheets yet; the other senders do their work"
+        )
+    if config.json_sender.use:
+        settings = config.json_sender
+        try:
+            http = HttpSender(
+                address=settings.address_in,
+                auth_code=settings.auth_code,
+                clock=SystemClock(),
+                environ=environ,
+                ca_file=settings.ca_file,
+            )
+        except (ValueError, OSError) as error:  # a malformed address or proxy; a ca_file that holds no certificate
+            raise ConfigError(f"{config.source}: Json_Sender_Logger: {error}") from error
+        senders.append((http, settings.min_interval_in_secs))
+    if config.stdout.use:
+        senders.append((StdoutSender(), config.stdout.min_interval_in_secs))
+    if not senders:
+        raise ConfigError(f"{config.source}: no sender is in use: expected use = true in [Json_Sender_Logger]")
+    return senders
+
+
+class _TextFormat(logging.Formatter):
+    """One line a record, whatever is in it: names from the network must not forge lines or move the cursor."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the record as a line; a trace of calls stays as it is."""
+        trace = "\n" + self.formatException(record.exc_info) if record.exc_info else ""
+        at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(record.created))
+        return f"{at} {record.levelname.lower()} {clean(record.getMessage())}{trace}"
+
+
+class _JsonFormat(logging.Formatter):
+    """One JSON object a record."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the record as a line: `at` in Unix s."""
+        line = {"at": round(record.created, 3), "level": record.levelname.lower(), "logger": record.name}
+        line["text"] = record.getMessage()
+        if record.exc_info:
+            line["trace"] = self.formatException(record.exc_info)
+        return json.dumps(line)
+
+
+def _set_up_logging(*, verbose: bool, log_format: str) -> None:
+    handler = logging.StreamHandler()
+    handler.setFormatter(_JsonFormat() if log_format == "json" else _TextFormat())
+    logging.basicConfig(level=logging.DEBUG if verbose else logging.INFO, handlers=[handler], force=True)

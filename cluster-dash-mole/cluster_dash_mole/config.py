@@ -1,0 +1,232 @@
+"""The settings: TOML and environment to one frozen Config, once, at start.
+
+A setting is a field of a section's class: its name is the key, `help` says what it does, `minimum` and `maximum` bound
+it. The names of sections and keys are those of the first version, and stay.
+"""
+
+import json
+import socket
+import sys
+from collections.abc import Mapping
+from dataclasses import Field, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+PREFIX = "CLUSTER_DASH_"
+
+
+class ConfigError(Exception):
+    """The configuration is wrong: the text has the file, the key, what was got and what is wanted."""
+
+
+def _setting(default: Any, help: str, **more: Any) -> Any:
+    return field(default=default, repr=not more.get("secret"), metadata={"help": help, **more})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PollSettings:
+    """[Poll_Settings]: when to look."""
+
+    poll_interval_in_secs: float = _setting(300.0, "seconds between two snapshots", minimum=1, maximum=86400)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JsonSenderSettings:
+    """[Json_Sender_Logger]: posts each snapshot to a server."""
+
+    use: bool = _setting(False, "whether this sender is on")
+    min_interval_in_secs: float = _setting(5.0, "at least so many seconds between two posts", minimum=0)
+    address_in: str = _setting("", "where to post: the http:// or https:// address of the server")
+    auth_code: str | None = _setting(None, "the passcode or token of this host", secret=True)
+    auth_code_file: str | None = _setting(None, "a file that holds the passcode or token; goes before auth_code")
+    ca_file: str | None = _setting(None, "a PEM file of the CA of the server, where the system's own do not know it")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GoogleSheetsSettings:
+    """[Google_Sheets_Logger]: rows in a sheet. Read, so that a file of the first version loads; not sent yet."""
+
+    use: bool = _setting(False, "whether this sender is on; this release does not send to Google Sheets yet")
+    min_interval_in_secs: float = _setting(5.0, "at least so many seconds between two rows", minimum=0)
+    service_account_file_path: str | None = _setting(None, "the key file of the service account")
+    spreadsheets_id: str | None = _setting(None, "the id of the spreadsheet")
+    worksheet_name: str | None = _setting(None, 'the worksheet; "!hostname" is the name of this host')
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StdoutSettings:
+    """[StdOut_Logger]: writes each snapshot as one line of JSON to standard output."""
+
+    use: bool = _setting(False, "whether this sender is on")
+    min_interval_in_secs: float = _setting(5.0, "at least so many seconds between two lines", minimum=0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """All settings. `labels` ([Labels]) are free words about this host; `source` is the file they came from."""
+
+    source: str
+    poll: PollSettings
+    json_sender: JsonSenderSettings
+    google_sheets: GoogleSheetsSettings
+    stdout: StdoutSettings
+    labels: Mapping[str, str]
+
+
+SECTIONS: dict[str, type] = {
+    "Poll_Settings": PollSettings,
+    "Json_Sender_Logger": JsonSenderSettings,
+    "Google_Sheets_Logger": GoogleSheetsSettings,
+    "StdOut_Logger": StdoutSettings,
+}
+LABELS = "Labels"
+
+S = TypeVar("S")
+
+
+def load(path: Path | None, environ: Mapping[str, str], *, folder: Path | None = None) -> Config:
+    """Read the file, or the one for this host in the folder (default: the working directory), and the environment.
+
+    Raises:
+        ConfigError: a file, key or value is wrong, missing or cannot be read.
+    """
+    found = path or find(folder or Path(), socket.gethostname())
+    document = _read_toml(found)
+    for section, key, text in _from_environ(environ):
+        document.setdefault(section, {})[key] = _FromEnvironment(text)
+    for section, settings in document.items():
+        if section not in SECTIONS and section != LABELS:
+            raise ConfigError(f"{found}: unknown section [{section}]{_nearest(section, [*SECTIONS, LABELS])}")
+        if not isinstance(settings, dict):
+            raise ConfigError(f"{found}: {section}: got {_shown(settings)}, expected a section [{section}]")
+    json_sender = _section(JsonSenderSettings, "Json_Sender_Logger", document, found)
+    return Config(
+        source=str(found),
+        poll=_section(PollSettings, "Poll_Settings", document, found),
+        json_sender=_with_secret(json_sender, found),
+        google_sheets=_section(GoogleSheetsSettings, "Google_Sheets_Logger", document, found),
+        stdout=_section(StdoutSettings, "StdOut_Logger", document, found),
+        labels=_labels(document.get(LABELS, {}), found),
+    )
+
+
+def find(folder: Path, hostname: str) -> Path:
+    """Return the configuration file of a host in a folder: of its full name, its short name, or of all."""
+    names = dict.fromkeys([f"config_{hostname}.toml", f"config_{hostname.partition('.')[0]}.toml", "config.toml"])
+    for name in names:
+        if (folder / name).is_file():
+            return folder / name
+    raise ConfigError(f"no configuration in {folder.resolve()}: expected {' or '.join(names)}, or -c FILE")
+
+
+class _FromEnvironment(str):
+    """A value that is text for want of types, and may mean a number or a truth."""
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not TOML: {error}") from error
+
+
+def _from_environ(environ: Mapping[str, str]) -> list[tuple[str, str, str]]:
+    """Return (section, key, text) of each variable that is for a section of ours."""
+    sections = {name.upper(): name for name in (*SECTIONS, LABELS)}
+    settings = []
+    for variable, text in environ.items():
+        section, double, key = variable.removeprefix(PREFIX).partition("__")
+        if variable.startswith(PREFIX) and double and section.upper() in sections:
+            settings.append((sections[section.upper()], key.lower(), text))
+    return settings
+
+
+def _section(kind: type[S], section: str, document: Mapping[str, Any], source: Path) -> S:
+    known = {setting.name: setting for setting in fields(kind)}  # type: ignore[arg-type]  # all are dataclasses
+    values = {}
+    for key, value in document.get(section, {}).items():
+        if key not in known:
+            raise ConfigError(f"{source}: {section}.{key}: unknown key{_nearest(key, list(known))}")
+        values[key] = _value(known[key], value, f"{source}: {section}.{key}")
+    return kind(**values)
+
+
+def _value(setting: "Field[Any]", value: object, where: str) -> object:
+    given, wanted = value, "text"
+    if setting.type is bool:
+        wanted = "true or false"
+        if isinstance(value, _FromEnvironment):
+            value = {"true": True, "1": True, "false": False, "0": False}.get(value.lower(), value)
+        right = isinstance(value, bool)
+    elif setting.type is float:
+        low, high = setting.metadata["minimum"], setting.metadata.get("maximum", float("inf"))
+        wanted = f"a number >= {low}" + (f" and <= {high}" if high < float("inf") else "")
+        if isinstance(value, _FromEnvironment):
+            value = _number(value)
+        right = isinstance(value, (int, float)) and not isinstance(value, bool) and low <= value <= high
+    else:
+        right = isinstance(value, str)
+        value = str(value) if right else value
+    if not right:
+        shown = "something else" if setting.metadata.get("secret") else _shown(given)
+        raise ConfigError(f"{where}: got {shown}, expected {wanted}")
+    return value
+
+
+def _number(text: str) -> object:
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def _labels(labels: Mapping[str, object], source: Path) -> dict[str, str]:
+    for key, value in labels.items():
+        if not isinstance(value, str) or len(value) > 256 or len(key) > 64:
+            raise ConfigError(f"{source}: {LABELS}.{key}: got {_shown(value)}, expected text of at most 256 characters")
+    if len(labels) > 64:
+        raise ConfigError(f"{source}: {LABELS}: got {len(labels)} labels, expected at most 64")
+    return {key: str(value) for key, value in labels.items()}
+
+
+def _with_secret(settings: JsonSenderSettings, source: Path) -> JsonSenderSettings:
+    """Return the settings with the secret read from its file, and checked as far as this side can."""
+    address, where = settings.address_in, f"{source}: Json_Sender_Logger"
+    if settings.use and not address.startswith(("http://", "https://")):
+        raise ConfigError(f"{where}.address_in: got {_shown(address)}, expected an http:// or https:// address")
+    if settings.use and settings.ca_file and not Path(settings.ca_file).is_file():
+        raise ConfigError(f"{where}.ca_file: got {_shown(settings.ca_file)}, expected a file that can be read")
+    if not settings.auth_code_file:
+        return settings
+    try:
+        secret = Path(settings.auth_code_file).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not text"
+        raise ConfigError(f"{where}.auth_code_file: {settings.auth_code_file}: cannot be read: {reason}") from error
+    if not secret:
+        raise ConfigError(
+            f"{where}.auth_code_file: {settings.auth_code_file}: got nothing, expected a passcode or token"
+        )
+    return replace(settings, auth_code=secret)
+
+
+def _shown(value: object) -> str:
+    try:
+        return json.dumps(value, ensure_ascii=False)[:80]
+    except TypeError:  # TOML knows dates
+        return str(value)[:80]
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    import difflib  # only ever needed on the way out
+
+    by_lower = {candidate.lower(): candidate for candidate in known}
+    near = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.0)
+    return f", did you mean {by_lower[near[0]]}?" if near else ""
