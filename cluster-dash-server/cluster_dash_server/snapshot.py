@@ -95,7 +95,9 @@ def _finite(text: str) -> float:
 
 
 def _integer(text: str) -> int | float:
-    return int(text) if len(text) < 20 else _finite(text)
+    """Read an integer as orjson does: what no 64 bits hold becomes a double."""
+    value = int(text) if len(text) <= 20 else None  # 2^64 has 20 digits; more would cost quadratic time
+    return value if value is not None and -(2**63) <= value < 2**64 else _finite(text)
 
 
 def _loads_reference(body: bytes) -> object:
@@ -256,7 +258,7 @@ def _wrong(path: Any, message: str, schema_path: Any, instance: object, types: l
     elif rules[-1] == "not":
         message = _RULES["hostname"]
     elif types:
-        message = f"{printable(dumps(instance).decode(), 64)} is not of type {' or '.join(sorted(types))}"
+        message = f"{printable(json.dumps(instance, ensure_ascii=False), 64)} is not of type {' or '.join(sorted(types))}"
     return SnapshotError(f"{'.'.join(parts) or 'body'}: {printable(message)}")
 
 

@@ -90,7 +90,7 @@ def test_a_key_that_returns_deeper_down_is_not_given_twice(example: Snapshot) ->
 json_values = st.recursive(
     st.none()
     | st.booleans()
-    | st.integers(-(2**62), 2**62)
+    | st.integers(-(2**70), 2**70)
     | st.floats(allow_nan=False, allow_infinity=False)
     | st.text(max_size=8),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),

@@ -1,0 +1,76 @@
+"""What every benchmark shares: repeat, take medians, lay figures out beside their reference."""
+
+import http.client
+import os
+import platform
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from urllib.parse import urlsplit
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figure:
+    """One line of the results.
+
+    Attributes:
+        name: what was measured.
+        value: the median of several runs, in `unit`.
+        reference: the same of the reference, in the same run; None: there is none.
+        target: what is wanted, in words.
+        met: whether it was reached; None: there is no target.
+    """
+
+    name: str
+    value: float
+    unit: str
+    reference: float | None = None
+    target: str = ""
+    met: bool | None = None
+
+    @property
+    def ratio(self) -> float | None:
+        """How many times less than the reference."""
+        return None if self.reference is None else self.reference / self.value
+
+
+def medians(runs: int, *measures: Callable[[], float]) -> list[float]:
+    """Run the measures in turn, A B A B …, and return the median of each: a machine's speed drifts."""
+    rows = [[measure() for measure in measures] for _ in range(runs)]
+    return [statistics.median(column) for column in zip(*rows, strict=True)]
+
+
+def post(url: str, bodies: Iterable[bytes], headers: Sequence[tuple[str, str]] = ()) -> int:
+    """Post each body over a connection of its own, as moles do; return how many were answered 200."""
+    place = urlsplit(url)
+    taken = 0
+    for body in bodies:
+        connection = http.client.HTTPConnection(place.hostname or "127.0.0.1", place.port, timeout=30)
+        connection.request("POST", "/", body, dict(headers))
+        answer = connection.getresponse()
+        answer.read()
+        taken += answer.status == 200
+        connection.close()
+    return taken
+
+
+def machine() -> str:
+    """Name the machine and the versions that were measured."""
+    packages = ("flask", "waitress", "jsonschema", "jsonschema-rs", "orjson", "nvidia-ml-py")
+    versions = ", ".join(f"{name} {version(name)}" for name in packages)
+    host = f"{os.cpu_count()} cores, {platform.system()} {platform.machine()}"
+    return f"{host}, Python {platform.python_version()}, {versions}"
+
+
+def table(figures: Iterable[Figure]) -> str:
+    """Lay the figures out as a Markdown table."""
+    lines = ["| figure | value | reference | ratio | target | |", "| --- | ---: | ---: | ---: | --- | --- |"]
+    for figure in figures:
+        reference = "" if figure.reference is None else f"{figure.reference:,.2f} {figure.unit}"
+        ratio = "" if figure.ratio is None else f"{figure.ratio:.1f} ×"
+        met = "" if figure.met is None else "met" if figure.met else "**missed**"
+        lines.append(
+            f"| {figure.name} | {figure.value:,.2f} {figure.unit} | {reference} | {ratio} | {figure.target} | {met} |"
+        )
+    return "\n".join(lines)

@@ -1,0 +1,46 @@
+"""`make bench`: every benchmark beside its reference, medians of several runs.
+
+python bench/run.py [--runs N] [--write] [CASE …]
+"""
+
+import argparse
+import sys
+from collections.abc import Callable
+from datetime import datetime, timezone
+from pathlib import Path
+
+TOP = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(TOP))
+
+from bench import ingest, mole  # noqa: E402 - the folder is no installed package
+from bench.harness import Figure, machine, table  # noqa: E402
+
+CASES: dict[str, Callable[[int], list[Figure]]] = {"ingest": ingest.run, "mole": mole.run}
+
+
+def main() -> int:
+    """Run the cases; 1 where a target was missed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("cases", nargs="*", metavar="CASE", help=f"of {', '.join(CASES)}; default: all")
+    parser.add_argument("--runs", type=int, default=5, help="runs of each, of which the median counts")
+    parser.add_argument("--write", action="store_true", help="write the table to bench/RESULTS.md")
+    options = parser.parse_args()
+    unknown = [name for name in options.cases if name not in CASES]
+    if unknown:
+        parser.error(f"unknown case {unknown[0]}: known are {', '.join(CASES)}")
+    figures = []
+    for name in options.cases or CASES:
+        print(f"{name} …", file=sys.stderr, flush=True)
+        figures += CASES[name](options.runs)
+    text = (
+        f"{machine()}. Medians of {options.runs} runs, each beside its reference in the same run.\n\n{table(figures)}\n"
+    )
+    print(text)
+    if options.write:
+        day = datetime.now(tz=timezone.utc).date().isoformat()
+        (TOP / "bench" / "RESULTS.md").write_text(f"# Results\n\nWritten by `make bench` on {day}: {text}")
+    return int(any(figure.met is False for figure in figures))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
