@@ -1,0 +1,91 @@
+// The only module that knows Plotly. A figure says by its role what it is; here it gets colours, and a place.
+
+/* global Plotly */
+
+const root = document.documentElement;
+const drawn = new Map();
+const narrow = matchMedia("(max-width: 760px)");
+const RAMP_STEPS = 6;
+
+// Without these Plotly's own bar holds "Share chart…", which uploads the chart, host and user names included.
+const CONFIG = { displayModeBar: false, showSendToCloud: false, plotlyServerURL: "", responsive: true, doubleClick: "reset" };
+
+const colour = (name) => getComputedStyle(root).getPropertyValue(`--${name}`).trim();
+const ramp = (name) => Array.from({ length: RAMP_STEPS }, (_, step) => [step / (RAMP_STEPS - 1), colour(`${name}-ramp-${step}`)]);
+
+/** What stands in `customdata` of a bar, and its colour: a level, silence, or the state of a GPU. */
+const COLOURS_OF_BARS = {
+  calm: "busy-ink",
+  high: "held-ink",
+  full: "error-ink",
+  silent: "stale-ink",
+};
+
+/** Make a name from outside inert in a label: Plotly reads pseudo-HTML, links and formulas in texts. */
+export const escape = (text) =>
+  text.replace(/[&<>$]/g, (sign) => ({ "&": "&amp;", "<": "&lt;", ">": "&gt;", $: "&#36;" })[sign]);
+
+/**
+ * Draw a figure into an element, or change the one that is there; zoom survives.
+ * @param {HTMLElement} place
+ * @param {{data: Object[], layout: Object}} figure as the server or a page made it: roles, no colours
+ */
+export function draw(place, figure) {
+  drawn.set(place, figure);
+  const height = `${figure.layout.height}px`;
+  if (place.style.height !== height) place.style.height = height;
+  return Plotly.react(place, figure.data.map(paint), frame(figure), CONFIG);
+}
+
+/** Save a figure as a PNG file, in the browser. */
+export const save = (place, name) => Plotly.downloadImage(place, { format: "png", filename: name, width: 1280, height: place.offsetHeight });
+
+function paint(trace) {
+  if (trace.type === "heatmap") return { ...trace, coloraxis: "coloraxis" };
+  const names = trace.customdata.map(([says]) => COLOURS_OF_BARS[says] ?? `${says}-ink`);
+  return {
+    ...trace,
+    marker: { color: names.map(colour), opacity: trace.customdata.map(([says]) => (says === "silent" ? 0.6 : 1)) },
+    textposition: trace.orientation === "h" ? (narrow.matches ? "auto" : "outside") : "none",
+    cliponaxis: false,
+  };
+}
+
+function frame({ data, layout }) {
+  const labelled = data.some((trace) => trace.orientation === "h");
+  const axis = {
+    color: colour("muted"),
+    gridcolor: colour("hairline"),
+    linecolor: colour("hairline"),
+    zerolinecolor: colour("border"),
+    automargin: true,
+  };
+  const framed = {
+    ...layout,
+    uirevision: "constant",
+    paper_bgcolor: colour("bg"),
+    plot_bgcolor: colour("bg"),
+    font: { family: getComputedStyle(document.body).fontFamily, size: 12, color: colour("text") },
+    hoverlabel: { bgcolor: colour("surface"), bordercolor: colour("border"), font: { color: colour("text") }, align: "left" },
+    margin: { l: 8, r: labelled && !narrow.matches ? 150 : 16, t: 8, b: 8, ...layout.margin },
+    xaxis: { ...axis, ...layout.xaxis },
+    yaxis: { ...axis, ...layout.yaxis },
+    bargap: 0.25,
+    showlegend: false,
+  };
+  if (layout.coloraxis) {
+    framed.coloraxis = {
+      ...layout.coloraxis,
+      colorscale: ramp(layout.meta.ramp),
+      colorbar: { thickness: 8, outlinewidth: 0, tickfont: { color: colour("muted") } },
+    };
+  }
+  return framed;
+}
+
+function again() {
+  for (const [place, figure] of drawn) draw(place, figure);
+}
+
+root.addEventListener("themechange", again);
+narrow.addEventListener("change", again);

@@ -1,0 +1,83 @@
+// What every page has: the freshness chip, the pause button, the theme button.
+
+import * as api from "./api.js";
+import { patch } from "./dom.js";
+import { age, clock } from "./format.js";
+import { Poll } from "./poll.js";
+
+const root = document.documentElement;
+const chip = document.getElementById("freshness");
+const THEMES = ["auto", "light", "dark"];
+
+/**
+ * Keep this page live.
+ * @param {(signal: AbortSignal) => Promise<number>} load asks, draws, and returns the moment of the data (Unix s)
+ */
+export function live(load) {
+  const poll = new Poll(load, Number(root.dataset.pollSeconds), sayFreshness);
+  poll.at = Number(root.dataset.at);
+  poll.cameAt = performance.now();
+  const button = document.getElementById("pause");
+  button.addEventListener("click", () => {
+    poll.pause(!poll.paused);
+    button.setAttribute("aria-pressed", String(poll.paused));
+    button.textContent = poll.paused ? "Resume" : "Pause";
+  });
+  setInterval(() => sayFreshness(poll), 1000);
+  sayFreshness(poll);
+  poll.start();
+  return poll;
+}
+
+/**
+ * Draw this page anew from what the server would send for it now.
+ * @param {AbortSignal} signal
+ * @returns {Promise<Document>} the page as it came, its main part used up
+ */
+export async function redraw(signal) {
+  const fresh = await api.page(signal);
+  document.title = fresh.title;
+  patch(document.querySelector("main"), fresh.querySelector("main"));
+  patch(document.getElementById("icon"), fresh.getElementById("icon"));
+  return fresh;
+}
+
+/** @param {Document} page */
+export const momentOf = (page) => Number(page.documentElement.dataset.at);
+
+function sayFreshness(poll) {
+  const [state, text] = freshness(poll);
+  if (chip.dataset.freshness !== state) chip.dataset.freshness = state;
+  if (chip.textContent !== text) chip.textContent = text;
+}
+
+function freshness(poll) {
+  if (poll.paused) return ["paused", `❚❚ paused, showing ${clock(poll.at)}`];
+  if (poll.lost) return ["lost", `⚠ server lost, showing ${clock(poll.at)}`];
+  return ["live", `● live ${age((performance.now() - poll.cameAt) / 1000)}`];
+}
+
+function showTheme(button) {
+  const theme = root.dataset.theme ?? "auto";
+  button.textContent = `Theme: ${theme}`;
+  root.dispatchEvent(new CustomEvent("themechange"));
+}
+
+function startThemeButton() {
+  const button = document.getElementById("theme");
+  button.addEventListener("click", () => {
+    const next = THEMES[(THEMES.indexOf(root.dataset.theme ?? "auto") + 1) % THEMES.length];
+    if (next === "auto") delete root.dataset.theme;
+    else root.dataset.theme = next;
+    try {
+      localStorage.setItem("theme", next);
+    } catch {
+      // storage may be forbidden: the choice holds for this page
+    }
+    showTheme(button);
+  });
+  showTheme(button);
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => showTheme(button));
+}
+
+startThemeButton();

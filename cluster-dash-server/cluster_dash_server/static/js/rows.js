@@ -1,0 +1,310 @@
+// What the overview says of each host: `web/rows.py` in the browser, from the columns of `api/v1/cluster`.
+// A browser test holds the two to each other, cell by cell.
+
+import { base, hostLink } from "./api.js";
+import { h } from "./dom.js";
+import * as format from "./format.js";
+
+const { DASH, GLYPHS, STATES, age, compare, cut, known, natural, percent, plural, share, short, unit, usedOf, whole } =
+  format;
+const NAMED = 3;
+const SILENT = ["down", "stale"];
+
+/**
+ * The live view, merged from answers. A host carries its own columns' values by name, and `gpus`, the same of each GPU.
+ * @typedef {Object<string, any> & {host: string, gpus: Object<string, any>[]}} Host
+ */
+export class Cluster {
+  constructor() {
+    /** @type {Map<string, Host>} */
+    this.hosts = new Map();
+    this.version = null;
+    this.at = null;
+    this.summary = null;
+  }
+
+  /** Take an answer of `api.cluster`. */
+  merge(body) {
+    this.at = body.at;
+    if (!body.full && body.version === this.version) return; // nothing changed
+    if (body.full) this.hosts.clear();
+    for (const host of body.gone) this.hosts.delete(host);
+    const changed = objects(body.hosts).map((host) => ({ ...host, gpus: [] }));
+    for (const gpu of objects(body.gpus)) changed[gpu.host].gpus.push(gpu);
+    for (const host of changed) this.hosts.set(host.host, host);
+    this.version = body.version;
+    this.summary = body.summary;
+  }
+
+  /** @returns {Host[]} by name, as people count */
+  byName() {
+    return [...this.hosts.values()].sort((one, other) => compare(natural(one.host), natural(other.host)));
+  }
+
+  /** @returns {Host[]} what is wrong first, then the most free, then by name */
+  worstFirst() {
+    const rank = ({ state }) => {
+      if (state === null) return STATES.length + 1;
+      return ["free", "busy", "unknown"].includes(state) ? STATES.length : STATES.indexOf(state);
+    };
+    const free = (host) => (host.state === null ? 0 : count(host.gpus, (gpu) => gpu.state === "free"));
+    return this.byName().sort((one, other) => rank(one) - rank(other) || free(other) - free(one));
+  }
+
+  /** @returns {Object[]} all GPUs, by the name of their hosts */
+  gpus() {
+    return this.byName().flatMap((host) => host.gpus.map((gpu) => ({ ...gpu, host: host.host, silent: isSilent(host) })));
+  }
+}
+
+function objects(columns) {
+  const names = Object.keys(columns);
+  return columns[names[0]].map((_, place) => Object.fromEntries(names.map((name) => [name, columns[name][place]])));
+}
+
+const count = (list, test) => list.reduce((sum, each) => sum + (test(each) ? 1 : 0), 0);
+const isSilent = (host) => SILENT.includes(host.state);
+const missing = (gpu) => gpu.since !== null && gpu.state !== "held";
+
+// ------------------------------------------------------------------------------------------------- one row
+
+/** @param {Host} host @param {number} now */
+export function hostRow(host, now) {
+  const silent = isSilent(host);
+  const [glyph, headline] = badgeOf(host);
+  const last = (figure) => lastKnown(figure, silent);
+  const strip = host.gpus.length
+    ? h("span", { class: "strip" }, ...host.gpus.map((gpu) => cell(host, gpu, now)))
+    : h("span", { class: "no-gpu", title: noGpu(host) }, noGpu(host));
+  return h(
+    "tr",
+    { role: "row", "data-key": host.host, "data-state": host.state ?? "none", "data-silent": silent ? "" : null },
+    h("th", { role: "rowheader", scope: "row", class: "host" }, h("a", { href: hostLink(host.host) }, host.host)),
+    h("td", { role: "cell", class: "state" }, badge(host.state ?? "none", glyph, headline)),
+    textCell("model", models(host.gpus)),
+    h("td", { role: "cell", class: "gpus" }, strip),
+    textCell("free", host.gpus.length ? String(count(host.gpus, (gpu) => gpu.state === "free")) : DASH),
+    figureCell("users", users(host.gpus)),
+    figureCell("busy", last(busy(host.gpus))),
+    figureCell("mem", last(memory(host.gpus))),
+    figureCell("cpu", last(cpu(host.cpu_percent, host.num_cpus))),
+    figureCell("load", last(load(host.load_avg_1, host.num_cpus))),
+    textCell("seen", age(now - host.last_at)),
+  );
+}
+
+/** One row of the table below the GPU charts; the GPU as `Cluster.gpus` gives it. */
+export function gpuRow(gpu) {
+  const last = (figure) => lastKnown(figure, gpu.silent);
+  const used = {
+    text: usedOf(gpu.used_mem, gpu.total_mem),
+    title: known(gpu.used_mem) ? "" : "memory: not reported",
+    share: bar(share(gpu.used_mem, gpu.total_mem)),
+  };
+  const measured = (value, name, of) => ({ text: unit(value, name), title: value === null ? `${of}: not reported` : "" });
+  return h(
+    "tr",
+    { "data-key": `${gpu.host}/${gpu.key}`, "data-silent": gpu.silent ? "" : null },
+    h("th", { scope: "row", class: "host" }, h("a", { href: `${hostLink(gpu.host)}#gpu-${gpu.index}` }, gpu.host)),
+    h("td", { class: "index" }, String(gpu.index)),
+    h("td", { class: "state" }, badge(gpu.state, GLYPHS[gpu.state], gpu.state)),
+    h("td", { class: "model" }, gpu.model),
+    plainFigureCell("users", users([gpu])),
+    plainFigureCell("busy", last(busy([gpu]))),
+    plainFigureCell("mem", last(used)),
+    plainFigureCell("temperature", last(measured(gpu.temperature_c, "°C", "temperature"))),
+    plainFigureCell("power", last(measured(gpu.power_w, "W", "power"))),
+  );
+}
+
+const badge = (state, glyph, text) =>
+  h("span", { class: "badge", "data-state": state }, h("span", { "aria-hidden": "true" }, glyph), ` ${text}`);
+
+const textCell = (name, text) => h("td", { role: "cell", class: name }, text);
+const figureCell = (name, figure) => withFigure(h("td", { role: "cell", class: name }), figure);
+const plainFigureCell = (name, figure) => withFigure(h("td", { class: name }), figure);
+
+function withFigure(td, { text, title = "", share: full = null, level = "" }) {
+  if (title) td.setAttribute("title", title);
+  if (level) td.setAttribute("data-level", level);
+  td.append(h("span", { class: "figure" }, text));
+  if (level) td.append(h("span", { class: "level" }, level));
+  if (full !== null) td.append(h("span", { class: "bar", style: `--share:${full}%` }));
+  return td;
+}
+
+function badgeOf({ state, state_count: counted }) {
+  if (state === null) return [DASH, "no GPU"];
+  return [GLYPHS[state], counted !== null && state !== "busy" ? `${counted} ${state}` : state];
+}
+
+function models(gpus) {
+  const counts = tally(gpus.map((gpu) => gpu.model));
+  if (counts.size < 2) return counts.keys().next().value ?? DASH;
+  return [...counts].map(([name, number]) => `${number} × ${name}`).join(", ");
+}
+
+function noGpu(host) {
+  if (host.gpu_error !== null) return `cannot read its GPUs: ${cut(host.gpu_error)}`;
+  if (host.gpu_note !== null) return `no GPU: ${cut(host.gpu_note)}`;
+  return "no GPU";
+}
+
+function cell(host, gpu, now) {
+  const parts = [`${host.host} GPU ${gpu.index}`, gpu.state];
+  const on = gpu.users === null ? [] : mostFirst(Object.entries(gpu.users)).map(([user]) => user);
+  if (gpu.users === null) parts.push("processes not reported");
+  else if (on.length) parts.push(named(on));
+  parts.push(gpu.used_mem === null ? "memory not reported" : usedOf(gpu.used_mem, gpu.total_mem));
+  const idle = gpu.state === "held" && gpu.since !== null ? ` for ${age(now - gpu.since)}` : "";
+  parts.push(gpu.gpu_util === null ? "busy % not reported" : `busy ${percent(gpu.gpu_util)}${idle}`);
+  if (missing(gpu)) parts.push(`missing for ${age(now - gpu.since)}`);
+  else if (gpu.error !== null) parts.push(cut(gpu.error));
+  const label = parts.join(", ");
+  const fill = gpu.state === "busy" && gpu.gpu_util !== null ? `--share:${whole(gpu.gpu_util)}%` : null;
+  return h(
+    "a",
+    {
+      class: "gpu",
+      href: `${hostLink(host.host)}#gpu-${gpu.index}`,
+      "data-state": gpu.state,
+      "aria-label": label,
+      title: label,
+      style: fill,
+    },
+    GLYPHS[gpu.state],
+  );
+}
+
+// -------------------------------------------------------------------------------------------------- figures
+
+/** Put the figures of a silent host in brackets: they are its last, not what is. */
+function lastKnown(figure, silent) {
+  if (!silent || figure.text === DASH) return figure;
+  const title = figure.title ? `last known: ${figure.title}` : "last known";
+  return { ...figure, text: `(${figure.text})`, title };
+}
+
+function tally(list) {
+  const counts = new Map();
+  for (const each of list) counts.set(each, (counts.get(each) ?? 0) + 1);
+  return counts;
+}
+
+const mostFirst = (entries) =>
+  [...entries].sort(([one, many], [other, more]) => more - many || compare(one, other));
+
+const named = (names) =>
+  names.slice(0, NAMED).join(", ") + (names.length > NAMED ? ` and ${names.length - NAMED} more` : "");
+
+function users(gpus) {
+  const on = tally(gpus.flatMap((gpu) => Object.keys(gpu.users ?? {})));
+  const unread = count(gpus, (gpu) => gpu.users === null);
+  const said = mostFirst(on).map(([user, number]) => `${user} ×${number}`);
+  const reason = unread ? `processes of ${plural(unread, "GPU")} not reported` : "";
+  if (!said.length) return { text: unread || !gpus.length ? DASH : "none", title: reason };
+  return { text: named(said), title: [said.slice(NAMED).join(", "), reason].filter(Boolean).join("; ") };
+}
+
+const bar = (value) => (value === null ? null : whole(value));
+const lacking = (some, all) => (some === all ? "" : `; ${some} of ${all} reporting`);
+
+function busy(gpus) {
+  if (!gpus.length) return { text: DASH, title: "no GPU" };
+  const values = gpus.map((gpu) => gpu.gpu_util).filter(known);
+  if (!values.length) return { text: DASH, title: "busy %: not reported" };
+  const mean = values.reduce((sum, value) => sum + value, 0) / values.length;
+  const title = gpus.length === 1 ? "" : `mean of ${plural(values.length, "GPU")}${lacking(values.length, gpus.length)}`;
+  return { text: percent(mean), title, share: bar(mean) };
+}
+
+function memory(gpus) {
+  if (!gpus.length) return { text: DASH, title: "no GPU" };
+  const telling = gpus.filter((gpu) => known(gpu.used_mem) && known(gpu.total_mem));
+  const used = telling.reduce((sum, gpu) => sum + gpu.used_mem, 0);
+  const total = telling.reduce((sum, gpu) => sum + gpu.total_mem, 0);
+  const full = share(used, total);
+  if (full === null) return { text: DASH, title: "memory: not reported" };
+  const title = `${usedOf(used, total)} on ${plural(telling.length, "GPU")}${lacking(telling.length, gpus.length)}`;
+  return { text: percent(full), title, share: bar(full) };
+}
+
+function cpu(value, cores) {
+  if (value === null) return { text: DASH, title: "CPU: not reported" };
+  return { text: percent(value), title: cores === null ? "" : `of ${plural(cores, "core")}`, level: format.level(value) };
+}
+
+function load(value, cores) {
+  if (value === null) return { text: DASH, title: "load: not reported" };
+  return { text: short(value), title: cores ? `1 min; ${short(value / cores)} a core, ${plural(cores, "core")}` : "1 min" };
+}
+
+// ------------------------------------------------------------------------------------------ above the table
+
+/**
+ * What needs attention, worst first.
+ * @param {Host[]} hosts by name
+ * @returns {{state: string, text: string, href: string|null}[]}
+ */
+export function attention(hosts, now) {
+  const notes = [];
+  const together = (found, state, many) => {
+    if (found.length <= NAMED) notes.push(...found.map(({ text, href }) => ({ state, text, href })));
+    else notes.push({ state, text: `${found.length} ${many}: ${named(found.map(({ name }) => name))}`, href: null });
+  };
+  for (const state of SILENT) {
+    const silent = hosts.filter((host) => host.state === state);
+    const words = (host) => `${host.host} ${state} ${age(now - host.last_at)}`;
+    together(
+      silent.map((host) => ({ name: host.host, text: words(host), href: hostLink(host.host) })),
+      state,
+      `hosts ${state}`,
+    );
+  }
+  const unreadable = hosts.filter((host) => !isSilent(host) && host.gpu_error !== null);
+  together(
+    unreadable.map((host) => ({ name: host.host, text: `${host.host} ${noGpu(host)}`, href: hostLink(host.host) })),
+    "error",
+    "hosts cannot read their GPUs",
+  );
+  const all = hosts.flatMap((host) => host.gpus.map((gpu) => ({ host, gpu })));
+  const broken = all.filter(({ gpu }) => gpu.state === "error").map(({ host, gpu }) => {
+    const name = `${host.host} GPU ${gpu.index}`;
+    const text = missing(gpu) ? `${name} missing for ${age(now - gpu.since)}` : `${name}: ${cut(gpu.error || "error")}`;
+    return { name, text, href: `${hostLink(host.host)}#gpu-${gpu.index}` };
+  });
+  together(broken, "error", "GPUs in error");
+  const held = all.filter(({ gpu }) => gpu.state === "held");
+  if (held.length) {
+    const on = mostFirst(tally(held.flatMap(({ gpu }) => Object.keys(gpu.users ?? {}))));
+    const said = on.map(([user, number]) => `${user} ${number}`);
+    notes.push({ state: "held", text: `${held.length} held${said.length ? ` (${named(said)})` : ""}`, href: null });
+  }
+  return notes;
+}
+
+/** @param {Host[]} hosts */
+export const stateCounts = (hosts) => tally(hosts.flatMap((host) => host.gpus.map((gpu) => gpu.state)));
+
+function wrong(hosts) {
+  const ofHost = (host) =>
+    isSilent(host) ? 1 : (host.gpu_error === null ? 0 : 1) + count(host.gpus, (gpu) => gpu.state === "error");
+  return hosts.reduce((sum, host) => sum + ofHost(host), 0);
+}
+
+/** @param {Host[]} hosts */
+export function title(hosts, site) {
+  const bad = wrong(hosts);
+  const free = stateCounts(hosts).get("free") ?? 0;
+  return (bad ? `(${bad}!) ` : "") + (hosts.length ? `${free} free ${DASH} ` : "") + site;
+}
+
+/** @param {Host[]} hosts */
+export function icon(hosts) {
+  if (wrong(hosts)) return "error";
+  const states = stateCounts(hosts);
+  if (states.has("free")) return "free";
+  return states.size ? "busy" : "none";
+}
+
+export const iconLink = (says) => `${base}icon.svg?says=${says}`;

@@ -1,0 +1,374 @@
+"""The pages: each is whole as HTML, scripts then keep it fresh."""
+
+import difflib
+import gzip
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib import resources
+from importlib.resources.abc import Traversable
+from typing import Any, cast
+
+from flask import Blueprint, Response, abort, render_template, request, url_for
+
+from cluster_dash_server.cluster import Cluster, HostView
+from cluster_dash_server.snapshot import loads
+from cluster_dash_server.summary import sentence
+from cluster_dash_server.viewers import needs
+from cluster_dash_server.web import charts, rows, theme, words
+
+NAV = (
+    ("Overview", "", ("overview", "host")),
+    ("GPUs", "gpu-data", ("gpus", "chart")),
+)
+"""The pages that exist, as the frame names them: name, path, and the pages below it, its own first."""
+
+GPU_METRICS = (
+    ("gpu_util", "GPU busy, %"),
+    ("used_mem", "GPU memory in use, GiB"),
+    ("temperature_c", "Temperature, °C"),
+    ("power_w", "Power, W"),
+)
+MOST_ROWS = 200
+"""Rows of one table: what a browser patches in a tick without being felt."""
+GPU_PLOT_PX = 220
+MIMETYPES = {"css": "text/css", "js": "text/javascript", "json": "application/json", "svg": "image/svg+xml"}
+"""Of static files, by ending: what the machine's own table says may differ, and a browser refuses such modules."""
+SKEW_SECONDS = 60
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Site:
+    """What every page says of this site.
+
+    Attributes:
+        notices: what people must know who look here: an open viewer, a shared passcode. Asked on each page.
+    """
+
+    name: str
+    version: str
+    notices: Callable[[], tuple[str, ...]] = tuple
+
+
+class Assets:
+    """Style and scripts, packed in memory under one digest: an upgrade changes the address of all of them.
+
+    The digest stands in the path, not in a query, so that modules find each other by relative imports.
+    """
+
+    def __init__(self) -> None:
+        files = dict(_static_files(resources.files("cluster_dash_server").joinpath("static")))
+        files["theme.css"] = theme.stylesheet().encode()
+        digest = hashlib.sha256()
+        for name in sorted(files):
+            digest.update(name.encode() + b"\0" + files[name] + b"\0")
+        self.digest = digest.hexdigest()[:12]
+        self._files = {name: (text, gzip.compress(text, 9, mtime=0)) for name, text in files.items()}
+
+    def answer(self, name: str, *, immutable: bool) -> Response | None:
+        """Return a file, None where there is none of this name."""
+        if name not in self._files:
+            return None
+        plain, packed = self._files[name]
+        takes_gzip = request.accept_encodings["gzip"] > 0
+        mimetype = MIMETYPES.get(name.rpartition(".")[2], "application/octet-stream")
+        response = Response(packed if takes_gzip else plain, mimetype=mimetype)
+        if takes_gzip:
+            response.headers["Content-Encoding"] = "gzip"
+        response.headers["Vary"] = "Accept-Encoding"
+        response.headers["Cache-Control"] = charts.IMMUTABLE if immutable else "no-cache"
+        return response
+
+
+def _static_files(folder: Traversable, prefix: str = "") -> Iterator[tuple[str, bytes]]:
+    for each in folder.iterdir():
+        if each.is_dir():
+            yield from _static_files(each, f"{prefix}{each.name}/")
+        elif not each.name.startswith("."):
+            yield prefix + each.name, each.read_bytes()
+
+
+def poll_seconds(hosts: int) -> int:
+    """Return how often a page asks again: more hosts, fewer questions."""
+    return 5 if hosts <= 100 else 10 if hosts <= 1000 else 15
+
+
+def blueprint(cluster: Cluster, clock: Callable[[], float], site: Site) -> Blueprint:
+    """Build the pages, their style and their scripts."""
+    pages = Blueprint("pages", __name__, template_folder="../templates")
+    assets = Assets()
+    for name, say in words.FILTERS.items():
+        pages.add_app_template_filter(say, name)
+    pages.add_app_template_filter(utc)
+
+    @pages.app_context_processor
+    def frame() -> dict[str, object]:
+        """Give every template, the error page too, what the frame needs."""
+        base = url_for("pages.overview")
+        return {
+            "site": site,
+            "base": base,
+            "root": request.root_url,
+            "nav": NAV,
+            "page": None,
+            "now": clock(),
+            "poll_seconds": poll_seconds(len(cluster)),
+            "glyphs": words.GLYPHS,
+            "asset": lambda name: f"{base}assets/{assets.digest}/{name}",
+            "plotly": f"{base}plotly-{charts.PLOTLY_JS.tag}.min.js",
+        }
+
+    def page(template: str, **context: object) -> Response:
+        response = Response(render_template(template, **context), mimetype="text/html")
+        response.headers["Cache-Control"] = "no-cache"
+        return response
+
+    @pages.get("/")
+    @needs("state:read")
+    def overview() -> Response:
+        now = clock()
+        hosts = cluster.hosts(now)
+        return page(
+            "overview.html",
+            page="overview",
+            now=now,
+            json_path="api/v1/cluster",
+            title=rows.title(hosts, site.name),
+            icon=rows.icon(hosts),
+            sentence=sentence(hosts),
+            notes=rows.attention(hosts, now),
+            counts=rows.state_counts(hosts),
+            meanings=list(rows.meanings(cluster.thresholds).items()),
+            rows=rows.rows(hosts, now),
+            wide=rows.wide(hosts),
+        )
+
+    @pages.get("/gpu-data")
+    @needs("state:read")
+    def gpu_data() -> Response:
+        now = clock()
+        hosts = cluster.hosts(now)
+        gpus = rows.gpu_rows(hosts)
+        return page(
+            "gpus.html",
+            page="gpus",
+            now=now,
+            json_path="data-out/gpu-data-simple",
+            icon=rows.icon(hosts),
+            sentence=sentence(hosts),
+            hosts=hosts,
+            rows=gpus,
+            shown=gpus[:MOST_ROWS],
+            most=MOST_ROWS,
+            metrics=GPU_METRICS,
+            plot_height=GPU_PLOT_PX,
+        )
+
+    def chart_page(metric: str, tab: str) -> Response:
+        now = clock()
+        hosts = cluster.hosts(now)
+        chart = charts.chart(metric, hosts)
+        return page(
+            "chart.html",
+            page="chart",
+            now=now,
+            json_path=f"api/v1/figures/{metric}",
+            icon=rows.icon(hosts),
+            chart=chart,
+            figure=charts.figure(chart),
+            tab=tab,
+        )
+
+    @pages.get("/cpu-data")
+    @needs("state:read")
+    def cpu_data() -> Response:
+        return chart_page("cpu", "cpu-data")
+
+    @pages.get("/memory")
+    @needs("state:read")
+    def memory() -> Response:
+        return chart_page("memory", "memory")
+
+    @pages.get("/root_drive")
+    @needs("state:read")
+    def root_drive() -> Response:
+        return chart_page("disk", "root_drive")
+
+    @pages.get("/load-data-1")
+    @needs("state:read")
+    def load_data() -> Response:
+        return chart_page("load", "load-data-1")
+
+    @pages.get("/history")
+    @needs("history:read")
+    def history() -> Response:
+        return page("history.html", page="history")
+
+    @pages.get("/host/<host>")
+    @needs("state:read")
+    def one_host(host: str) -> Response:
+        now = clock()
+        view = cluster.host(host, now)
+        if view is None:
+            names = [each.host for each in cluster.hosts(now)]
+            nearest = difflib.get_close_matches(host[:253], names, n=5, cutoff=0.5)
+            response = page("unknown_host.html", page="host", name=host, nearest=nearest, count=len(names))
+            response.status_code = 404
+            return response
+        return page("host.html", page="host", now=now, json_path=f"api/v1/hosts/{words.segment(host)}", **host_words(view, now))
+
+    @pages.get("/assets/<digest>/<path:name>")
+    @needs("public")
+    def asset(digest: str, name: str) -> Response:
+        # a page of an older server may ask with its own digest: it gets this version, and must ask again
+        answer = assets.answer(name, immutable=digest == assets.digest)
+        if answer is None:
+            abort(404)
+        return answer
+
+    @pages.get("/theme.css")
+    @needs("public")
+    def theme_css() -> Response:
+        answer = assets.answer("theme.css", immutable=False)
+        assert answer is not None
+        return answer
+
+    @pages.get("/icon.svg")
+    @needs("public")
+    def icon() -> Response:
+        says = request.args.get("says", "none")
+        response = Response(theme.icon(says if says in theme.ICONS else "none"), mimetype="image/svg+xml")
+        response.headers["Cache-Control"] = "public, max-age=86400"
+        return response
+
+    return pages
+
+
+def utc(at: float) -> str:
+    """Return a moment as `12:03:10 UTC`: the server does not know the reader's zone, a script may."""
+    return datetime.fromtimestamp(at, UTC).strftime("%H:%M:%S UTC")
+
+
+# --------------------------------------------------------------------------------------------------- one host
+
+
+def host_words(view: HostView, now: float) -> dict[str, object]:
+    """Return what the page of one host says."""
+    snapshot = cast(Json, loads(view.seen.body))
+    glyph, headline = rows.badge(view)
+    gpus = [
+        {"row": row, "entry": entry, "heat": _heat(entry), "notes": _notes(gpu_view, entry, now)}
+        for row, gpu_view in zip(rows.gpu_rows([view]), view.gpus, strict=True)
+        for entry in [cast(Json, snapshot["gpu"].get(gpu_view.gpu.key) or {})]
+    ]
+    memory = snapshot.get("memory") or {}
+    skew = view.seen.skew_seconds
+    return {
+        "host": view,
+        "state": view.headline.state or "none",
+        "glyph": glyph,
+        "headline": headline,
+        "icon": rows.icon([view]),
+        "sentence": sentence([view]) if view.gpus else "GPUs",
+        "no_gpu": rows.no_gpu(view),
+        "age_seconds": now - view.seen.received_at,
+        "skewed": skew is not None and abs(skew) > SKEW_SECONDS,
+        "skew_words": f"{words.age(abs(skew or 0))} {'ahead' if (skew or 0) > 0 else 'behind'}",
+        "gpus": gpus,
+        "processes": _processes(view, snapshot, now),
+        "cpu": snapshot["cpu"],
+        "memory": memory,
+        "memory_share": words.share(memory.get("used_gb"), memory.get("total_gb")),
+        "disks": _disks(snapshot),
+        "network": _network(snapshot),
+        "collectors": {name: said or {} for name, said in (snapshot.get("collectors") or {}).items()},
+        "events": snapshot.get("events") or [],
+        "facts": _facts(view, snapshot, now),
+    }
+
+
+def _heat(entry: Json) -> str:
+    """Say `warm` or `hot` by the distance to where this very card slows itself down."""
+    temperature, slowdown = entry.get("temperature_c"), entry.get("temperature_slowdown_c")
+    if temperature is None or slowdown is None:
+        return ""
+    return "hot" if slowdown - temperature < 5 else "warm" if slowdown - temperature < 15 else ""
+
+
+def _notes(view: Any, entry: Json, now: float) -> list[str]:
+    """Say what is special about a GPU, in words."""
+    notes = []
+    if view.missing_since is not None:
+        notes.append(f"missing for {words.age(now - view.missing_since)}: the last snapshot does not hold it")
+    if view.gpu.error is not None:
+        notes.append(words.cut(view.gpu.error, 240))
+    if view.state == "held" and view.idle_since is not None:
+        notes.append(f"memory in use, no work for {words.age(now - view.idle_since)}")
+    reasons = [each.replace("_", " ") for each in entry.get("throttle_reasons") or () if "idle" not in each.lower()]
+    if reasons:
+        notes.append("slowed down: " + ", ".join(words.cut(each, 40) for each in reasons[:4]))
+    instances = (entry.get("mig") or {}).get("instances")
+    if instances:
+        notes.append("MIG: " + ", ".join(words.cut(each.get("profile") or "instance", 24) for each in instances[:8]))
+    return notes
+
+
+def _processes(view: HostView, snapshot: Json, now: float) -> list[Json] | None:
+    """Return the processes on all GPUs, None where none of the GPUs could say."""
+    found: list[Json] = []
+    known = False
+    for gpu in view.gpus:
+        users = (snapshot["gpu"].get(gpu.gpu.key) or {}).get("users")
+        known = known or users is not None
+        for user, processes in (users or {}).items():
+            for pid, process in processes.items():
+                started_at = process.get("started_at")
+                running = None if started_at is None else now - started_at
+                found.append(
+                    {"gpu": gpu.gpu.index, "user": user, "pid": pid, "process": process, "running_seconds": running}
+                )
+    return found if known else None
+
+
+def _disks(snapshot: Json) -> list[Json]:
+    disks = []
+    for key, each in (snapshot.get("disk") or {}).items():
+        disk = dict(each or {})
+        share = disk.get("percent_used")
+        if share is None:
+            share = words.share(disk.get("used_gb"), disk.get("total_gb"))
+        disks.append({**disk, "mount_point": disk.get("mount_point") or key, "share": share})
+    return disks
+
+
+def _network(snapshot: Json) -> list[tuple[str, str]]:
+    """Return each interface with what it received and sent; its shape is not in the schema, so any is expected."""
+    network = snapshot.get("network") or {}
+    interfaces = network.get("interfaces")
+    named = interfaces if isinstance(interfaces, dict) and interfaces else {"all": network}
+    said = []
+    for name, counts in named.items():
+        if isinstance(counts, dict) and (words.known(counts.get("rx_bytes")) or words.known(counts.get("tx_bytes"))):
+            received, sent = words.amount(counts.get("rx_bytes")), words.amount(counts.get("tx_bytes"))
+            said.append((words.cut(name, 40), f"{received} in, {sent} out"))
+    return said
+
+
+def _facts(view: HostView, snapshot: Json, now: float) -> list[tuple[str, str]]:
+    general = snapshot.get("general") or {}
+    boottime = general.get("boottime")
+    labels = ", ".join(f"{name}={value or ''}" for name, value in (general.get("labels") or {}).items())
+    said = (
+        ("Up for", None if boottime is None else words.age(now - boottime)),
+        ("System", general.get("os")),
+        ("Kernel", general.get("kernel")),
+        ("GPU driver", general.get("driver_version")),
+        ("CUDA", general.get("cuda_version")),
+        ("Mole", general.get("mole_version")),
+        ("Labels", labels or None),
+        ("Interval", words.age(view.interval_seconds)),
+    )
+    return [(name, words.cut(text)) for name, text in said if text is not None]
