@@ -20,6 +20,7 @@ from cluster_dash_mole.snapshot import gpu_error
 
 _NVIDIA = "0x10de"  # the vendor's number on the PCI bus
 _LIBRARY_NOT_FOUND, _MISMATCH = 12, 18  # NVML's numbers; this process does not load pynvml
+_FAULT = -1  # a number NVML does not use: the child failed, not NVML
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,7 +117,7 @@ class GpuCollector:
             case {"done": list() as remarks}:
                 self._remarks, self._failure = remarks, None
             case {"failed": str() as why, "number": int() as number}:
-                if number == _MISMATCH:  # the library in this child stays the wrong one
+                if number in (_MISMATCH, _FAULT):  # this child's library stays the wrong one; or it has ended
                     self._drop_child()
                 self._fail(why, self._mismatch_retry if number == _MISMATCH else self._retry, number)
 
@@ -209,9 +210,13 @@ class _Child:
 
 
 def _serve(connection: socket.socket, processes: ProcessTable, proc: str) -> None:
-    from cluster_dash_mole.collectors.gpu import child  # in the child only: NVML's module is 3 MiB
+    try:
+        from cluster_dash_mole.collectors.gpu import child  # in the child only: NVML's module is 3 MiB
 
-    child.serve(connection, processes, proc)
+        child.serve(connection, processes, proc)
+    except Exception as error:  # a fault of ours is to be told, and this process has no other voice
+        words = {"failed": f"CD404 cannot read NVML: {type(error).__name__}: {error}", "number": _FAULT}
+        connection.sendall(json.dumps(words).encode() + b"\n")
 
 
 def key_of(entry: dict[str, object]) -> str:

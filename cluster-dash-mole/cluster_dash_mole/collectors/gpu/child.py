@@ -8,6 +8,7 @@ input, which is what its parent makes of it after a failure that only a fresh pr
 
 import contextlib
 import json
+import re
 import socket
 import time
 from collections.abc import Callable
@@ -42,7 +43,7 @@ _GPU_WORDS = {
 def serve(connection: socket.socket, processes: ProcessTable, proc: str = "/proc") -> None:
     """Answer until the other end closes."""
     reader = Reader(processes, proc)
-    with connection, connection.makefile("r") as questions:
+    with connection.makefile("r") as questions:
         for _ in questions:
             reader.answer(lambda message: connection.sendall(json.dumps(message).encode() + b"\n"))
     reader.close()
@@ -159,7 +160,7 @@ class Reader:
     def _why(self, error: nvml.NVMLError) -> str:
         if error.value != nvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH:
             return _INIT_WORDS.get(error.value) or _plain(error)
-        kernel, library = kernel_driver(self._proc), _library_version()
+        kernel, library = kernel_driver(self._proc), parse_library_version(Path("/proc/self/maps").read_text())
         return f"CD402 NVML 18: driver mismatch: kernel {kernel or '?'}, library {library or '?'}: reboot or reload it"
 
 
@@ -182,12 +183,10 @@ def parse_kernel_driver(text: str) -> str | None:
     return next((word for word in words if word[0].isdigit() and "." in word), None)
 
 
-def _library_version() -> str | None:
-    try:
-        major, _, driver = str(nvml.nvmlSystemGetNVMLVersion()).partition(".")
-    except nvml.NVMLError:  # works without a driver, says NVIDIA; older libraries may differ
-        return None
-    return driver or major
+def parse_library_version(maps: str) -> str | None:
+    """Return the version of NVML's library from /proc/self/maps: its file is named by it, and needs no driver."""
+    found = re.search(r"/libnvidia-ml\.so\.(\d+(?:\.\d+)+)$", maps, re.MULTILINE)
+    return found[1] if found else None
 
 
 def _driver() -> Fields:

@@ -6,11 +6,10 @@ in whatever state they are, and their connections. So the first fork is taken be
 process that does nothing but fork the children, each as clean as the first. It shares nearly all of its memory.
 """
 
-import gc
+import contextlib
 import os
 import signal
 import socket
-import sys
 from collections.abc import Callable
 from typing import NoReturn
 
@@ -55,8 +54,7 @@ def _be_nursery(connection: socket.socket, serve: Callable[[socket.socket], None
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel buries the children
-        _close_all_but(connection.fileno())
-        gc.freeze()  # else the first collection would touch, and so copy, every page shared with the mole
+        _close_files(keep=connection.fileno())
         while (message := socket.recv_fds(connection, 1, 1))[0]:
             theirs = socket.socket(fileno=message[1][0])
             if os.fork() == 0:
@@ -64,17 +62,16 @@ def _be_nursery(connection: socket.socket, serve: Callable[[socket.socket], None
                 serve(theirs)
                 break
             theirs.close()
-    except Exception:  # a fault of ours: to be told, not to be raised into a second mole
-        sys.excepthook(*sys.exc_info())
     finally:
         os._exit(0)
 
 
-def _close_all_but(keep: int) -> None:
-    """Close the mole's files: a connection or a lock held here would outlive it there."""
+def _close_files(*, keep: int) -> None:
+    """Close the mole's files: a connection or a lock held here would outlive it there, a pipe never come to its end."""
     for name in os.listdir("/proc/self/fd"):  # noqa: PTH208 - no Path for the sake of a list of numbers
         if int(name) > 2 and int(name) != keep:
-            try:
+            with contextlib.suppress(OSError):  # the listing's own
                 os.close(int(name))
-            except OSError:  # the listing's own
-                continue
+    nothing = os.open(os.devnull, os.O_RDWR)
+    for standard in (0, 1, 2):
+        os.dup2(nothing, standard)

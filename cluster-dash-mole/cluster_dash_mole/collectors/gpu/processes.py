@@ -13,6 +13,7 @@ from typing import NamedTuple
 from cluster_dash_mole.snapshot import clean
 
 _TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
+_OWNERS_KEPT = 4096
 UNKNOWN_USER = "unknown"
 
 
@@ -40,13 +41,16 @@ class ProcessTable:
         self,
         proc: str = "/proc",
         *,
+        owner_of: Callable[[int], int] = lambda folder: os.fstat(folder).st_uid,
         user_of: Callable[[int], str] | None = None,
         uptime: Callable[[], float] = lambda: time.clock_gettime(time.CLOCK_BOOTTIME),
     ) -> None:
         self._proc = proc
+        self._owner_of = owner_of
         self._user_of = user_of or user_name
         self._uptime = uptime
         self._users: dict[int, str] = {}
+        self._owners: dict[tuple[int, int], int] = {}  # by (pid, start), of those whose folder is root's
 
     def mark(self) -> float:
         """Return the present moment, to be given to `read`: take it before NVML is asked for pids."""
@@ -64,10 +68,10 @@ class ProcessTable:
         except OSError:
             return Process(user=UNKNOWN_USER, name=None, cpu_seconds=None)
         try:
-            uid = os.fstat(folder).st_uid
+            uid = self._owner_of(folder)
             stat = parse_stat(_read(folder, "stat"))
             if uid == 0:  # root, or a process that is not dumpable: its folder belongs to root too
-                uid = parse_uid(_read(folder, "status"))
+                uid = self._owner(folder, (pid, stat.start))
         except (OSError, ValueError):  # gone, or hidden by hidepid
             pass
         finally:
@@ -79,6 +83,13 @@ class ProcessTable:
             name=stat.name if stat else None,
             cpu_seconds=stat.cpu / _TICKS_PER_SECOND if stat else None,
         )
+
+    def _owner(self, folder: int, process: tuple[int, int]) -> int:
+        if process not in self._owners:
+            if len(self._owners) >= _OWNERS_KEPT:
+                self._owners.clear()
+            self._owners[process] = parse_uid(_read(folder, "status"))
+        return self._owners[process]
 
     def _user(self, uid: int) -> str:
         if uid not in self._users:

@@ -1,0 +1,25 @@
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+FAKE_NVML = Path(__file__).parents[2] / "tests/fake-nvml"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--rewrite-goldens", action="store_true", help="rewrite the expected snapshots of tests/machines")
+
+
+@pytest.fixture(scope="session")
+def nvml_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for LD_LIBRARY_PATH with the stand-in for NVIDIA's library, its files named as a driver installs them."""
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if not shutil.which("make") or not compiler:
+        (pytest.fail if os.environ.get("CI") else pytest.skip)("no make or no C compiler for the stand-in of NVML")
+    subprocess.run(["make", "-s", "-C", FAKE_NVML, f"CC={compiler}"], check=True)
+    folder = tmp_path_factory.mktemp("nvml")
+    shutil.copy(FAKE_NVML / "libnvidia-ml.so.1", folder / "libnvidia-ml.so.550.90.07")
+    (folder / "libnvidia-ml.so.1").symlink_to("libnvidia-ml.so.550.90.07")
+    return folder

@@ -1,0 +1,88 @@
+"""Take snapshots of a recorded machine: a process of its own, as NVML's library is chosen when Python starts.
+
+Its one argument is JSON: {machine: folder, interval, deadline, retry, mismatch_retry: s}. For each line of input it
+prints one: {"document": a snapshot, "took": s, "children": the number of processes it has begotten}.
+"""
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+from cluster_dash_mole.collectors.cpu import CpuCollector
+from cluster_dash_mole.collectors.disk import DiskCollector
+from cluster_dash_mole.collectors.gpu import GpuCollector
+from cluster_dash_mole.collectors.gpu.processes import ProcessTable
+from cluster_dash_mole.collectors.memory import MemoryCollector
+from cluster_dash_mole.collectors.network import NetworkCollector
+from cluster_dash_mole.host import read_host
+from cluster_dash_mole.mole import Collector, Mole
+
+USERS = {0: "root", 1001: "ada", 1002: "grace"}
+
+
+class StandingClock:
+    """A clock that stands still, so that what is recorded is the same each time."""
+
+    def now(self) -> float:
+        return 1_790_000_000.0  # 14:13:20 UTC
+
+    def monotonic(self) -> float:
+        return 5000.0
+
+    def sleep(self, seconds: float) -> None:
+        raise AssertionError(seconds)
+
+
+class RunningClock(StandingClock):
+    """For what is about time: only the moment shown stands still."""
+
+    def monotonic(self) -> float:
+        return time.monotonic()
+
+
+def main() -> None:
+    given = json.loads(sys.argv[1])
+    machine = Path(given["machine"])
+    tree = machine if (machine / "proc").exists() else machine.parent / "common"
+    proc, sysfs = str(tree / "proc"), str((machine if (machine / "sys").exists() else tree) / "sys")
+    clock = RunningClock() if given.get("retry") is not None else StandingClock()
+    gpu = GpuCollector(
+        interval=given.get("interval", 20),
+        clock=clock,
+        proc=proc,
+        sys=sysfs,
+        processes=ProcessTable(
+            proc, owner_of=lambda _: 0, user_of=lambda uid: USERS.get(uid, str(uid)), uptime=lambda: 9e9
+        ),
+        deadline_seconds=given.get("deadline"),
+        retry_seconds=given.get("retry") or 60.0,
+        mismatch_retry_seconds=given.get("mismatch_retry", 300.0),
+    )
+    usage = SimpleNamespace(f_frsize=4096, f_blocks=244_000_000, f_bfree=90_000_000, f_bavail=78_000_000)
+    kinds: list[Collector] = [
+        gpu,
+        CpuCollector(proc),
+        MemoryCollector(proc),
+        DiskCollector(proc, statvfs=lambda _: usage),
+        NetworkCollector(proc, sysfs),
+    ]
+    host = read_host(hostname=machine.name, proc=proc, etc=str(tree / "etc"))
+    mole = Mole(host=host, collectors=kinds, lanes=[], interval=given.get("interval", 20), clock=clock)
+    for _ in sys.stdin:
+        started = time.monotonic()
+        document = mole.snapshot().document()
+        took = time.monotonic() - started
+        sys.stdout.write(json.dumps({"document": document, "took": took, "children": descendants(os.getpid())}) + "\n")
+        sys.stdout.flush()
+
+
+def descendants(pid: int) -> int:
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return len(children) + sum(descendants(int(child)) for child in children)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,48 @@
+"""Recorded machines: /proc, /sys and NVML's answers of each, and the whole snapshot that must come of them.
+
+`pytest --rewrite-goldens` writes the expected snapshots anew: review the difference.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+HERE = Path(__file__).parent
+MACHINES = sorted(path.name for path in (HERE / "machines").iterdir() if path.name != "common")
+SCHEMA = HERE.parents[1] / "cluster-dash-server/cluster_dash_server/machine-post-schema.json"
+
+
+def take(machine: Path, nvml_folder: Path) -> dict[str, Any]:
+    environ = {**os.environ, "PYTHONPATH": str(HERE.parent), "TZ": "UTC"}
+    if (machine / "nvml.conf").exists():
+        environ |= {"LD_LIBRARY_PATH": str(nvml_folder), "FAKE_NVML_CONFIG": str(machine / "nvml.conf")}
+    options = json.dumps({"machine": str(machine), "deadline": 1.0 if machine.name == "hung-call" else 10.0})
+    command = [sys.executable, str(HERE / "take.py"), options]
+    done = subprocess.run(command, env=environ, input="\n", capture_output=True, text=True, timeout=30, check=True)
+    assert "Traceback" not in done.stderr
+    document: dict[str, Any] = json.loads(done.stdout)["document"]
+    return document
+
+
+@pytest.mark.parametrize("name", MACHINES)
+def test_a_recorded_machine_gives_the_expected_snapshot(
+    name: str, nvml_folder: Path, request: pytest.FixtureRequest
+) -> None:
+    machine = HERE / "machines" / name
+    document = take(machine, nvml_folder)
+    golden = machine / "expected.json"
+    if request.config.getoption("--rewrite-goldens"):
+        golden.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+    assert document == json.loads(golden.read_text())
+
+
+@pytest.mark.parametrize("name", MACHINES)
+def test_a_recorded_snapshot_obeys_the_servers_schema(name: str) -> None:
+    jsonschema = pytest.importorskip("jsonschema")
+    document = json.loads((HERE / "machines" / name / "expected.json").read_text())
+    jsonschema.Draft202012Validator(json.loads(SCHEMA.read_text())).validate(document)
