@@ -117,7 +117,11 @@ class Listening(Process):
 
     def __init__(self, command: Sequence[str | Path], **more: Any) -> None:
         super().__init__(command, **more)
-        self.url = wait_until(self._said, what=f"{command} says where it listens")
+        try:
+            self.url: str = wait_until(self._said, what=f"{command} says where it listens")
+        except (RuntimeError, TimeoutError):
+            self.__exit__()
+            raise
 
     def _said(self) -> str | None:
         found = LISTENS.search(self.output)

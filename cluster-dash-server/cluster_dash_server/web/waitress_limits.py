@@ -79,5 +79,7 @@ def apply(body_bytes: int) -> None:
     """
     for name, value in LIMITS.items():
         setattr(Adjustments, name, value)
-    Adjustments.max_request_body_size = body_bytes + 1  # waitress refuses what is as large as its limit
+    # Past its limit waitress answers and closes while the client still sends, and a reset may eat the answer. What is
+    # a little too large is read to its end, so that the application's 413 arrives.
+    Adjustments.max_request_body_size = 2 * body_bytes
     HTTPChannel.parser_class = RequestParser

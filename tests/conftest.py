@@ -1,0 +1,58 @@
+"""What tests of both halves share: parts that a machine may lack, servers and moles as real processes."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.processes import Listening, start_server
+
+PARTS = {
+    "chromium": "Debian's package chromium",
+    "curl": "Debian's package curl",
+    "gcc": "Debian's packages gcc and libc6-dev",
+    "make": "Debian's package make",
+    "git": "Debian's package git",
+}
+"""Programs that a package brings: with CI=true a missing one is a failure."""
+
+FORBIDDEN = {
+    "a GPU": lambda: Path("/dev/nvidiactl").exists(),
+}
+"""What a machine has or has not, whatever is installed: tests of it are skipped and named."""
+
+_missing: dict[str, str] = {}
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "needs(part): uses a program or a piece of hardware that a machine may lack")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    for marker in item.iter_markers("needs"):
+        (part,) = marker.args
+        if part in PARTS:
+            if shutil.which(part) is None:
+                _missing[part] = PARTS[part]
+                if os.environ.get("CI") == "true":
+                    pytest.fail(f"{part} is missing: {PARTS[part]}")
+                pytest.skip(f"{part} is missing: {PARTS[part]}")
+        elif not FORBIDDEN[part]():
+            _missing[part] = "this machine has none"
+            pytest.skip(f"needs {part}: this machine has none")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if _missing:
+        terminalreporter.section("tests skipped for want of a part")
+        for part, why in sorted(_missing.items()):
+            terminalreporter.line(f"{part}: {why}")
+
+
+@pytest.fixture
+def server() -> Iterator[Listening]:
+    """A server in a process of its own, with its defaults."""
+    with start_server() as process:
+        yield process
