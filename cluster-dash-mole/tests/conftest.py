@@ -14,7 +14,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture(scope="session")
 def nvml_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder for LD_LIBRARY_PATH with the stand-in for NVIDIA's library, its files named as a driver installs them."""
+    """A folder for LD_LIBRARY_PATH with the stand-in for NVIDIA's library, named as a driver names it."""
     compiler = shutil.which("cc") or shutil.which("gcc")
     if not shutil.which("make") or not compiler:
         (pytest.fail if os.environ.get("CI") else pytest.skip)("no make or no C compiler for the stand-in of NVML")
