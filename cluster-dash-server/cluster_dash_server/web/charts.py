@@ -32,12 +32,14 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bar:
-    """One bar: what it is of, how long it is (None: not known), and its label."""
+    """One bar: what it is of, how long it is (None: not known), and its label; both once more for a phone."""
 
     host: str
     name: str
     value: float | None
     text: str
+    short_name: str
+    short_text: str
     level: str
     silent: bool
 
@@ -86,22 +88,27 @@ class _Metric:
 
 def _bar(host: HostView, name: str, value: float | None, text: str, level: str = "") -> Bar:
     silent = host.silent is not None
-    said = f"({text})" if silent and value is not None else text
     return Bar(
         host=host.host,
         name=f"{words.cut(name, 32)} · {host.silent}" if silent else words.cut(name, 32),
         value=value,
-        text=f"{said} {level}".rstrip(),
+        text=f"({text})" if silent else text,
+        short_name=words.cut(name, 12),
+        short_text=f"({text.split(',')[0]})" if silent else text.split(",")[0],
         level=level,
         silent=silent,
     )
 
 
+def _full(value: float | None) -> str:
+    """Say a percentage that is bad when full: `97 % full`."""
+    return f"{words.percent(value)} {words.level(value)}".rstrip()
+
+
 def _cpu(host: HostView, snapshot: Json) -> list[_Measure]:
     value = host.seen.cpu_percent
-    said = words.percent(value)
-    texts = (f"{said} {words.level(value)}".rstrip(), words.whole(host.seen.num_cpus))
-    return [_Measure(bar=_bar(host, host.host, value, said, words.level(value)), texts=texts)]
+    texts = (_full(value), words.whole(host.seen.num_cpus))
+    return [_Measure(bar=_bar(host, host.host, value, _full(value), words.level(value)), texts=texts)]
 
 
 def _memory(host: HostView, snapshot: Json) -> list[_Measure]:
@@ -109,12 +116,9 @@ def _memory(host: HostView, snapshot: Json) -> list[_Measure]:
     value = words.share(used, total)
     said = words.gib_of(used, total)
     swap = (snapshot.get("memory") or {}).get("swap") or {}
-    texts = (
-        f"{words.percent(value)} {words.level(value)}".rstrip(),
-        said,
-        words.gib_of(swap.get("used_gb"), swap.get("total_gb")),
-    )
-    return [_Measure(bar=_bar(host, host.host, value, said, words.level(value)), texts=texts)]
+    texts = (_full(value), said, words.gib_of(swap.get("used_gb"), swap.get("total_gb")))
+    bar = _bar(host, host.host, value, f"{_full(value)}, {said}", words.level(value))
+    return [_Measure(bar=bar, texts=texts)]
 
 
 def _disks(host: HostView, snapshot: Json) -> list[_Measure]:
@@ -127,14 +131,9 @@ def _disks(host: HostView, snapshot: Json) -> list[_Measure]:
         if value is None:
             value = words.share(disk.get("used_gb"), disk.get("total_gb"))
         said = words.gib_of(disk.get("used_gb"), disk.get("total_gb"))
-        texts = (
-            words.cut(place, 60),
-            f"{words.percent(value)} {words.level(value)}".rstrip(),
-            said,
-            words.cut(disk.get("device") or words.DASH, 60),
-        )
-        name = f"{words.cut(host.host, 20)} {place}"
-        measures.append(_Measure(bar=_bar(host, name, value, said, words.level(value)), texts=texts))
+        texts = (words.cut(place, 60), _full(value), said, words.cut(disk.get("device") or words.DASH, 60))
+        bar = _bar(host, f"{words.cut(host.host, 20)} {place}", value, f"{_full(value)}, {said}", words.level(value))
+        measures.append(_Measure(bar=bar, texts=texts))
     if measures:
         return measures
     return [_Measure(bar=_bar(host, host.host, None, words.DASH), texts=(words.DASH,) * 4)]
@@ -144,12 +143,9 @@ def _load(host: HostView, snapshot: Json) -> list[_Measure]:
     loads_ = snapshot["cpu"].get("load_avgs") or (None, None, None)
     cores = host.seen.num_cpus
     value = loads_[0] / cores if loads_[0] is not None and cores else None
-    said = f"{words.short(loads_[0])} on {words.plural(cores, 'core')}" if value is not None and cores else words.DASH
-    texts = (
-        f"{value:.2f}" if value is not None else words.DASH,
-        *(words.short(each) for each in loads_),
-        words.whole(cores),
-    )
+    per_core = words.DASH if value is None else f"{value:.2f}"
+    said = f"{per_core}, {words.short(loads_[0])} on {words.whole(cores)}"
+    texts = (per_core, *(words.short(each) for each in loads_), words.whole(cores))
     return [_Measure(bar=_bar(host, host.host, value, said), texts=texts)]
 
 
@@ -180,7 +176,7 @@ METRICS: Mapping[str, _Metric] = {
     ),
     "load": _Metric(
         title="Load",
-        axis="load of 1 minute, per core",
+        axis="load of 1 minute, per core (1: all cores have work)",
         percent=False,
         columns=("Host", "Per core", "1 min", "5 min", "15 min", "Cores"),
         measure=_load,
@@ -216,8 +212,7 @@ def _finding(kind: _Metric, measures: Sequence[_Measure], known: Sequence[_Measu
     live = [each.bar for each in known if not each.bar.silent]
     said = []
     if live:
-        figure = words.percent(live[0].value) if kind.percent else f"{live[0].value:.2f}"
-        said.append(f"{kind.noun}: {live[0].name}, {figure} ({live[0].text})" if kind.percent and kind.title != "CPU" else f"{kind.noun}: {live[0].name}, {figure}")
+        said.append(f"{kind.noun}: {live[0].name}, {live[0].text}")
     unknown = len(measures) - len(known)
     if unknown:
         said.append(f"{unknown} of {len(measures)} do not report it")
@@ -238,11 +233,12 @@ def figure(drawn: Chart) -> Json:
         text=[escape(bar.text) for bar in drawn.bars],
         hovertext=[escape(f"{bar.name}: {bar.text}") for bar in drawn.bars],
         hoverinfo="text",
-        customdata=[["silent" if bar.silent else bar.level or "calm"] for bar in drawn.bars],
+        customdata=[["silent" if bar.silent else bar.level or "calm", escape(bar.short_text)] for bar in drawn.bars],
         meta={"role": drawn.metric},
     )
     layout = go.Layout(
         template=None,
+        meta={"short_names": [escape(bar.short_name) for bar in drawn.bars]},
         height=FRAME_PX + ROW_PX * max(1, len(places)),
         xaxis={
             "title": {"text": drawn.axis},
@@ -256,6 +252,7 @@ def figure(drawn: Chart) -> Json:
             "tickvals": places,
             "ticktext": [escape(bar.name) for bar in drawn.bars],
             "fixedrange": True,
+            "showgrid": False,
         },
     )
     drawing: Json = go.Figure(data=[bars], layout=layout).to_dict()

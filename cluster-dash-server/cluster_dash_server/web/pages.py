@@ -160,6 +160,8 @@ def blueprint(cluster: Cluster, clock: Callable[[], float], site: Site) -> Bluep
             icon=rows.icon(hosts),
             sentence=sentence(hosts),
             hosts=hosts,
+            counts=rows.state_counts(hosts),
+            meanings=list(rows.meanings(cluster.thresholds).items()),
             rows=gpus,
             shown=gpus[:MOST_ROWS],
             most=MOST_ROWS,
@@ -218,7 +220,9 @@ def blueprint(cluster: Cluster, clock: Callable[[], float], site: Site) -> Bluep
             response = page("unknown_host.html", page="host", name=host, nearest=nearest, count=len(names))
             response.status_code = 404
             return response
-        return page("host.html", page="host", now=now, json_path=f"api/v1/hosts/{words.segment(host)}", **host_words(view, now))
+        return page(
+            "host.html", page="host", now=now, json_path=f"api/v1/hosts/{words.segment(host)}", **host_words(view, now)
+        )
 
     @pages.get("/assets/<digest>/<path:name>")
     @needs("public")
@@ -232,9 +236,7 @@ def blueprint(cluster: Cluster, clock: Callable[[], float], site: Site) -> Bluep
     @pages.get("/theme.css")
     @needs("public")
     def theme_css() -> Response:
-        answer = assets.answer("theme.css", immutable=False)
-        assert answer is not None
-        return answer
+        return assets.answer("theme.css", immutable=False) or abort(404)
 
     @pages.get("/icon.svg")
     @needs("public")
@@ -272,7 +274,7 @@ def host_words(view: HostView, now: float) -> dict[str, object]:
         "glyph": glyph,
         "headline": headline,
         "icon": rows.icon([view]),
-        "sentence": sentence([view]) if view.gpus else "GPUs",
+        "sentence": _gpus_in_words(view),
         "no_gpu": rows.no_gpu(view),
         "age_seconds": now - view.seen.received_at,
         "skewed": skew is not None and abs(skew) > SKEW_SECONDS,
@@ -288,6 +290,12 @@ def host_words(view: HostView, now: float) -> dict[str, object]:
         "events": snapshot.get("events") or [],
         "facts": _facts(view, snapshot, now),
     }
+
+
+def _gpus_in_words(view: HostView) -> str:
+    if not view.gpus:
+        return "GPUs"
+    return sentence([view]) if view.silent is None else f"{words.plural(len(view.gpus), 'GPU')}, as last seen"
 
 
 def _heat(entry: Json) -> str:

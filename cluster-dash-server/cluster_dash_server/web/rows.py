@@ -47,7 +47,7 @@ class Row:
     glyph: str
     badge: str
     silent: bool
-    models: str
+    models: Figure
     cells: tuple[Cell, ...]
     no_gpu: str
     free: str
@@ -154,7 +154,7 @@ def _gpu_row(host: HostView, gpu: GpuView) -> GpuRow:
         state=gpu.state,
         glyph=words.GLYPHS[gpu.state],
         silent=silent,
-        model=model(facts),
+        model=words.cut(model(facts), 40),
         users=_users((gpu,)),
         busy=_last_known(_busy((gpu,)), silent),
         memory=_last_known(
@@ -182,10 +182,11 @@ def _last_known(figure: Figure, silent: bool) -> Figure:
     return Figure(text=f"({figure.text})", title=said, share=figure.share, level=figure.level)
 
 
-def _models(models: Counter[str]) -> str:
+def _models(models: Counter[str]) -> Figure:
     if len(models) < 2:
-        return next(iter(models), words.DASH)
-    return ", ".join(f"{count} × {name}" for name, count in models.items())
+        return Figure(text=words.cut(next(iter(models), words.DASH), 40))
+    text = ", ".join(f"{count} × {words.cut(name, 40)}" for name, count in models.items())
+    return Figure(text=text, title=text)
 
 
 def no_gpu(host: HostView) -> str:
@@ -362,22 +363,22 @@ def _wrong(hosts: Sequence[HostView]) -> int:
 
 def meanings(thresholds: Thresholds) -> dict[State, str]:
     """Say when a GPU has which state, with the thresholds in force."""
-    memory = f"max({words.short(thresholds.held_memory_mib)} MiB, {words.short(thresholds.held_memory_percent)} %)"
-    idle = f"busy below {words.short(thresholds.busy_percent)} %"
+    memory = f"max({thresholds.held_memory_mib:g} MiB, {thresholds.held_memory_percent:g} %)"
+    idle = f"busy below {thresholds.busy_percent:g} %"
     return {
         "down": f"the host has been silent for {_limit(thresholds.down_seconds, thresholds.down_intervals)}",
         "stale": f"the host has been silent for {_limit(thresholds.stale_seconds, thresholds.stale_intervals)}",
         "error": "the GPU reports an error, is lost, or was seen before and is missing",
         "drained": "Slurm has its node drained, in maintenance, down, or reserved while it would be free",
         "held": f"memory above {memory} and {idle} for {words.age(thresholds.held_seconds)}",
-        "busy": f"a compute process, or memory above {memory}, or busy ≥ {words.short(thresholds.busy_percent)} %",
+        "busy": f"a compute process, or memory above {memory}, or busy ≥ {thresholds.busy_percent:g} %",
         "unknown": "neither its processes nor its memory and use are known",
         "free": "none of the other states",
     }
 
 
 def _limit(seconds: float, intervals: float) -> str:
-    return f"max({words.age(seconds)}, {words.short(intervals)} intervals)"
+    return f"max({words.age(seconds)}, {intervals:g} intervals)"
 
 
 def state_counts(hosts: Iterable[HostView]) -> Counter[State]:

@@ -17,7 +17,7 @@ def theme() -> dict[Scheme, Colours]:
 
 
 def variables(colours: Colours) -> Iterator[tuple[str, str]]:
-    """Yield the CSS variables of one scheme: `--bg`, `--held-ink`, `--busy-ramp-0`, …"""
+    """Yield the CSS variables of one scheme: `--bg`, `--held-ink`, `--busy-ramp-0` and so on."""
     for name, colour in colours.items():
         if isinstance(colour, str):
             yield f"--{name}", colour

@@ -42,11 +42,13 @@ export const save = (place, name) => Plotly.downloadImage(place, { format: "png"
 
 function paint(trace) {
   if (trace.type === "heatmap") return { ...trace, coloraxis: "coloraxis" };
+  const labelled = trace.orientation === "h";
   const names = trace.customdata.map(([says]) => COLOURS_OF_BARS[says] ?? `${says}-ink`);
   return {
     ...trace,
     marker: { color: names.map(colour), opacity: trace.customdata.map(([says]) => (says === "silent" ? 0.6 : 1)) },
-    textposition: trace.orientation === "h" ? (narrow.matches ? "auto" : "outside") : "none",
+    text: labelled && narrow.matches ? trace.customdata.map(([, brief]) => brief) : trace.text,
+    textposition: labelled ? "outside" : "none",
     cliponaxis: false,
   };
 }
@@ -67,12 +69,13 @@ function frame({ data, layout }) {
     plot_bgcolor: colour("bg"),
     font: { family: getComputedStyle(document.body).fontFamily, size: 12, color: colour("text") },
     hoverlabel: { bgcolor: colour("surface"), bordercolor: colour("border"), font: { color: colour("text") }, align: "left" },
-    margin: { l: 8, r: labelled && !narrow.matches ? 150 : 16, t: 8, b: 8, ...layout.margin },
+    margin: { l: 8, r: !labelled ? 16 : narrow.matches ? 64 : 170, t: 8, b: 8, ...layout.margin },
     xaxis: { ...axis, ...layout.xaxis },
     yaxis: { ...axis, ...layout.yaxis },
     bargap: 0.25,
     showlegend: false,
   };
+  if (labelled && narrow.matches) framed.yaxis.ticktext = layout.meta.short_names;
   if (layout.coloraxis) {
     framed.coloraxis = {
       ...layout.coloraxis,

@@ -5,11 +5,13 @@ import { draw, escape, save } from "./charts.js";
 import { patchChildren, say } from "./dom.js";
 import { cut, gib, known, percent, plural, short, unit } from "./format.js";
 import { live } from "./frame.js";
-import { Cluster, gpuRow, icon, iconLink } from "./rows.js";
+import { drawLegend } from "./legend.js";
+import { Cluster, gpuRow, icon, iconLink, stateCounts } from "./rows.js";
 
 const MIB_PER_GIB = 1024;
 const MOST_BARS = 160;
 const MOST_LABELS = 24;
+const LABEL_PX = 32;
 const BARS_PX = 220;
 const cluster = new Cluster();
 const byId = (id) => document.getElementById(id);
@@ -59,8 +61,8 @@ async function load(signal) {
   byId("icon").setAttribute("href", iconLink(icon(cluster.byName())));
   byId("empty").hidden = cluster.hosts.size > 0;
   byId("no-gpu").hidden = gpus.length > 0 || cluster.hosts.size === 0;
-  byId("charts").hidden = gpus.length === 0;
-  byId("fleet").hidden = gpus.length === 0;
+  for (const part of ["states", "charts", "fleet"]) byId(part).hidden = gpus.length === 0;
+  drawLegend(byId("legend"), stateCounts(cluster.byName()));
   drawTable(gpus);
   if (gpus.length) drawFigures(gpus);
   return cluster.at;
@@ -82,7 +84,7 @@ function drawFigures(gpus) {
     const said = found.length ? metric.finding(found) : "No GPU that is live reports it.";
     const lack = unknown && found.length ? ` ${unknown} of ${live.length} do not report it.` : "";
     say(byId(`finding-${place.dataset.metric}`), cut(said + lack, 240));
-    draw(place, gpus.length <= MOST_BARS ? bars(gpus, metric) : cells(gpus, metric));
+    draw(place, gpus.length <= MOST_BARS ? bars(gpus, metric, place.clientWidth) : cells(gpus, metric));
   }
 }
 
@@ -90,7 +92,7 @@ const hover = (gpu, metric) =>
   escape(`${nameOf(gpu)}, ${gpu.state}, ${known(metric.value(gpu)) ? metric.words(gpu) : "not reported"}`);
 
 /** A bar for each GPU, the hosts side by side with a gap between them. */
-function bars(gpus, metric) {
+function bars(gpus, metric, width) {
   const x = [];
   const hosts = new Map();
   for (const gpu of gpus) {
@@ -99,8 +101,6 @@ function bars(gpus, metric) {
     x.push(place);
     hosts.get(gpu.host).push(place);
   }
-  const step = Math.ceil(hosts.size / MOST_LABELS);
-  const labels = [...hosts].filter((_, place) => place % step === 0);
   const trace = {
     type: "bar",
     x,
@@ -109,17 +109,29 @@ function bars(gpus, metric) {
     hoverinfo: "text",
     customdata: gpus.map((gpu) => [gpu.state]),
   };
+  const labels = apart([...hosts].map(([host, places]) => ({ host, at: mean(places) })), (x.at(-1) * LABEL_PX) / width);
   const layout = {
     height: BARS_PX,
     xaxis: {
       tickmode: "array",
-      tickvals: labels.map(([, places]) => mean(places)),
-      ticktext: labels.map(([host]) => escape(cut(host, 16))),
+      tickvals: labels.map(({ at }) => at),
+      ticktext: labels.map(({ host }) => escape(cut(host, 14))),
+      tickangle: 30,
       showgrid: false,
     },
-    yaxis: { rangemode: "tozero", fixedrange: true, range: metric.range ?? null, nticks: 5 },
+    yaxis: { rangemode: "tozero", fixedrange: true, nticks: 5, ...(metric.range && { range: metric.range }) },
   };
   return { data: [trace], layout };
+}
+
+/** The labels that stand at least so far from the one before. */
+function apart(labels, distance) {
+  let last = -Infinity;
+  return labels.filter(({ at }) => {
+    const fits = at - last >= distance;
+    if (fits) last = at;
+    return fits;
+  });
 }
 
 /** A cell for each GPU, a line for each host: for more GPUs than bars can show. */
@@ -145,7 +157,7 @@ function cells(gpus, metric) {
       autorange: "reversed",
       tickmode: "array",
       tickvals: labels.map(([, place]) => place),
-      ticktext: labels.map(([host]) => escape(cut(host, 16))),
+      ticktext: labels.map(([host]) => escape(cut(host, 14))),
       showgrid: false,
     },
     coloraxis: { cmin, cmax },

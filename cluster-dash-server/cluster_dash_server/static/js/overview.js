@@ -4,6 +4,7 @@ import * as api from "./api.js";
 import { h, patchChildren, say } from "./dom.js";
 import { GLYPHS, clock, plural } from "./format.js";
 import { live } from "./frame.js";
+import { drawLegend } from "./legend.js";
 import { Cluster, attention, hostRow, icon, iconLink, stateCounts, title } from "./rows.js";
 
 const ANNOUNCE_MS = 60_000;
@@ -27,7 +28,7 @@ function draw() {
   const shape = iconLink(icon(hosts));
   if (byId("icon").getAttribute("href") !== shape) byId("icon").setAttribute("href", shape);
   drawNotes(attention(hosts, cluster.at));
-  drawLegend(stateCounts(hosts));
+  drawLegend(byId("legend"), stateCounts(hosts));
   byId("empty").hidden = hosts.length > 0;
   byId("fleet").hidden = hosts.length === 0;
   say(byId("count"), `${plural(hosts.length, "host")}, worst first`);
@@ -46,14 +47,6 @@ function drawNotes(notes) {
     ),
   );
   patchChildren(byId("notes"), items);
-}
-
-function drawLegend(counts) {
-  for (const chip of byId("legend").children) {
-    const count = counts.get(chip.dataset.state) ?? 0;
-    say(chip.querySelector("b"), String(count));
-    chip.toggleAttribute("data-none", count === 0);
-  }
 }
 
 /** Draw all rows; while somebody points into the table or holds the focus there, none changes its place. */

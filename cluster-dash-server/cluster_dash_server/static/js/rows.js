@@ -81,7 +81,7 @@ export function hostRow(host, now) {
     { role: "row", "data-key": host.host, "data-state": host.state ?? "none", "data-silent": silent ? "" : null },
     h("th", { role: "rowheader", scope: "row", class: "host" }, h("a", { href: hostLink(host.host) }, host.host)),
     h("td", { role: "cell", class: "state" }, badge(host.state ?? "none", glyph, headline)),
-    textCell("model", models(host.gpus)),
+    figureCell("model", models(host.gpus)),
     h("td", { role: "cell", class: "gpus" }, strip),
     textCell("free", host.gpus.length ? String(count(host.gpus, (gpu) => gpu.state === "free")) : DASH),
     figureCell("users", users(host.gpus)),
@@ -108,7 +108,7 @@ export function gpuRow(gpu) {
     h("th", { scope: "row", class: "host" }, h("a", { href: `${hostLink(gpu.host)}#gpu-${gpu.index}` }, gpu.host)),
     h("td", { class: "index" }, String(gpu.index)),
     h("td", { class: "state" }, badge(gpu.state, GLYPHS[gpu.state], gpu.state)),
-    h("td", { class: "model" }, gpu.model),
+    h("td", { class: "model" }, cut(gpu.model, 40)),
     plainFigureCell("users", users([gpu])),
     plainFigureCell("busy", last(busy([gpu]))),
     plainFigureCell("mem", last(used)),
@@ -140,8 +140,9 @@ function badgeOf({ state, state_count: counted }) {
 
 function models(gpus) {
   const counts = tally(gpus.map((gpu) => gpu.model));
-  if (counts.size < 2) return counts.keys().next().value ?? DASH;
-  return [...counts].map(([name, number]) => `${number} × ${name}`).join(", ");
+  if (counts.size < 2) return { text: cut(counts.keys().next().value ?? DASH, 40) };
+  const text = [...counts].map(([name, number]) => `${number} × ${cut(name, 40)}`).join(", ");
+  return { text, title: text };
 }
 
 function noGpu(host) {
