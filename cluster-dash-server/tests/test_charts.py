@@ -1,0 +1,144 @@
+import gzip
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from cluster_dash_server.app import create_app
+from cluster_dash_server.cluster import Cluster, HostView
+from cluster_dash_server.settings import Settings
+from cluster_dash_server.snapshot import read
+from cluster_dash_server.states import Thresholds
+from cluster_dash_server.web.charts import METRICS, MOST_BARS, MOST_ROWS, PLOTLY_JS, chart, escape, figure
+from flask.testing import FlaskClient
+
+Hosts = Callable[..., list[HostView]]
+NOW = 1_700_000_000.0
+
+
+@pytest.fixture
+def hosts(make_snapshot: Callable[..., dict[str, Any]]) -> Hosts:
+    """Make hosts as they stand at NOW: `hosts(gpu01={"cpu": {...}})`; `silent_seconds` makes one silent."""
+
+    def make(**fields: dict[str, Any]) -> list[HostView]:
+        cluster = Cluster(Thresholds())
+        for name, each in fields.items():
+            silent_seconds = each.pop("silent_seconds", 0)
+            snapshot = make_snapshot(name, interval_seconds=5, **each)
+            cluster.offer(read(snapshot, received_at=NOW - silent_seconds))
+        return cluster.hosts(NOW)
+
+    return make
+
+
+@pytest.fixture
+def client() -> FlaskClient:
+    return create_app(Settings()).test_client()
+
+
+def cpu(percent: float | None, cores: int | None = 64) -> dict[str, Any]:
+    return {"cpu": {"cpu_percent": percent, "load_avgs": [32.0, 8.0, 4.0], "num_cpus": cores}}
+
+
+def test_the_longest_bar_comes_first_and_the_finding_names_it(hosts: Hosts) -> None:
+    drawn = chart("cpu", hosts(gpu01=cpu(12.4), gpu02=cpu(97.2), gpu03=cpu(50)))
+    assert [bar.host for bar in drawn.bars] == ["gpu02", "gpu03", "gpu01"]
+    assert drawn.finding == "Busiest CPU: gpu02, 97 % full."
+    assert [row.texts for row in drawn.rows] == [("97 % full", "64"), ("50 %", "64"), ("12 %", "64")]
+
+
+def test_what_is_not_reported_has_no_bar_and_is_never_0(hosts: Hosts) -> None:
+    drawn = chart("cpu", hosts(gpu01=cpu(None), gpu02=cpu(5)))
+    assert [bar.host for bar in drawn.bars] == ["gpu02"]
+    assert drawn.finding == "Busiest CPU: gpu02, 5 %. 1 of 2 do not report it."
+    assert drawn.rows[-1].texts[0] == "–"
+
+
+def test_a_silent_host_is_marked_by_word_and_is_not_the_finding(hosts: Hosts) -> None:
+    drawn = chart("cpu", hosts(gpu01=cpu(99) | {"silent_seconds": 400}, gpu02=cpu(5)))
+    assert (drawn.bars[0].name, drawn.bars[0].text) == ("gpu01 · stale", "(99 % full)")
+    assert drawn.finding == "Busiest CPU: gpu02, 5 %."
+
+
+def test_load_is_per_core_and_unknown_without_cores(hosts: Hosts) -> None:
+    drawn = chart("load", hosts(gpu01=cpu(1), gpu02=cpu(1, cores=None)))
+    assert [(bar.host, bar.value) for bar in drawn.bars] == [("gpu01", 0.5)]
+    assert drawn.rows[0].texts == ("0.50", "32", "8.0", "4.0", "64")
+
+
+def test_each_disk_has_a_bar_and_a_host_without_disks_a_row(hosts: Hosts) -> None:
+    disks = {
+        "/dev/sda1": {"mount_point": "/", "total_gb": 100, "used_gb": 40, "percent_used": 42.0},
+        "/data": {"total_gb": 1000, "used_gb": 960},
+        "broken": None,
+    }
+    drawn = chart("disk", hosts(gpu01={"disk": disks}, gpu02={}))
+    assert [(bar.name, bar.value, bar.level) for bar in drawn.bars] == [
+        ("gpu01 /data", 96.0, "full"),
+        ("gpu01 /", 42.0, ""),
+    ]
+    assert [row.texts[0] for row in drawn.rows] == ["/data", "/", "broken", "–"]
+
+
+def test_a_figure_is_one_trace_without_colours_or_template(hosts: Hosts) -> None:
+    drawn = figure(chart("memory", hosts(**{f"gpu{number:02}": {} for number in range(20)})))
+    assert [trace["meta"]["role"] for trace in drawn["data"]] == ["memory"]
+    text = json.dumps(drawn)
+    assert "template" not in text
+    assert "color" not in text
+    assert len(text) < 8_000
+
+
+def test_many_hosts_are_drawn_in_part_and_the_page_says_so(hosts: Hosts) -> None:
+    drawn = chart("cpu", hosts(**{f"gpu{number:03}": cpu(number % 100) for number in range(MOST_ROWS + 1)}))
+    assert (len(drawn.bars), len(drawn.rows)) == (MOST_BARS, MOST_ROWS)
+    assert f"The {MOST_BARS} highest of {MOST_ROWS + 1} are drawn" in drawn.finding
+    assert drawn.left_out == f"The first {MOST_ROWS} of {MOST_ROWS + 1}."
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_names_with_markup_are_inert_in_each_figure(metric: str, hosts: Hosts) -> None:
+    hostile = "<a href='javascript:x'>$\\alpha$&"
+    disk = {hostile: {"mount_point": hostile, "used_gb": 1, "total_gb": 2}}
+    text = json.dumps(figure(chart(metric, hosts(**{hostile: {"disk": disk}}))))
+    assert "<" not in text
+    assert "$" not in text
+    assert "&lt;a href" in text
+
+
+def test_escaping_keeps_what_a_reader_sees() -> None:
+    assert escape("gpu01 <b>&$") == "gpu01 &lt;b&gt;&amp;&#36;"
+
+
+def test_an_empty_cluster_is_said_and_drawn_empty() -> None:
+    drawn = chart("cpu", [])
+    assert drawn.finding == "No host has reported yet."
+    assert figure(drawn)["data"][0].get("x", []) in ([], ())
+
+
+def test_the_figures_are_json(client: FlaskClient) -> None:
+    for metric in METRICS:
+        answer = client.get(f"/api/v1/figures/{metric}")
+        assert answer.status_code == 200
+        assert set(answer.json or ()) == {"data", "layout"}
+    answer = client.get("/api/v1/figures/fps")
+    assert (answer.status_code, (answer.json or {})["success"]) == (404, False)
+
+
+def test_plotly_js_is_the_wheels_packed_and_kept_for_ever(client: FlaskClient) -> None:
+    path = f"/plotly-{PLOTLY_JS.tag}.min.js"
+    packed = client.get(path, headers={"Accept-Encoding": "gzip"})
+    assert packed.headers["Content-Encoding"] == "gzip"
+    assert "immutable" in packed.headers["Cache-Control"]
+    assert packed.mimetype == "text/javascript"
+    assert gzip.decompress(packed.data) == PLOTLY_JS.plain()
+    old = client.get("/plotly-1.0.min.js")
+    assert old.data == PLOTLY_JS.plain()
+    assert old.headers["Cache-Control"] == "no-cache"
+
+
+def test_starting_the_server_does_not_import_plotly() -> None:
+    code = "import sys; from cluster_dash_server.app import create_app; create_app(); sys.exit('plotly' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
