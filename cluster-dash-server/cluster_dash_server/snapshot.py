@@ -134,25 +134,20 @@ class _TopLevel(dict[str, object]):
         self.twice = next((name for name in self if names.count(name) > 1), None) if len(names) > len(self) else None
 
 
-def _key_given_twice(body: bytes, snapshot: Json) -> str | None:
-    """Return a top-level key that stands twice in the body, None where each stands once.
+def refuse_a_key_given_twice(body: bytes, snapshot: Json) -> None:
+    """Refuse a body in which a top-level key stands twice.
 
-    A parser keeps the last of two; a second `auth_code` or `hostname` is then invisible to it. Counting the
-    quoted names costs 5 µs for a usual body; only where the count leaves a doubt is the body parsed again.
+    A parser keeps the last of two, and the first is then invisible to it. Written anew, a body without such keys has as
+    many of them as before; counting costs 5 µs, and only where the counts differ is it parsed again.
+
+    Raises:
+        SnapshotError: 400.
     """
-    general = snapshot.get("general")
-    collectors = snapshot.get("collectors")
-    doubt = b"\\" in body
-    for key in snapshot:
-        expected = (
-            1 + (isinstance(general, dict) and key in general) + (isinstance(collectors, dict) and key in collectors)
-        )
-        doubt = doubt or body.count(b'"%b"' % key.encode()) > expected
-        if doubt:
-            break
-    if not doubt:
-        return None
-    return cast(_TopLevel, json.loads(body, object_pairs_hook=_TopLevel)).twice
+    if b"\\" not in body and body.count(b'":') == dumps(snapshot).count(b'":'):
+        return
+    twice = cast(_TopLevel, json.loads(body, object_pairs_hook=_TopLevel)).twice
+    if twice is not None:
+        raise SnapshotError(f"{printable(twice, 64)}: given twice")
 
 
 def decode(body: bytes) -> Json:
@@ -170,9 +165,7 @@ def decode(body: bytes) -> Json:
         raise SnapshotError(f"body: not JSON: {printable(str(error))}") from None
     if not isinstance(snapshot, dict):
         raise SnapshotError("body: expected a JSON object")
-    twice = _key_given_twice(body, snapshot)
-    if twice is not None:
-        raise SnapshotError(f"{printable(twice, 64)}: given twice")
+    refuse_a_key_given_twice(body, snapshot)
     return cast(Json, snapshot)
 
 
