@@ -129,7 +129,9 @@ def create_app(settings: Settings | None = None, clock: Callable[[], float] = ti
         return render_template("error.html", title="Error", text=text), 500
 
     app.wsgi_app = edge.Edge(  # type: ignore[method-assign]
-        app.wsgi_app, base_path=settings.server.base_path, trusted_hosts=settings.viewers.trusted_hosts
+        post.entry(app.wsgi_app, ingest, SECURITY_HEADERS.items()),
+        base_path=settings.server.base_path,
+        trusted_hosts=settings.viewers.trusted_hosts,
     )
     waitress_limits.apply(settings.limits.body_bytes)
     return app

@@ -13,6 +13,10 @@ from cluster_dash_server.snapshot import Json, SnapshotError, decode, printable,
 log = logging.getLogger(__name__)
 
 
+REFUSALS = (SnapshotError, AuthError, InflateError, Refused)
+"""What a snapshot may be refused with; each has a `status` and a `text`."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
     """How much the server takes: the section `[limits]` of the settings."""
@@ -25,6 +29,8 @@ class Limits:
     inflated_bytes: int = field(
         default=8 * 2**20, metadata={"help": "size of a snapshot when inflated", "minimum": 1024}
     )
+    batch_bytes: int = field(default=4 * 2**20, metadata={"help": "size of a batch when inflated", "minimum": 1024})
+    batch_lines: int = field(default=100, metadata={"help": "snapshots in a batch", "minimum": 1})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,18 +84,55 @@ class Ingest:
     def __call__(self, post: Post) -> Answer:
         """Take one snapshot, or say why not; never raises."""
         try:
-            return self._take(post)
-        except (SnapshotError, AuthError, InflateError, Refused) as refusal:
-            log.info("refused %d from %s: %s", refusal.status, post.caller.peer, refusal.text)
-            return refused(refusal.status, refusal.text)
+            body = self._open(post, self.limits.inflated_bytes)
+            answer = self._take(body, post, self._clock())
+        except REFUSALS as refusal:
+            return self._refuse(refusal, post)
+        return Answer(status=200, body={"success": True, "msg": "stored result", **answer})
 
-    def _take(self, post: Post) -> Answer:
+    def batch(self, post: Post) -> Answer:
+        """Take many snapshots, one a line, each for itself; never raises.
+
+        The answer names each line that was refused, with the status it would have had alone. Where not one line could
+        be taken for want of room, the whole batch is answered 429.
+        """
+        try:
+            lines = [line for line in self._open(post, self.limits.batch_bytes).splitlines() if line.strip()]
+            if len(lines) > self.limits.batch_lines:
+                raise SnapshotError(f"body: {len(lines)} lines, limit {self.limits.batch_lines}", 413)
+            if not lines:
+                raise SnapshotError("body: no snapshot in it")
+        except REFUSALS as refusal:
+            return self._refuse(refusal, post)
+        now = self._clock()
+        duplicates = 0
+        rejected: list[Json] = []
+        for number, line in enumerate(lines):
+            try:
+                duplicates += bool(self._take(line, post, now).get("duplicate"))
+            except REFUSALS as refusal:
+                rejected.append({"line": number, "status": refusal.status, "msg": refusal.text})
+        if len(rejected) == len(lines) and all(each["status"] == 429 for each in rejected):
+            return refused(429, rejected[0]["msg"])
+        if rejected:
+            log.info("refused %d of %d lines from %s", len(rejected), len(lines), post.caller.peer)
+        body = {"accepted": len(lines) - len(rejected) - duplicates, "duplicates": duplicates, "rejected": rejected}
+        return Answer(status=200, body={"success": True, **body, "durable": []})
+
+    def _open(self, post: Post, inflated_bytes: int) -> bytes:
+        """Return the body of a request as it was before it was compressed."""
         if post.caller.from_a_page:
             raise AuthError(403, "Origin: a page in a browser may not post snapshots")
         if len(post.body) > self.limits.body_bytes:
             raise SnapshotError(f"body: {len(post.body)} bytes, limit {self.limits.body_bytes}", 413)
-        received_at = self._clock()
-        snapshot = decode(inflate(post.body, post.headers.get("content-encoding"), self.limits.inflated_bytes))
+        body = inflate(post.body, post.headers.get("content-encoding"), inflated_bytes)
+        if len(body) > inflated_bytes:
+            raise SnapshotError(f"body: {len(body)} bytes, limit {inflated_bytes}", 413)
+        return body
+
+    def _take(self, body: bytes, post: Post, received_at: float) -> Json:
+        """Take one snapshot; return what its answer says beyond success."""
+        snapshot = decode(body)
         # the secret is taken out before the schema is applied: a validator's message quotes values
         presented = snapshot.pop("auth_code", None)
         if presented is None:
@@ -101,11 +144,13 @@ class Ingest:
         sent_at = date(post.headers.get("date"))
         seen = read(snapshot, received_at=received_at, skew_seconds=None if sent_at is None else sent_at - received_at)
         is_new = self._cluster.offer(seen)
-        answer: Json = {"success": True, "msg": "stored result"}
-        if seen.boot_id is not None and seen.seq is not None:
-            answer["duplicate"] = not is_new
-            answer["next_seconds"] = seen.interval_seconds
-        return Answer(status=200, body=answer)
+        if seen.boot_id is None or seen.seq is None:
+            return {}
+        return {"duplicate": not is_new, "next_seconds": seen.interval_seconds}
+
+    def _refuse(self, refusal: "SnapshotError | AuthError | InflateError | Refused", post: Post) -> Answer:
+        log.info("refused %d from %s: %s", refusal.status, post.caller.peer, refusal.text)
+        return refused(refusal.status, refusal.text)
 
 
 def refused(status: int, text: str) -> Answer:

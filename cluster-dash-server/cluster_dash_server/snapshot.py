@@ -251,7 +251,8 @@ def _wrong(path: Any, message: str, schema_path: Any, instance: object, types: l
     elif rules[-1] == "not":
         message = _RULES["hostname"]
     elif types:
-        message = f"{printable(json.dumps(instance, ensure_ascii=False), 64)} is not of type {' or '.join(sorted(types))}"
+        got = printable(json.dumps(instance, ensure_ascii=False), 64)
+        message = f"{got} is not of type {' or '.join(sorted(types))}"
     return SnapshotError(f"{'.'.join(parts) or 'body'}: {printable(message)}")
 
 

@@ -132,3 +132,18 @@ def test_pages_say_what_is_open(clock: Callable[[], float]) -> None:
     assert "Anyone who reaches" not in site.get("/").text
     site.get("/", headers={"Host": "dash.lab"})
     assert "Anyone who reaches" in site.get("/").text
+
+
+def test_the_entry_in_front_of_flask_and_the_routes_behind_it_answer_alike(app: Flask, example: Any) -> None:
+    front = app.test_client()
+    behind = FlaskClient(_without_entry(app), response_wrapper=app.response_class)
+    for path, body in [("/", example), ("/", {}), ("/api/v1/snapshots", example), ("/api/v1/snapshots", {})]:
+        one, other = front.post(path, json=body), behind.post(path, json=body)
+        assert (one.status, one.data) == (other.status, other.data)
+        assert dict(one.headers) == dict(other.headers)
+
+
+def _without_entry(app: Flask) -> Any:
+    plain = create_app(Settings())
+    plain.wsgi_app = Flask.wsgi_app.__get__(plain)  # type: ignore[method-assign]
+    return plain

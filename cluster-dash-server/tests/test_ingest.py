@@ -39,6 +39,10 @@ class Bench:
             Post(caller=caller, headers={name.replace("_", "-"): value for name, value in headers.items()}, body=raw)
         )
 
+    def batch(self, body: bytes, **headers: str) -> Answer:
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        return self.ingest.batch(Post(caller=LOCAL, headers=named, body=body))
+
     def stored(self) -> list[tuple[str, float]]:
         return [(host.host, host.seen.received_at) for host in self.cluster.hosts(self.clock())]
 
@@ -189,3 +193,56 @@ def test_headers_that_make_no_sense_are_none() -> None:
     assert date(None) is None
     assert date("yesterday") is None
     assert date("Sun, 06 Nov 1994 08:49:37 GMT") == 784111777.0
+
+
+def lines(*bodies: Snapshot | bytes) -> bytes:
+    return b"\n".join(body if isinstance(body, bytes) else json.dumps(body).encode() for body in bodies)
+
+
+def test_each_line_of_a_batch_is_taken_or_refused_for_itself(bench: Bench, example: Snapshot) -> None:
+    known = {**example, "boot_id": "b", "seq": 1}
+    bench.post(known)
+    answer = bench.batch(
+        lines(
+            {**example, "hostname": "a"},
+            b"not json",
+            known,
+            {**example, "hostname": "b", "cpu": 5},
+            {**example, "hostname": "c", "auth_code": "guess"},
+            b"",
+            {**example, "hostname": "d"},
+        )
+    )
+    assert answer.status == 200
+    assert (answer.body["success"], answer.body["accepted"], answer.body["duplicates"]) == (True, 2, 1)
+    assert [(each["line"], each["status"]) for each in answer.body["rejected"]] == [(1, 400), (3, 400), (4, 401)]
+    assert answer.body["rejected"][1]["msg"] == "cpu: 5 is not of type object"
+    assert [host for host, _ in bench.stored()] == ["a", "d", "gpu01"]
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "says"),
+    [
+        (b"", 400, "body: no snapshot in it"),
+        (b"\n\n", 400, "body: no snapshot in it"),
+        (b"{}\n" * 101, 413, "body: 101 lines, limit 100"),
+        (gzip.compress(b" " * (4 * 2**20 + 1)), 413, "body: larger than 4194304 bytes when inflated"),
+    ],
+)
+def test_a_batch_that_is_none_or_too_large_is_refused_whole(bench: Bench, body: bytes, status: int, says: str) -> None:
+    headers = {"content_encoding": "gzip"} if body[:2] == b"\x1f\x8b" else {}
+    answer = bench.batch(body, **headers)
+    assert (answer.status, answer.body["msg"]) == (status, says)
+
+
+def test_a_batch_of_which_no_line_has_room_is_answered_429(clock: Callable[[], float], example: Snapshot) -> None:
+    bench = Bench(clock, max_hosts=1)
+    bench.post(example)
+    full = [{**example, "hostname": name} for name in "ab"]
+    assert bench.batch(lines(*full)).status == 429
+    assert bench.batch(lines(*full, example)).status == 200
+
+
+def test_a_page_may_not_post_a_batch_either(bench: Bench, example: Snapshot) -> None:
+    page = dataclasses.replace(LOCAL, origin="https://evil.example")
+    assert bench.ingest.batch(Post(caller=page, headers={}, body=lines(example))).status == 403

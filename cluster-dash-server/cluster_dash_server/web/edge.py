@@ -8,7 +8,7 @@ from cluster_dash_server.auth import Caller
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
-FORWARDED_HEADERS = ("HTTP_FORWARDED", "HTTP_X_REAL_IP", "HTTP_VIA")
+FORWARDING_HEADERS = ("HTTP_X_FORWARDED", "HTTP_FORWARDED", "HTTP_X_REAL_IP", "HTTP_VIA")
 
 
 def caller_of(environ: "WSGIEnvironment") -> Caller:
@@ -16,7 +16,7 @@ def caller_of(environ: "WSGIEnvironment") -> Caller:
     return Caller(
         peer=environ.get("REMOTE_ADDR") or "",
         host=environ.get("HTTP_HOST"),
-        forwarded=any(name in FORWARDED_HEADERS or name.startswith("HTTP_X_FORWARDED") for name in environ),
+        forwarded=any(name.startswith(FORWARDING_HEADERS) for name in environ),
         origin=environ.get("HTTP_ORIGIN"),
         fetch_site=environ.get("HTTP_SEC_FETCH_SITE"),
     )

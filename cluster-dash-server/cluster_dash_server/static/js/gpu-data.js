@@ -152,13 +152,14 @@ function cells(gpus, metric) {
   const [cmin, cmax] = metric.range ?? [0, Math.max(1, ...gpus.map(metric.value))];
   const layout = {
     height: Math.min(640, Math.max(BARS_PX, 12 * hosts.length)),
-    xaxis: { showgrid: false, title: { text: "GPU" } },
+    xaxis: { showgrid: false, zeroline: false, title: { text: "GPU" } },
     yaxis: {
       autorange: "reversed",
       tickmode: "array",
       tickvals: labels.map(([, place]) => place),
       ticktext: labels.map(([host]) => escape(cut(host, 14))),
       showgrid: false,
+      zeroline: false,
     },
     coloraxis: { cmin, cmax },
     meta: { ramp: metric.ramp },
