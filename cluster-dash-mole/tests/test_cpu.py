@@ -1,4 +1,5 @@
 import pytest
+
 from cluster_dash_mole.collectors.cpu import (
     CpuCollector,
     CpuTimes,

@@ -4,6 +4,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+
 from cluster_dash_mole.collectors.disk import DiskCollector, Mount, Usage, entry, key_of, parse_mounts, real_mounts
 
 NODEV = frozenset({"tmpfs", "overlay", "nfs4", "proc", "autofs"})

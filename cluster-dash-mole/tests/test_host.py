@@ -2,6 +2,7 @@ import os
 from pathlib import Path
 
 import pytest
+
 from cluster_dash_mole.host import (
     SnapshotCounter,
     machine_id_of,

@@ -17,13 +17,18 @@ MACHINES = sorted(path.name for path in (HERE / "machines").iterdir() if path.na
 SCHEMA = HERE.parents[1] / "cluster-dash-server/cluster_dash_server/machine-post-schema.json"
 
 
-def take(machine: Path, nvml_folder: Path) -> dict[str, Any]:
+def take(machine: Path, nvml_folder: Path, folder: Path) -> dict[str, Any]:
     environ = {**os.environ, "PYTHONPATH": str(HERE.parent), "TZ": "UTC"}
+    conf = folder / "nvml.conf"
     if (machine / "nvml.conf").exists():
-        environ |= {"LD_LIBRARY_PATH": str(nvml_folder), "FAKE_NVML_CONFIG": str(machine / "nvml.conf")}
+        conf.write_text((machine / "nvml.conf").read_text())
+        environ |= {"LD_LIBRARY_PATH": str(nvml_folder), "FAKE_NVML_CONFIG": str(conf)}
     options = json.dumps({"machine": str(machine), "deadline": 1.0 if machine.name == "hung-call" else 10.0})
     command = [sys.executable, str(HERE / "take.py"), options]
-    done = subprocess.run(command, env=environ, input="\n", capture_output=True, text=True, timeout=30, check=True)
+    try:
+        done = subprocess.run(command, env=environ, input="\n", capture_output=True, text=True, timeout=30, check=True)
+    finally:
+        conf.unlink(missing_ok=True)  # a call that hangs returns, so that the child ends
     assert "Traceback" not in done.stderr
     document: dict[str, Any] = json.loads(done.stdout)["document"]
     return document
@@ -31,10 +36,10 @@ def take(machine: Path, nvml_folder: Path) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", MACHINES)
 def test_a_recorded_machine_gives_the_expected_snapshot(
-    name: str, nvml_folder: Path, request: pytest.FixtureRequest
+    name: str, nvml_folder: Path, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     machine = HERE / "machines" / name
-    document = take(machine, nvml_folder)
+    document = take(machine, nvml_folder, tmp_path)
     golden = machine / "expected.json"
     if request.config.getoption("--rewrite-goldens"):
         golden.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n")

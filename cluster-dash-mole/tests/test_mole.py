@@ -4,6 +4,7 @@ import threading
 from collections.abc import Callable, Iterator
 
 import pytest
+
 from cluster_dash_mole.host import Host
 from cluster_dash_mole.mole import Collector, Lane, Mole, Reading, Row, SendError, SystemClock, phase_wait
 from cluster_dash_mole.snapshot import Snapshot

@@ -1,9 +1,10 @@
 import json
 import math
 
-from cluster_dash_mole.snapshot import Outcome, Snapshot, clean, gpu_error, within
 from hypothesis import given
 from hypothesis import strategies as st
+
+from cluster_dash_mole.snapshot import Outcome, Snapshot, clean, gpu_error, within
 
 
 def snapshot(boot_id: str | None = "b", seq: int | None = 7) -> Snapshot:

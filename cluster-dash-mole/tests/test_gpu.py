@@ -1,0 +1,218 @@
+"""The parent's side, with a real child, the real nvidia-ml-py and the stand-in for NVIDIA's library."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster_dash_mole.collectors.gpu import has_nvidia_device, key_of
+
+HERE = Path(__file__).parent
+GPUS = "driver_version = 550.90.07\ngpus = 4\nname = NVIDIA A100-SXM4-40GB\nmemory_total_mib = 40960\n"
+HANG = GPUS + "fault nvmlDeviceGetMemoryInfo*@2 hang\n"
+
+
+class Machine:
+    """A machine whose driver can be made to fail: `take` takes the next snapshot of its mole."""
+
+    def __init__(self, folder: Path, nvml_folder: Path, conf: str, **options: float) -> None:
+        self._conf = folder / "nvml.conf"
+        self.set(conf)
+        machine = HERE / "machines/8-gpus-busy"
+        self._process = subprocess.Popen(
+            [sys.executable, HERE / "take.py", json.dumps({"machine": str(machine), "retry": 0.1, **options})],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env={
+                **os.environ,
+                "PYTHONPATH": str(HERE.parent),
+                "LD_LIBRARY_PATH": str(nvml_folder),
+                "FAKE_NVML_CONFIG": str(self._conf),
+                "FAKE_NVML_RELOAD_MS": "0",
+            },
+        )
+
+    def set(self, conf: str) -> None:
+        fresh = self._conf.with_suffix(".new")
+        fresh.write_text(conf)
+        fresh.rename(self._conf)
+
+    def take(self) -> dict[str, Any]:
+        assert self._process.stdin
+        assert self._process.stdout
+        self._process.stdin.write("\n")
+        self._process.stdin.flush()
+        taken = json.loads(self._process.stdout.readline())
+        document = taken["document"]
+        return {
+            "gpu": document["gpu"],
+            "ok": document["collectors"]["gpu"]["ok"],
+            "error": document["collectors"]["gpu"]["error"],
+            "took": taken["took"],
+            "children": taken["children"],
+        }
+
+    def take_until(self, right: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+        until = time.monotonic() + 10
+        while not right(taken := self.take()):
+            assert time.monotonic() < until, taken
+            time.sleep(0.05)
+        return taken
+
+    def end(self) -> None:
+        self.set(GPUS)  # a call that hangs returns, so that the child ends too
+        assert self._process.stdin
+        assert self._process.stdout
+        self._process.stdin.close()
+        self._process.stdout.close()
+        self._process.wait(10)
+
+
+@pytest.fixture
+def machine(tmp_path: Path, nvml_folder: Path) -> Iterator[Callable[..., Machine]]:
+    machines: list[Machine] = []
+
+    def make(conf: str, **options: float) -> Machine:
+        machines.append(Machine(tmp_path, nvml_folder, conf, **options))
+        return machines[-1]
+
+    yield make
+    for each in machines:
+        each.end()
+
+
+def errors(taken: dict[str, Any]) -> list[bool]:
+    return ["error" in entry for entry in taken["gpu"].values()]
+
+
+def test_a_healthy_machine_tells_all_its_gpus(machine: Callable[..., Machine]) -> None:
+    taken = machine(GPUS).take()
+    assert (taken["ok"], taken["error"]) == (True, None)
+    assert [entry["index"] for entry in taken["gpu"].values()] == [0, 1, 2, 3]
+    assert taken["children"] == 2  # the nursery and its child
+
+
+def test_a_hanging_call_delays_one_snapshot_to_the_deadline_and_the_next_not_at_all(
+    machine: Callable[..., Machine],
+) -> None:
+    subject = machine(GPUS, interval=0.4, deadline=0.2)
+    subject.take_until(lambda taken: bool(taken["ok"]))
+    subject.set(HANG)
+    first = subject.take()
+    assert (first["ok"], first["error"].split()[0]) == (False, "timeout:")
+    assert first["took"] < 0.4
+    assert errors(first) == [False, False, False, False]  # the others are an interval old at most, and say so
+    assert [("read_at" in entry) for entry in first["gpu"].values()] == [False, False, True, True]
+    time.sleep(0.7)
+    later = [subject.take() for _ in range(5)]
+    assert all(taken["took"] < 0.1 and taken["children"] == 2 for taken in later)
+    assert errors(later[-1]) == [True] * 4
+    entry = list(later[-1]["gpu"].values())[2]
+    assert entry == {
+        "index": 2,
+        "name": "NVIDIA A100-SXM4-40GB",
+        "uuid": entry["uuid"],
+        "pci_bus_id": entry["pci_bus_id"],
+        "error": "GPU 2: no answer since 14:13 UTC",
+    }
+
+
+def test_a_hang_that_ends_is_healed_in_the_next_round(machine: Callable[..., Machine]) -> None:
+    subject = machine(HANG, interval=0.4, deadline=0.2)
+    assert not subject.take()["ok"]
+    subject.set(GPUS)
+    time.sleep(0.3)
+    healed = subject.take()
+    assert (healed["ok"], errors(healed), healed["children"]) == (True, [False] * 4, 2)
+
+
+def test_a_hang_in_the_first_call_is_said_for_the_whole_host(machine: Callable[..., Machine]) -> None:
+    subject = machine(GPUS + "fault nvmlInit* hang\n", interval=0.4, deadline=0.2)
+    taken = subject.take()
+    assert taken["gpu"]["gpu_error"]["error"] == "timeout: NVML gives no answer since 14:13 UTC"
+    subject.set(GPUS)
+    assert subject.take_until(lambda taken: bool(taken["ok"]))["gpu"]
+
+
+def test_slow_calls_give_every_gpu_an_interval_late_rather_than_none(machine: Callable[..., Machine]) -> None:
+    subject = machine(GPUS, interval=0.4, deadline=0.1)
+    subject.take_until(lambda taken: bool(taken["ok"]))
+    subject.set(GPUS + "fault nvmlDeviceGetMemoryInfo* sleep 80\n")
+    for _ in range(6):
+        taken = subject.take()
+        assert errors(taken) == [False] * 4
+        time.sleep(0.3)
+
+
+def test_a_driver_that_comes_late_is_found_without_a_restart(machine: Callable[..., Machine]) -> None:
+    subject = machine("fault nvmlInit* DRIVER_NOT_LOADED\n")
+    assert subject.take()["error"] == "CD401 NVML 9: driver not loaded: try nvidia-smi, modprobe nvidia"
+    subject.set(GPUS)
+    assert len(subject.take_until(lambda taken: bool(taken["ok"]))["gpu"]) == 4
+
+
+def test_a_driver_that_goes_away_is_said_and_found_again(machine: Callable[..., Machine]) -> None:
+    subject = machine(GPUS)
+    assert subject.take()["ok"]
+    subject.set("fault nvml* DRIVER_NOT_LOADED\n")
+    assert subject.take()["error"].startswith("CD401 NVML 9")
+    subject.set(GPUS)
+    subject.take_until(lambda taken: bool(taken["ok"]))
+
+
+def test_a_mismatch_is_tried_again_in_a_fresh_child(machine: Callable[..., Machine]) -> None:
+    subject = machine("fault nvmlInit* LIB_RM_VERSION_MISMATCH\n", mismatch_retry=0.1)
+    assert subject.take()["error"].startswith("CD402 NVML 18: driver mismatch: kernel ")
+    for _ in range(5):
+        time.sleep(0.1)
+        assert subject.take()["children"] <= 2
+    subject.set(GPUS)
+    assert subject.take_until(lambda taken: bool(taken["ok"]))["children"] == 2
+
+
+def test_without_a_use_in_asking_nothing_is_asked(machine: Callable[..., Machine]) -> None:
+    subject = machine("fault nvmlInit* DRIVER_NOT_LOADED\n", retry=60)
+    subject.take()
+    subject.set(GPUS)
+    assert not subject.take()["ok"]
+
+
+def test_a_lost_gpu_keeps_its_name_and_costs_no_other(machine: Callable[..., Machine]) -> None:
+    subject = machine(GPUS)
+    before = subject.take()["gpu"]
+    subject.set(GPUS + "gpu.2.lost = 1\n")
+    taken = subject.take()
+    assert list(taken["gpu"]) == list(before)
+    assert errors(taken) == [False, False, True, False]
+    subject.set(GPUS)
+    assert errors(subject.take()) == [False] * 4
+
+
+def test_a_gpu_that_is_no_longer_counted_leaves(machine: Callable[..., Machine]) -> None:
+    subject = machine(GPUS)
+    subject.take()
+    subject.set(GPUS + "gpus = 2\n")
+    assert [entry["index"] for entry in subject.take()["gpu"].values()] == [0, 1]
+
+
+def test_the_key_is_index_name_and_six_of_the_uuid() -> None:
+    entry: dict[str, object] = {"index": 3, "name": "NVIDIA H100 80GB HBM3", "uuid": "GPU-1a2b3c4d-0000"}
+    assert key_of(entry) == "3_NVIDIA-H100-80GB-HBM3_1a2b3c"
+    assert key_of({"index": 3}) == "3_unknown"
+
+
+def test_a_device_of_nvidia_is_found_by_its_vendor(tmp_path: Path) -> None:
+    device = tmp_path / "bus/pci/devices/0000:17:00.0"
+    device.mkdir(parents=True)
+    (device / "vendor").write_text("0x8086\n")
+    assert not has_nvidia_device(str(tmp_path))
+    (device / "vendor").write_text("0x10de\n")
+    assert has_nvidia_device(str(tmp_path))
