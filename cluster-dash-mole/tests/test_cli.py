@@ -58,7 +58,8 @@ def config(folder: Path, port: int, more: str = "") -> Path:
     path = folder / "config.toml"
     path.write_text(
         "[Poll_Settings]\npoll_interval_in_secs = 1\n"
-        f'[Json_Sender_Logger]\nuse = true\naddress_in = "http://127.0.0.1:{port}"\nauth_code = "{SECRET}"\n{more}'
+        f'[Json_Sender_Logger]\nuse = true\naddress_in = "http://127.0.0.1:{port}"\nauth_code = "{SECRET}"\n'
+        f"min_interval_in_secs = 0\n{more}"
     )
     return path
 

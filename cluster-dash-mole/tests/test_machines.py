@@ -28,7 +28,7 @@ def take(machine: Path, nvml_folder: Path, folder: Path) -> dict[str, Any]:
     try:
         done = subprocess.run(command, env=environ, input="\n", capture_output=True, text=True, timeout=30, check=True)
     finally:
-        conf.unlink(missing_ok=True)  # a call that hangs returns, so that the child ends
+        conf.write_text("")  # a call that hangs returns, so that the child ends
     assert "Traceback" not in done.stderr
     document: dict[str, Any] = json.loads(done.stdout)["document"]
     return document
