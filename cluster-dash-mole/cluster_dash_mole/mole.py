@@ -194,7 +194,7 @@ class Lane:
             self._closed_until = now + self._stranger_seconds
             self._stranger_seconds = min(900.0, 2 * self._stranger_seconds)
         elif row is Row.NOT_NOW and isinstance(error, SendError):
-            self._closed_until = now + error.wait * (1 + self._jitter())
+            self._closed_until = now + max(1.0, error.wait) * (1 + self._jitter())
         else:
             self._failed, self._retry_at = snapshot, now + self._retry_seconds
         self._say(row, str(error), text, now)

@@ -162,6 +162,11 @@ def test_a_server_that_went_back_to_the_first_version_costs_no_snapshot(server: 
     assert server.requests[2].document()["auth_code"] == SECRET
 
 
+def test_a_refusal_of_the_first_post_is_told_as_it_is(server: Server) -> None:
+    server.script = [answer(401, '{"success": false}', Accept_Encoding="gzip, zstd")]
+    assert failure(sender(server)).row is Row.WHO_ARE_YOU
+
+
 def test_a_path_in_the_address_is_kept(server: Server) -> None:
     server.script = [FIRST_VERSION]
     sender(server, path="/dash/").send(SNAPSHOT)

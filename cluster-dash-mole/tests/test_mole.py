@@ -291,6 +291,13 @@ def test_not_now_waits_what_was_asked_and_up_to_as_much_again(clock: FakeClock) 
     assert len(sender.sent) == 2
 
 
+def test_not_now_without_a_wait_is_no_invitation_to_hurry(clock: FakeClock) -> None:
+    subject = lane(Scripted(SendError("429", row=Row.NOT_NOW, wait=0)), clock)
+    subject.offer(snapshot(clock))
+    subject.step()
+    assert subject.due_in() == 1.5
+
+
 def test_what_will_never_pass_is_set_aside_and_counted(clock: FakeClock) -> None:
     sender = Scripted(*[SendError("400", row=Row.NEVER)] * 25)
     subject = lane(sender, clock)

@@ -10,7 +10,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster_dash_mole.collectors.gpu.processes import Process, ProcessTable, Stat, parse_stat, parse_uid, user_name
+from cluster_dash_mole.collectors.gpu.processes import (
+    Process,
+    ProcessTable,
+    Stat,
+    parse_hidepid,
+    parse_stat,
+    parse_uid,
+    user_name,
+)
 
 UNKNOWN = Process(user="unknown", name=None, cpu_seconds=None)
 REST = b" S 1 1 1 0 -1 4194304 100 0 0 0 250 50 0 0 20 0 40 0 300000 1000000 500 0 0 0\n"
@@ -93,6 +101,14 @@ def test_a_name_may_hold_anything(name: bytes) -> None:
 def test_what_is_no_stat_raises_a_value_error(text: bytes) -> None:
     with contextlib.suppress(ValueError):
         assert isinstance(parse_stat(text), Stat)
+
+
+@pytest.mark.parametrize(
+    ("options", "hidden"),
+    [("rw,nosuid", False), ("rw,hidepid=2", True), ("rw,hidepid=invisible,gid=5", True), ("rw,hidepid=0", False)],
+)
+def test_hidden_processes_are_told_by_the_mount_of_proc(options: str, hidden: bool) -> None:
+    assert parse_hidepid(f"sysfs /sys sysfs rw 0 0\nproc /proc proc {options} 0 0\n") == hidden
 
 
 def test_the_user_is_the_real_one() -> None:

@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 
 import pynvml as nvml
 
-from cluster_dash_mole.collectors.gpu.processes import ProcessTable
+from cluster_dash_mole.collectors.gpu.processes import UNKNOWN_USER, ProcessTable, hides_processes
 from cluster_dash_mole.snapshot import clean, within
 
 Handle: TypeAlias = Any  # pynvml has no types
@@ -56,6 +56,7 @@ class Reader:
         self._processes = processes
         self._proc = proc
         self._ready = False
+        self._listed = self._unknown = 0  # processes of a round, and those whose owner is not known
         self._handles: dict[int, Handle] = {}
         self._facts: dict[int, Fields] = {}
         self._settled: set[tuple[int, Callable[[Handle], Fields]]] = set()  # not to be asked again
@@ -70,8 +71,11 @@ class Reader:
             count = nvml.nvmlDeviceGetCount()
             tell({"count": count})
             remarks: list[str] = []
+            self._listed = self._unknown = 0
             for index in range(count):
                 tell({"index": index, "entry": self._gpu(index, remarks), "read": time.monotonic()})
+            if self._unknown and hides_processes(self._proc):
+                remarks.append(f"CD405 owners hidden: {self._unknown} of {self._listed} processes (hidepid)")
             tell({"done": remarks})
         except nvml.NVMLError as error:
             tell({"failed": self._why(error), "number": error.value})
@@ -149,6 +153,8 @@ class Reader:
         listed = {pid: ("G", mem) for pid, mem in _pairs(graphics)} | {pid: ("C", mem) for pid, mem in _pairs(compute)}
         for pid, (kind, mem) in listed.items():
             process = self._processes.read(pid, mark)
+            self._listed += 1
+            self._unknown += process.user == UNKNOWN_USER
             users.setdefault(process.user, {})[str(pid)] = {
                 "mem": mem,
                 "time": process.cpu_seconds,

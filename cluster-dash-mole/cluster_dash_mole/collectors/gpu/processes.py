@@ -5,9 +5,11 @@ psutil would cost more than all of the rest of a round: 0.2 ms a process.
 
 import os
 import pwd
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 from cluster_dash_mole.snapshot import clean
@@ -110,6 +112,19 @@ def parse_stat(text: bytes) -> Stat:
 def parse_uid(status: bytes) -> int:
     """Return the real user id from /proc/<pid>/status."""
     return int(status[status.index(b"\nUid:") + 5 :].split(None, 1)[0])
+
+
+def hides_processes(proc: str) -> bool:
+    """Return whether /proc is mounted so that processes of other users do not show."""
+    try:
+        return parse_hidepid(Path(proc, "self/mounts").read_text(errors="replace"))
+    except OSError:
+        return False
+
+
+def parse_hidepid(mounts: str) -> bool:
+    """Return whether /proc/mounts has a /proc with the option hidepid."""
+    return re.search(r"^\S+ /proc proc \S*\bhidepid=(?!0|off)", mounts, re.MULTILINE) is not None
 
 
 def user_name(uid: int) -> str:

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_FIRST_VERSION_FORM, _GZIP_FORM = "plain", "gzip"
 _LONGEST_WAIT_SECONDS = 3600.0  # a slip of a server's clock must not silence a host for good
 _WARN_EVERY_SECONDS = 3600.0
 
@@ -55,7 +54,7 @@ class HttpSender:
         self._auth_code = auth_code
         self._clock = clock
         self._tls = _tls_context(ca_file) if self._address.tls else None
-        self._form = _FIRST_VERSION_FORM
+        self._gzip = False
         self._warned = float("-inf")
 
     def send(self, snapshot: Snapshot) -> None:
@@ -65,28 +64,27 @@ class HttpSender:
             SendError: the server did not take it; `row` says what to do.
         """
         self._warn_if_in_clear()
-        form = self._form
-        headers, body = self._request(snapshot.document(), form)
+        packed = self._gzip
+        headers, body = self._request(snapshot.document(), packed=packed)
         answer = Exchange(self._address, proxy=self._proxy, tls=self._tls).post(headers, body)
-        understands = "gzip" in answer.headers.get("accept-encoding", "")
-        self._form = _GZIP_FORM if understands else _FIRST_VERSION_FORM
-        if answer.status in _REFUSED and form != self._form:
+        self._gzip = "gzip" in answer.headers.get("accept-encoding", "")
+        if answer.status in _REFUSED and packed and not self._gzip:
             raise SendError("the server no longer takes gzip: sent plain from now on", row=Row.TROUBLE)
         self._judge(answer)
 
-    def _request(self, document: dict[str, object], form: str) -> tuple[dict[str, str], bytes]:
+    def _request(self, document: dict[str, object], *, packed: bool) -> tuple[dict[str, str], bytes]:
         headers = {
             "Content-Type": "application/json",
             "User-Agent": f"cluster-dash-mole/{__version__}",
             "Date": time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime(self._clock.now())),
         }
         if self._auth_code is not None:
-            if form == _GZIP_FORM and (self._address.tls or self._address.loopback) and self._auth_code.isascii():
+            if packed and (self._address.tls or self._address.loopback) and self._auth_code.isascii():
                 headers["Authorization"] = f"Bearer {self._auth_code}"
             else:
                 document["auth_code"] = self._auth_code
         body = json.dumps(document, allow_nan=False, separators=(",", ":")).encode()
-        if form == _GZIP_FORM:
+        if packed:
             headers["Content-Encoding"] = "gzip"
             packer = zlib.compressobj(wbits=31)  # 31: in gzip's own envelope
             body = packer.compress(body) + packer.flush()
