@@ -11,11 +11,12 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
-from cluster_dash_server.app import create_app
-from cluster_dash_server.settings import Settings
 from flask import Flask
 from playwright.sync_api import Browser, BrowserContext, Page, Route, sync_playwright
 from waitress.server import create_server
+
+from cluster_dash_server.app import create_app
+from cluster_dash_server.settings import Settings
 
 pytestmark = pytest.mark.browser
 
@@ -101,6 +102,7 @@ class Site:
     """A server on a free port, with a clock that a test moves and posts that go through the real ingest."""
 
     now: float = 1_763_000_000.0
+    step_seconds: float = 1.0
     app: Flask = field(init=False)
     url: str = field(init=False)
 
@@ -111,6 +113,7 @@ class Site:
         body = {**sent, "timestamp": self.now, "auth_code": "lab_cluster_2025"}
         answer = self.app.test_client().post("/", json=body)
         assert answer.status_code == 200, answer.text
+        self.now += self.step_seconds  # the live view may lag posts by a second
 
     def fill(self) -> None:
         """Post what hosts of every kind posted over the last three hours."""
@@ -170,6 +173,7 @@ class Site:
             ),
         ]
         end = self.now
+        self.step_seconds = 0
         self.now = end - 3 * 3600
         for each in (*alive, snapshot("gpu07", [gpu(index) for index in range(8)])):
             self.post(each)
@@ -187,6 +191,7 @@ class Site:
             snapshot("gpu04", [gpu(index, name="NVIDIA A100-SXM4-40GB", total_mem=40960.0) for index in range(3)])
         )
         self.now = end
+        self.step_seconds = 1
 
 
 @dataclass

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import tomllib
+
 from cluster_dash_mole import config as mole_config
 from cluster_dash_server import settings
 from cluster_dash_server.app import create_app
 from cluster_dash_server.settings import Settings
 from cluster_dash_server.states import STATES
-
 from tests.processes import BIN, TOP
 
 DOCS = [*sorted((TOP / "docs").glob("*.md")), TOP / "README.md", TOP / "CONTRIBUTING.md"]

@@ -14,6 +14,7 @@ from cluster_dash_server import settings as settings_of_site
 from cluster_dash_server.auth import Passcode
 from cluster_dash_server.cluster import Cluster
 from cluster_dash_server.ingest import Ingest
+from cluster_dash_server.live import Live
 from cluster_dash_server.settings import ConfigError, Settings
 from cluster_dash_server.snapshot import checker
 from cluster_dash_server.viewers import scope_of
@@ -96,7 +97,7 @@ def create_app(settings: Settings | None = None, clock: Callable[[], float] = ti
 
     site = pages.Site(name=settings.site.name, version=VERSION, notices=notices)
     app.register_blueprint(post.blueprint(ingest))
-    app.register_blueprint(api.blueprint(cluster, clock))
+    app.register_blueprint(api.blueprint(cluster, Live(cluster, uuid4().hex[:8]), clock))
     app.register_blueprint(pages.blueprint(cluster, clock, site))
     app.register_blueprint(charts.blueprint(cluster, clock))
     _refuse_routes_without_scope(app)

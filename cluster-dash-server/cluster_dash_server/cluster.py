@@ -1,7 +1,6 @@
 """The live view: the newest snapshot of each host and what is known beyond it. Pure: the time is an argument."""
 
 import threading
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from cluster_dash_server.snapshot import Gpu, Seen
@@ -14,6 +13,7 @@ from cluster_dash_server.states import (
     headline,
     idle_while_in_use,
     silence,
+    silence_after,
 )
 
 
@@ -48,12 +48,14 @@ class KnownHost:
         interval_seconds: when to expect the next snapshot: what the host says, else the longer of its last two gaps.
         gaps: seconds between its last posts, the newest last; at most two.
         gpus: what is known of each of its GPUs, the missing ones too, by index.
+        change: the number of the change to the live view that brought this.
     """
 
     seen: Seen
     interval_seconds: float
     gaps: tuple[float, ...]
     gpus: tuple[KnownGpu, ...]
+    change: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,13 +169,14 @@ class Cluster:
                     if seen.seq < last.seq:
                         return True
                 gaps = (*before.gaps[-1:], max(0.0, seen.received_at - last.received_at))
+            self._changes += 1
             self._hosts[seen.host] = KnownHost(
                 seen=seen,
                 interval_seconds=seen.interval_seconds or max(gaps, default=DEFAULT_INTERVAL_SECONDS),
                 gaps=gaps,
                 gpus=_know_gpus(() if before is None else before.gpus, seen, self.thresholds),
+                change=self._changes,
             )
-            self._changes += 1
             return True
 
     def _refuse_another_machine(self, before: KnownHost, seen: Seen) -> None:
@@ -199,6 +202,19 @@ class Cluster:
         with self._lock:
             known = list(self._hosts.values())
         return [self._view(each, now) for each in sorted(known, key=lambda each: each.seen.host)]
+
+    def changed_since(self, change: int) -> list[str]:
+        """Return the hosts whose snapshot came after the change of that number."""
+        with self._lock:
+            return [name for name, known in self._hosts.items() if known.change > change]
+
+    def next_change_at(self, name: str, now: float) -> float | None:
+        """Return when a state of a host changes by time alone, from `now` on (Unix s); None: never."""
+        known = self._hosts[name]
+        stale_after, down_after = silence_after(known.interval_seconds, self.thresholds)
+        moments = [known.seen.received_at + stale_after, known.seen.received_at + down_after]
+        moments += [gpu.idle_since + self.thresholds.held_seconds for gpu in known.gpus if gpu.idle_since is not None]
+        return min((moment for moment in moments if moment >= now), default=None)
 
     def __len__(self) -> int:
         return len(self._hosts)
@@ -228,8 +244,3 @@ class Cluster:
             interval_seconds=known.interval_seconds,
             gpus=gpus,
         )
-
-
-def gpus_of(hosts: Iterable[HostView]) -> list[GpuView]:
-    """Return all GPUs of the hosts, in their order."""
-    return [gpu for host in hosts for gpu in host.gpus]

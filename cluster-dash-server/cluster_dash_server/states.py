@@ -40,13 +40,20 @@ class Thresholds:
     )
 
 
+def silence_after(interval_seconds: float, thresholds: Thresholds) -> tuple[float, float]:
+    """Return after how many seconds without a snapshot a host is stale, and after how many it is down."""
+    return (
+        max(thresholds.stale_seconds, thresholds.stale_intervals * interval_seconds),
+        max(thresholds.down_seconds, thresholds.down_intervals * interval_seconds),
+    )
+
+
 def silence(silent_seconds: float, interval_seconds: float, thresholds: Thresholds) -> Literal["down", "stale"] | None:
     """Say whether a host has been silent for too long."""
-    if silent_seconds > max(thresholds.down_seconds, thresholds.down_intervals * interval_seconds):
+    stale_after, down_after = silence_after(interval_seconds, thresholds)
+    if silent_seconds > down_after:
         return "down"
-    if silent_seconds > max(thresholds.stale_seconds, thresholds.stale_intervals * interval_seconds):
-        return "stale"
-    return None
+    return "stale" if silent_seconds > stale_after else None
 
 
 def memory_in_use(gpu: Gpu, thresholds: Thresholds) -> bool | None:

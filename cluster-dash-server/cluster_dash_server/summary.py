@@ -1,10 +1,14 @@
 """The one sentence on top of the page, the title and the text answers: pure."""
 
+import operator
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import lru_cache
 
-from cluster_dash_server.cluster import HostView, gpus_of
+from cluster_dash_server.cluster import HostView
 from cluster_dash_server.snapshot import Gpu
+from cluster_dash_server.states import State
 
 
 def model(gpu: Gpu) -> str:
@@ -12,7 +16,12 @@ def model(gpu: Gpu) -> str:
 
     The maker's and the board's words go; the memory, in 2^30 bytes, is rounded to what is printed on the box.
     """
-    if gpu.name is None:
+    return _model(gpu.name, gpu.total_mem)
+
+
+@lru_cache(maxsize=1024)
+def _model(full_name: str | None, total_mem: float | None) -> str:
+    if full_name is None:
         return "GPU"
     dropped = {
         "nvidia",
@@ -30,13 +39,13 @@ def model(gpu: Gpu) -> str:
         "sxm5",
         "generation",
     }
-    words = [word for word in gpu.name.replace("-", " ").split() if word.lower() not in dropped]
+    words = [word for word in full_name.replace("-", " ").split() if word.lower() not in dropped]
     short = " ".join(
         word for word in words if not (word.upper().endswith("GB") and word[:-2].isdigit()) and word.upper() != "PCIE"
     )
-    if gpu.total_mem is None:
-        return short or gpu.name
-    return f"{short or gpu.name} {_box_gib(gpu.total_mem)}G"
+    if total_mem is None:
+        return short or full_name
+    return f"{short or full_name} {_box_gib(total_mem)}G"
 
 
 def _box_gib(mib: float) -> int:
@@ -46,30 +55,72 @@ def _box_gib(mib: float) -> int:
     return next((size for size in sizes if 0.93 * size <= gib <= 1.03 * size), round(gib))
 
 
-def sentence(hosts: Sequence[HostView]) -> str:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tally:
+    """What the sentence counts, over some hosts. Tallies of parts add up to the tally of the whole."""
+
+    hosts: int = 0
+    gpus: int = 0
+    unreadable: int = 0
+    silent: Counter[State] = field(default_factory=Counter)
+    states: Counter[State] = field(default_factory=Counter)
+    free: Counter[str] = field(default_factory=Counter)
+
+    def __add__(self, other: "Tally") -> "Tally":
+        return self._with(other, 1)
+
+    def __sub__(self, other: "Tally") -> "Tally":
+        return self._with(other, -1)
+
+    def _with(self, other: "Tally", sign: int) -> "Tally":
+        take = operator.add if sign > 0 else operator.sub  # of counters, both leave out what has come to 0
+        return Tally(
+            hosts=self.hosts + sign * other.hosts,
+            gpus=self.gpus + sign * other.gpus,
+            unreadable=self.unreadable + sign * other.unreadable,
+            silent=take(self.silent, other.silent),
+            states=take(self.states, other.states),
+            free=take(self.free, other.free),
+        )
+
+
+def tally(host: HostView) -> Tally:
+    """Count one host."""
+    return Tally(
+        hosts=1,
+        gpus=len(host.gpus),
+        unreadable=int(host.seen.gpu_error is not None and host.silent is None),
+        silent=Counter() if host.silent is None else Counter((host.silent,)),
+        states=Counter(gpu.state for gpu in host.gpus),
+        free=Counter(model(gpu.gpu) for gpu in host.gpus if gpu.state == "free"),
+    )
+
+
+def sentence_of(hosts: Iterable[HostView]) -> str:
+    """Say the sentence of some hosts."""
+    return sentence(sum(map(tally, hosts), Tally()))
+
+
+def sentence(total: Tally) -> str:
     """Say what is free and what is wrong, as in `31 of 64 GPUs free: 15 × H100 80G. 5 held. 1 of 8 hosts stale.`."""
-    if not hosts:
+    if not total.hosts:
         return "No host has reported yet."
-    gpus = gpus_of(hosts)
-    states = Counter(gpu.state for gpu in gpus)
-    free = Counter(model(gpu.gpu) for gpu in gpus if gpu.state == "free")
-    parts = []
-    if gpus:
-        parts.append(f"{states['free']} of {len(gpus)} {_plural('GPU', len(gpus))} free")
-        if free:
-            parts[0] += ": " + ", ".join(f"{count} × {name}" for name, count in free.most_common())
-    else:
-        parts.append(f"{len(hosts)} {_plural('host', len(hosts))}, no GPU")
-    words = {"held": "held", "error": "in error", "drained": "drained", "unknown": "unknown"}
-    parts += [f"{states[state]} {word}" for state, word in words.items() if states[state]]  # type: ignore[index]
-    unreadable = sum(host.seen.gpu_error is not None and host.silent is None for host in hosts)
-    if unreadable:
-        parts.append(f"{unreadable} of {len(hosts)} {_plural('host', len(hosts))} cannot read its GPUs")
-    for state in ("stale", "down"):
-        count = sum(host.silent == state for host in hosts)
-        if count:
-            parts.append(f"{count} of {len(hosts)} {_plural('host', len(hosts))} {state}")
+    of_hosts = f"of {total.hosts} {_plural('host', total.hosts)}"
+    parts = [f"{total.hosts} {_plural('host', total.hosts)}, no GPU"]
+    if total.gpus:
+        parts = [f"{total.states['free']} of {total.gpus} {_plural('GPU', total.gpus)} free"]
+        if total.free:
+            by_count = sorted(total.free.items(), key=lambda item: (-item[1], item[0]))
+            parts[0] += ": " + ", ".join(f"{count} × {name}" for name, count in by_count)
+    parts += [f"{total.states[state]} {word}" for state, word in _WORDS.items() if total.states[state]]
+    if total.unreadable:
+        parts.append(f"{total.unreadable} {of_hosts} cannot read its GPUs")
+    parts += [f"{total.silent[state]} {of_hosts} {state}" for state in _SILENT if total.silent[state]]
     return ". ".join(parts) + "."
+
+
+_WORDS: dict[State, str] = {"held": "held", "error": "in error", "drained": "drained", "unknown": "unknown"}
+_SILENT: tuple[State, ...] = ("stale", "down")
 
 
 def _plural(word: str, count: int) -> str:

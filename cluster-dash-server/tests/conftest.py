@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from cluster_dash_server.snapshot import Seen, read
 
 ETC = Path(__file__).parents[2] / "etc"

@@ -4,11 +4,12 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from flask import Flask
+from flask.testing import FlaskClient
+
 from cluster_dash_server.app import create_app
 from cluster_dash_server.settings import IngestSettings, ServerSettings, Settings, ViewerSettings
 from cluster_dash_server.viewers import SCOPES, needs, scope_of
-from flask import Flask
-from flask.testing import FlaskClient
 
 
 @pytest.fixture
@@ -68,7 +69,7 @@ def test_an_error_of_our_own_gives_a_number_and_the_log_the_traceback(
     def broken(*_: Any) -> None:
         raise RuntimeError("the inside of the server")
 
-    monkeypatch.setattr("cluster_dash_server.web.api.columns", broken)
+    monkeypatch.setattr("cluster_dash_server.live.Live.body", broken)
     answer = create_app(Settings(), clock=clock).test_client().get("/api/v1/cluster")
     assert answer.status_code == 500
     assert answer.json is not None

@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+
 from cluster_dash_server.auth import SHIPPED_PASSCODE, AuthError, Caller, Passcode
 
 

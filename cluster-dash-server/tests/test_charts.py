@@ -6,13 +6,14 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from flask.testing import FlaskClient
+
 from cluster_dash_server.app import create_app
 from cluster_dash_server.cluster import Cluster, HostView
 from cluster_dash_server.settings import Settings
 from cluster_dash_server.snapshot import read
 from cluster_dash_server.states import Thresholds
 from cluster_dash_server.web.charts import METRICS, MOST_BARS, MOST_ROWS, PLOTLY_JS, chart, escape, figure
-from flask.testing import FlaskClient
 
 Hosts = Callable[..., list[HostView]]
 NOW = 1_700_000_000.0

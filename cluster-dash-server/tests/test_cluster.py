@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+
 from cluster_dash_server.cluster import Cluster, Refused
 from cluster_dash_server.snapshot import Seen
 from cluster_dash_server.states import Headline, Thresholds

@@ -5,6 +5,7 @@ import resource
 
 import pytest
 import zstandard
+
 from cluster_dash_server.inflate import InflateError, inflate
 
 PLAIN = b'{"a": "' + b"x" * 5000 + b'"}'

@@ -10,13 +10,14 @@ from typing import Any
 
 import pytest
 import zstandard
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from cluster_dash_server.auth import Caller, Passcode
 from cluster_dash_server.cluster import Cluster
 from cluster_dash_server.ingest import Answer, Ingest, Limits, Post, bearer, date
 from cluster_dash_server.snapshot import checker
 from cluster_dash_server.states import Thresholds
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 Snapshot = dict[str, Any]
 LOCAL = Caller(peer="127.0.0.1", host="localhost", forwarded=False, origin=None, fetch_site=None)

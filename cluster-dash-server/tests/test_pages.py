@@ -5,10 +5,11 @@ from html.parser import HTMLParser
 from typing import Any
 
 import pytest
+from flask.testing import FlaskClient
+
 from cluster_dash_server.app import create_app
 from cluster_dash_server.settings import Settings
 from cluster_dash_server.web import words
-from flask.testing import FlaskClient
 
 Snapshot = dict[str, Any]
 Post = Callable[[Snapshot], None]

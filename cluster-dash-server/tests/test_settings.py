@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+
 from cluster_dash_server import app
 from cluster_dash_server.settings import ConfigError, Settings, find_file, load
 

@@ -8,10 +8,11 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from cluster_dash_server import snapshot as module
-from cluster_dash_server.snapshot import SnapshotError, checker, decode, printable, read
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from cluster_dash_server import snapshot as module
+from cluster_dash_server.snapshot import SnapshotError, checker, decode, printable, read
 
 Snapshot = dict[str, Any]
 MakeSnapshot = Callable[..., Snapshot]

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+
 from cluster_dash_server.snapshot import Gpu
 from cluster_dash_server.states import Headline, State, Thresholds, gpu_state, headline, idle_while_in_use, silence
 

@@ -4,10 +4,11 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+
 from cluster_dash_server.cluster import Cluster
 from cluster_dash_server.snapshot import Seen, read
 from cluster_dash_server.states import Thresholds
-from cluster_dash_server.summary import model, sentence
+from cluster_dash_server.summary import Tally, model, sentence_of, tally
 
 MakeSeen = Callable[..., Seen]
 MakeGpu = Callable[..., dict[str, Any]]
@@ -22,21 +23,22 @@ def test_it_says_what_is_free_by_model_and_what_is_wrong(make_seen: MakeSeen, ma
     cluster.offer(make_seen("gpu03", [make_gpu(0)], interval_seconds=5, received_at=NOW - 100))
     cluster.offer(make_seen("cpu01", [], received_at=NOW))
     assert (
-        sentence(cluster.hosts(NOW)) == "3 of 6 GPUs free: 2 × H100 80G, 1 × A100 40G. 1 in error. 1 of 4 hosts stale."
+        sentence_of(cluster.hosts(NOW))
+        == "3 of 6 GPUs free: 2 × H100 80G, 1 × A100 40G. 1 in error. 1 of 4 hosts stale."
     )
 
 
 def test_it_says_when_there_is_nothing_to_say(make_seen: MakeSeen) -> None:
-    assert sentence([]) == "No host has reported yet."
+    assert sentence_of([]) == "No host has reported yet."
     cluster = Cluster(Thresholds())
     cluster.offer(make_seen("cpu01", []))
-    assert sentence(cluster.hosts(NOW)) == "1 host, no GPU."
+    assert sentence_of(cluster.hosts(NOW)) == "1 host, no GPU."
 
 
 def test_a_host_that_cannot_read_its_gpus_is_counted(make_seen: MakeSeen) -> None:
     cluster = Cluster(Thresholds())
     cluster.offer(make_seen("gpu01", gpu={"gpu_error": {"index": 0, "error": "driver not loaded"}}))
-    assert sentence(cluster.hosts(NOW)) == "1 host, no GPU. 1 of 1 host cannot read its GPUs."
+    assert sentence_of(cluster.hosts(NOW)) == "1 host, no GPU. 1 of 1 host cannot read its GPUs."
 
 
 @pytest.mark.parametrize(
@@ -59,3 +61,13 @@ def test_models_are_named_as_people_say_them(
 ) -> None:
     seen = read(make_snapshot(gpus=[make_gpu(0, name=name, total_mem=mib)]), received_at=NOW)
     assert model(seen.gpus[0]) == wanted
+
+
+def test_tallies_of_parts_add_up_and_what_is_taken_away_leaves_no_trace(make_seen: MakeSeen, make_gpu: MakeGpu) -> None:
+    cluster = Cluster(Thresholds())
+    cluster.offer(make_seen("gpu01", [make_gpu(0), make_gpu(1, gpu_util=90.0)], received_at=NOW))
+    cluster.offer(make_seen("gpu02", [make_gpu(0, error="lost")], received_at=NOW))
+    first, second = map(tally, cluster.hosts(NOW))
+    assert first + second - second == first
+    assert first + second - first == second
+    assert first - first == Tally()

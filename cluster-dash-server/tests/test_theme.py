@@ -3,8 +3,9 @@ from itertools import chain
 from pathlib import Path
 from typing import Literal
 
-import cluster_dash_server
 import pytest
+
+import cluster_dash_server
 from cluster_dash_server.states import STATES
 from cluster_dash_server.web.theme import ICONS, icon, stylesheet, theme, variables
 

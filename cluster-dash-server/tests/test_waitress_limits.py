@@ -8,9 +8,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from waitress.server import create_server
+
 from cluster_dash_server.app import create_app
 from cluster_dash_server.settings import Settings
-from waitress.server import create_server
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from flask import Blueprint, Response, abort, render_template, request, url_for
 
 from cluster_dash_server.cluster import Cluster, HostView
 from cluster_dash_server.snapshot import loads
-from cluster_dash_server.summary import sentence
+from cluster_dash_server.summary import sentence_of
 from cluster_dash_server.viewers import needs
 from cluster_dash_server.web import charts, rows, theme, words
 
@@ -138,7 +138,7 @@ def blueprint(cluster: Cluster, clock: Callable[[], float], site: Site) -> Bluep
             json_path="api/v1/cluster",
             title=rows.title(hosts, site.name),
             icon=rows.icon(hosts),
-            sentence=sentence(hosts),
+            sentence=sentence_of(hosts),
             notes=rows.attention(hosts, now),
             counts=rows.state_counts(hosts),
             meanings=list(rows.meanings(cluster.thresholds).items()),
@@ -158,7 +158,7 @@ def blueprint(cluster: Cluster, clock: Callable[[], float], site: Site) -> Bluep
             now=now,
             json_path="data-out/gpu-data-simple",
             icon=rows.icon(hosts),
-            sentence=sentence(hosts),
+            sentence=sentence_of(hosts),
             hosts=hosts,
             counts=rows.state_counts(hosts),
             meanings=list(rows.meanings(cluster.thresholds).items()),
@@ -295,7 +295,7 @@ def host_words(view: HostView, now: float) -> dict[str, object]:
 def _gpus_in_words(view: HostView) -> str:
     if not view.gpus:
         return "GPUs"
-    return sentence([view]) if view.silent is None else f"{words.plural(len(view.gpus), 'GPU')}, as last seen"
+    return sentence_of([view]) if view.silent is None else f"{words.plural(len(view.gpus), 'GPU')}, as last seen"
 
 
 def _heat(entry: Json) -> str:

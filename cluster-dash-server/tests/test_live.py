@@ -1,0 +1,174 @@
+"""Bodies ready to send: whole, as changes, and the same whatever way a viewer got there."""
+
+import gzip
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import zstandard
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cluster_dash_server.cluster import Cluster
+from cluster_dash_server.live import GPU_COLUMNS, HOST_COLUMNS, Live, choose_encoding
+from cluster_dash_server.snapshot import Seen, read
+from cluster_dash_server.states import Thresholds
+
+MakeSeen = Callable[..., Seen]
+MakeGpu = Callable[..., dict[str, Any]]
+Json = dict[str, Any]
+NOW = 1_700_000_000.0
+
+
+def ask(live: Live, now: float, since: str | None = None) -> Json:
+    body: Json = json.loads(live.body(now, since, "identity").content)
+    return body
+
+
+def rows(body: Json) -> dict[str, Json]:
+    """Turn the columns of a body into one object a host, its GPUs inside."""
+    hosts = {
+        name: {**{column: values[place] for column, values in body["hosts"].items()}, "gpus": []}
+        for place, name in enumerate(body["hosts"]["host"])
+    }
+    for place, host in enumerate(body["gpus"]["host"]):
+        gpu = {column: values[place] for column, values in body["gpus"].items() if column != "host"}
+        hosts[body["hosts"]["host"][host]]["gpus"].append(gpu)
+    return hosts
+
+
+@pytest.fixture
+def cluster() -> Cluster:
+    return Cluster(Thresholds())
+
+
+@pytest.fixture
+def live(cluster: Cluster) -> Live:
+    return Live(cluster, "life")
+
+
+def test_an_empty_cluster_has_every_column_and_nothing_in_it(live: Live) -> None:
+    body = ask(live, NOW)
+    assert (body["version"], body["at"], body["full"], body["gone"]) == ("life-1", NOW, True, [])
+    assert list(body["hosts"]) == list(HOST_COLUMNS)
+    assert list(body["gpus"]) == ["host", *GPU_COLUMNS]
+    assert not any(body["hosts"].values())
+    assert body["summary"] == "No host has reported yet."
+
+
+def test_rows_hold_what_the_columns_say(live: Live, cluster: Cluster, make_seen: MakeSeen, make_gpu: MakeGpu) -> None:
+    cluster.offer(make_seen("b", [make_gpu(0), make_gpu(1, gpu_util=90.0, users={"eve": {"1": {}}})], received_at=NOW))
+    cluster.offer(make_seen("a", [], received_at=NOW))
+    cluster.offer(make_seen("c", [make_gpu(7)], received_at=NOW))
+    body = ask(live, NOW)
+    assert body["hosts"]["host"] == ["a", "b", "c"]
+    assert body["gpus"]["host"] == [1, 1, 2]
+    for view in cluster.hosts(NOW):
+        row = rows(body)[view.host]
+        assert [row[column] for column in HOST_COLUMNS] == [value(view) for value in HOST_COLUMNS.values()]
+        for gpu, laid_out in zip(view.gpus, row["gpus"], strict=True):
+            assert [laid_out[column] for column in GPU_COLUMNS] == [value(gpu) for value in GPU_COLUMNS.values()]
+
+
+def test_a_body_is_made_at_most_once_a_second(live: Live, cluster: Cluster, make_seen: MakeSeen) -> None:
+    first = live.body(NOW, None, "identity")
+    cluster.offer(make_seen(received_at=NOW))
+    assert live.body(NOW + 0.9, None, "identity").content is first.content
+    assert live.body(NOW + 1, None, "identity").version == "life-2"
+
+
+def test_nothing_new_is_no_new_version(live: Live, cluster: Cluster, make_seen: MakeSeen) -> None:
+    cluster.offer(make_seen(received_at=NOW))
+    version = live.version(NOW)
+    assert live.version(NOW + 30) == version
+    assert ask(live, NOW + 30, version)["hosts"]["host"] == []
+
+
+def test_the_moment_of_an_answer_is_fresh_even_where_nothing_changes(live: Live) -> None:
+    assert [ask(live, NOW + after)["at"] - NOW for after in (0, 4, 5, 9, 10)] == [0, 0, 5, 5, 10]
+
+
+def test_a_state_that_changes_by_time_alone_moves_the_version(
+    live: Live, cluster: Cluster, make_seen: MakeSeen, make_gpu: MakeGpu
+) -> None:
+    held = make_gpu(0, used_mem=60_000.0)
+    cluster.offer(make_seen("quiet", [make_gpu(0)], interval_seconds=5, received_at=NOW))
+    cluster.offer(make_seen("slow", [held], interval_seconds=86400, received_at=NOW))
+    seen, version = [], None
+    for after in (0, 59, 60, 61, 62, 599, 600, 601, 602, 1799, 1800, 1801):
+        body = ask(live, NOW + after, version)
+        version = body["version"]
+        seen += [(after, host, row["state"]) for host, row in rows(body).items()]
+    changed = [
+        each for place, each in enumerate(seen) if each[2] not in [old[2] for old in seen[:place] if old[1] == each[1]]
+    ]
+    assert changed == [
+        *((0, "quiet", "free"), (0, "slow", "busy"), (61, "quiet", "stale")),
+        *((601, "quiet", "down"), (1800, "slow", "held")),
+    ]
+
+
+@pytest.mark.parametrize("since", ["", "nonsense", "other-1", "life-", "life-99", "life-x", "life-1-1", "life-²", "-1"])
+def test_a_version_of_another_life_gets_everything(
+    live: Live, cluster: Cluster, make_seen: MakeSeen, since: str
+) -> None:
+    cluster.offer(make_seen(received_at=NOW))
+    assert ask(live, NOW, since)["full"] is True
+
+
+step = st.one_of(
+    st.tuples(st.just("post"), st.sampled_from("abcd"), st.integers(0, 3), st.sampled_from([0.0, 90.0])),
+    st.tuples(st.just("wait"), st.sampled_from([1, 5, 61, 700])),
+    st.tuples(st.just("ask"), st.integers(0, 2)),
+)
+
+
+@given(st.lists(step, max_size=40))
+@settings(max_examples=150, deadline=None)
+def test_a_viewer_who_merges_changes_sees_what_one_who_asks_for_everything_sees(steps: list[tuple[Any, ...]]) -> None:
+    cluster = Cluster(Thresholds())
+    live = Live(cluster, "life")
+    now = NOW
+    viewers: list[tuple[str | None, dict[str, Json]]] = [(None, {}), (None, {}), (None, {})]
+    for kind, *facts in [*steps, ("ask", 0), ("ask", 1), ("ask", 2)]:
+        if kind == "post":
+            name, count, util = facts
+            gpus = {
+                f"{i}_X_{i}": {"index": i, "uuid": f"{name}{i}", "used_mem": 1.0, "gpu_util": util}
+                for i in range(count)
+            }
+            body = {"hostname": name, "timestamp": now, "cpu": {}, "gpu": gpus, "interval_seconds": 5}
+            cluster.offer(read(body, received_at=now))
+        elif kind == "wait":
+            now += facts[0]
+        else:
+            now += 1
+            version, known = viewers[facts[0]]
+            body = ask(live, now, version)
+            known = rows(body) if body["full"] else {**known, **rows(body)}
+            viewers[facts[0]] = (body["version"], known)
+            assert known == rows(ask(live, now))
+
+
+def test_each_encoding_holds_the_same_bytes(live: Live, cluster: Cluster, make_seen: MakeSeen) -> None:
+    cluster.offer(make_seen(received_at=NOW))
+    plain = live.body(NOW, None, "identity").content
+    assert gzip.decompress(live.body(NOW, None, "gzip").content) == plain
+    assert zstandard.ZstdDecompressor().decompress(live.body(NOW, None, "zstd").content) == plain
+
+
+@pytest.mark.parametrize(
+    ("accepted", "chosen"),
+    [
+        (None, "identity"),
+        ("", "identity"),
+        ("gzip, deflate, br, zstd", "zstd"),
+        ("gzip, deflate, br", "gzip"),
+        ("zstd;q=0, gzip;q=0.5", "gzip"),
+        ("GZIP; q=0", "identity"),
+        ("br", "identity"),
+    ],
+)
+def test_the_encoding_is_one_the_viewer_takes(accepted: str | None, chosen: str) -> None:
+    assert choose_encoding(accepted) == chosen
