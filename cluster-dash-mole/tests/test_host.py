@@ -102,7 +102,9 @@ def test_under_another_boot_counting_begins_anew(tmp_path: Path) -> None:
 
 
 def test_two_moles_on_one_folder_never_give_the_same_number(tmp_path: Path) -> None:
-    first, second = counter(tmp_path), counter(tmp_path, now=NOW + 1)
+    first = counter(tmp_path)
+    first.next()
+    second = counter(tmp_path, now=NOW + 1)
     assert not {first.next() for _ in range(100)} & {second.next() for _ in range(100)}
     first.close()
     second.close()
