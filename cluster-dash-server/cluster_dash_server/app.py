@@ -15,7 +15,7 @@ from cluster_dash_server.auth import Passcode
 from cluster_dash_server.cluster import Cluster
 from cluster_dash_server.ingest import Ingest
 from cluster_dash_server.live import Live
-from cluster_dash_server.settings import ConfigError, Settings
+from cluster_dash_server.settings import ConfigError, Reading, Settings
 from cluster_dash_server.snapshot import checker
 from cluster_dash_server.viewers import scope_of
 from cluster_dash_server.web import api, charts, edge, pages, post, waitress_limits
@@ -41,11 +41,24 @@ def load_settings(file: Path | None = None) -> Settings:
     Raises:
         ConfigError: see `settings.load`.
     """
-    return settings_of_site.load(file, site=_config_py())
+    return read_settings(file).settings
 
 
-def _config_py() -> dict[str, object]:
+def read_settings(file: Path | None = None) -> Reading:
+    """Read all settings of this site, and where each comes from.
+
+    Raises:
+        ConfigError: see `settings.read`.
+    """
+    site_file, site = _config_py()
+    return settings_of_site.read(file, site=site, site_file=site_file)
+
+
+def _config_py() -> tuple[str, dict[str, object]]:
     """Run the site's `config.py` (Flask's own way): the working directory's, else the package folder's.
+
+    Returns:
+        where it is, and its names in capitals; none where there is no such file.
 
     Raises:
         ConfigError: it is there and cannot be run.
@@ -64,8 +77,8 @@ def _config_py() -> dict[str, object]:
             config.from_pyfile(file.name)
         except Exception as error:  # it is the site's own code: whatever it raises, the site must read where
             raise ConfigError(f"{file}: {type(error).__name__}: {error}") from error
-        return dict(config)
-    return {}
+        return str(file), dict(config)
+    return "", {}
 
 
 def create_app(settings: Settings | None = None, clock: Callable[[], float] = time.time) -> Flask:

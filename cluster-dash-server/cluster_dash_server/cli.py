@@ -2,17 +2,11 @@
 
 import argparse
 import dataclasses
-import errno
 import logging
-import signal
-import sys
 from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 
-from waitress.server import create_server
-
-from cluster_dash_server import app, logs
+from cluster_dash_server import app, logs, serving
 from cluster_dash_server.settings import ConfigError
 
 log = logging.getLogger(__name__)
@@ -23,9 +17,10 @@ EXIT_DONE, EXIT_USAGE, EXIT_CONFIG = 0, 2, 78
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     options = _parser().parse_args(arguments)
-    logs.setup(options.log_format, verbose=options.verbose)
+    logs.setup(_log_options(options))
     try:
-        return serve(options)
+        code: int = options.run(options)
+        return code
     except ConfigError as error:
         log.error("%s", error)
         return EXIT_CONFIG
@@ -52,6 +47,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--host", help="address to listen on (default 127.0.0.1; 0.0.0.0: all)")
     command.add_argument("--port", type=int, help="port to listen on (default 8080; 0: any free one)")
+    command.add_argument("--server", choices=tuple(serving.SERVERS), help="what serves (default waitress)")
+    command.set_defaults(run=serve)
     command.add_argument("--data", metavar="DIR", help="folder for what the server keeps (this release keeps nothing)")
     return parser
 
@@ -63,26 +60,15 @@ def serve(options: argparse.Namespace) -> int:
         ConfigError: a setting that cannot be used, or an address that cannot be listened on.
     """
     settings = app.load_settings(options.config)
-    given = {key: getattr(options, key) for key in ("host", "port", "data") if getattr(options, key) is not None}
+    names = ("host", "port", "data", "server")
+    given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     settings = dataclasses.replace(settings, server=dataclasses.replace(settings.server, **given))
-    host, port = settings.server.host, settings.server.port
-    application = app.create_app(settings)
-    try:
-        server = create_server(application, host=host, port=port)
-    except OSError as error:
-        mend = "in use: choose another one with --port" if error.errno == errno.EADDRINUSE else error.strerror
-        raise ConfigError(f"cannot listen on {host}:{port}: {mend}") from None
-    except OverflowError:
-        raise ConfigError(f"server.port: got {port}, expected a whole number >= 0 <= 65535") from None
-    signal.signal(signal.SIGTERM, _end)
-    effective = getattr(server, "effective_port", port)
-    log.info(
-        "cluster-dash-server %s listens on http://%s:%s%s", app.VERSION, host, effective, settings.server.base_path
-    )
-    server.run()  # returns when a signal raises SystemExit; requests under way are answered first
+    if not 0 <= settings.server.port <= 65535:
+        raise ConfigError(f"--port: got {settings.server.port}, expected a whole number >= 0 <= 65535")
+    serving.SERVERS[settings.server.server](settings, _log_options(options))
     log.info("ended")
     return EXIT_DONE
 
 
-def _end(number: int, frame: FrameType | None) -> None:
-    sys.exit(EXIT_DONE)
+def _log_options(options: argparse.Namespace) -> logs.LogOptions:
+    return logs.LogOptions(log_format=options.log_format, verbose=options.verbose)

@@ -3,11 +3,18 @@
 import json
 import logging
 import sys
+from dataclasses import dataclass
 from typing import Literal
 
 from cluster_dash_server.snapshot import printable
 
-LogFormat = Literal["text", "json"]
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogOptions:
+    """What `-v` and `--log-format` choose."""
+
+    log_format: Literal["text", "json"] = "text"
+    verbose: bool = False
 
 
 class OneLine(logging.Formatter):
@@ -32,10 +39,10 @@ class JsonLine(logging.Formatter):
         return json.dumps(line)
 
 
-def setup(log_format: LogFormat, *, verbose: bool) -> None:
-    """Send the log to stderr in the chosen format."""
+def setup(options: LogOptions) -> None:
+    """Send the log to stderr as the options say."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonLine() if log_format == "json" else OneLine())
-    logging.basicConfig(level=logging.DEBUG if verbose else logging.INFO, handlers=[handler], force=True)
+    handler.setFormatter(JsonLine() if options.log_format == "json" else OneLine())
+    logging.basicConfig(level=logging.DEBUG if options.verbose else logging.INFO, handlers=[handler], force=True)
     # waitress warns about each burst that waits for a thread
     logging.getLogger("waitress.queue").setLevel(logging.ERROR)

@@ -29,6 +29,13 @@ class ServerSettings:
 
     host: str = field(default="127.0.0.1", metadata={"help": "address to listen on; 0.0.0.0: all of this machine's"})
     port: int = field(default=8080, metadata={"help": "port to listen on", "minimum": 0, "maximum": 65535})
+    server: str = field(
+        default="waitress",
+        metadata={
+            "help": "what serves: waitress, or granian (an extra) for more than about 1,000 hosts at 5 s",
+            "choices": ("waitress", "granian"),
+        },
+    )
     public_url: str | None = field(
         default=None, metadata={"help": "where people reach the dashboard, with its path where it lives under one"}
     )
@@ -96,15 +103,41 @@ def find_file(environment: Mapping[str, str]) -> Path | None:
     return next((path for path in (Path("server.toml"), Path("/etc/cluster-dash/server.toml")) if path.is_file()), None)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """The settings, and where they come from.
+
+    Attributes:
+        file: the settings file in force; None: there is none.
+        origins: for each key that was set, as `section.key`: the file or the variable that sets it.
+    """
+
+    settings: Settings
+    file: Path | None
+    origins: Mapping[str, str]
+
+
 def load(
     file: Path | None = None, *, environment: Mapping[str, str] | None = None, site: Mapping[str, object] | None = None
 ) -> Settings:
+    """Return the settings alone: see `read`."""
+    return read(file, environment=environment, site=site).settings
+
+
+def read(
+    file: Path | None = None,
+    *,
+    environment: Mapping[str, str] | None = None,
+    site: Mapping[str, object] | None = None,
+    site_file: str = "config.py",
+) -> Reading:
     """Read the settings; the environment wins over the file, and both over the site's `config.py`.
 
     Args:
         file: the settings file; None: the one `find_file` finds.
         environment: `CLUSTER_DASH_<SECTION>__<KEY>`; None: the process's own.
         site: the names of the site's `config.py`: `PASSCODE`.
+        site_file: where that `config.py` is.
 
     Raises:
         ConfigError: a file that cannot be read, an unknown key, a value of the wrong type or out of its range.
@@ -116,11 +149,15 @@ def load(
     if file is not None:
         raw = _sections(_read_toml(file), source)
     values: dict[str, Any] = {}
+    origins: dict[str, str] = {}
     for section in dataclasses.fields(Settings):
         kind = _section_type(section.name)
-        values[section.name] = _section(kind, section.name, raw.get(section.name, {}), source, environment)
+        values[section.name] = _section(kind, section.name, raw.get(section.name, {}), source, environment, origins)
     settings = Settings(**values)
-    return dataclasses.replace(settings, ingest=_with_passcode(settings.ingest, site or {}))
+    ingest = _with_passcode(settings.ingest, site or {})
+    if ingest.passcode != settings.ingest.passcode:
+        origins["ingest.passcode"] = site_file if ingest.passcode_file is None else str(ingest.passcode_file)
+    return Reading(settings=dataclasses.replace(settings, ingest=ingest), file=file, origins=origins)
 
 
 def _section_type(name: str) -> type:
@@ -151,7 +188,14 @@ def _nearest(name: str, known: list[str]) -> str:
     return f", did you mean {near[0]}?" if near else f"; known here: {', '.join(known)}"
 
 
-def _section(kind: type, name: str, raw: dict[str, object], source: str, environment: Mapping[str, str]) -> object:
+def _section(
+    kind: type,
+    name: str,
+    raw: dict[str, object],
+    source: str,
+    environment: Mapping[str, str],
+    origins: dict[str, str],
+) -> object:
     fields = {each.name: each for each in dataclasses.fields(kind)}
     hints = typing.get_type_hints(kind)
     values: dict[str, object] = {}
@@ -159,10 +203,12 @@ def _section(kind: type, name: str, raw: dict[str, object], source: str, environ
         if key not in fields:
             raise ConfigError(f"{source}: {name}: unknown key {key}{_nearest(key, list(fields))}")
         values[key] = _value(value, hints[key], fields[key].metadata, f"{source}: {name}.{key}")
+        origins[f"{name}.{key}"] = source
     for key, each in fields.items():
         variable = f"{ENVIRONMENT_PREFIX}{name}__{key}".upper()
         if variable in environment:
             values[key] = _value(_from_text(environment[variable], hints[key]), hints[key], each.metadata, variable)
+            origins[f"{name}.{key}"] = variable
     return kind(**values)
 
 
@@ -190,8 +236,11 @@ def _value(value: object, hint: object, metadata: Mapping[str, Any], where: str)
     low, high = metadata.get("minimum"), metadata.get("maximum")
     shown = "***" if metadata.get("secret") else repr(value)
     if kind is str:
-        if isinstance(value, str) and value:
+        choices = metadata.get("choices", (value,))
+        if isinstance(value, str) and value and value in choices:
             return value
+        if "choices" in metadata:
+            raise ConfigError(f"{where}: got {shown}, expected {' or '.join(choices)}")
         raise ConfigError(f"{where}: got {shown}, expected a text")
     if kind is tuple:
         if isinstance(value, list) and all(isinstance(each, str) for each in value):

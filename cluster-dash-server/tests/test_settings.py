@@ -46,6 +46,7 @@ def test_other_names_in_the_environment_are_nobody_s_business() -> None:
         ("[server]\nport = 70000", "server.port: got 70000, expected a whole number >= 0 <= 65535"),
         ("[server]\nport = true", "server.port: got True, expected a whole number"),
         ("[states]\nbusy_percent = -1", "states.busy_percent: got -1, expected a number >= 0 <= 100"),
+        ("[server]\nserver = 'apache'", "server.server: got 'apache', expected waitress or granian"),
         ("[server]\nhost = ''", "server.host: got '', expected a text"),
         ("[ingest]\npasscode = 12345", "ingest.passcode: got ***, expected a text"),
         ("[viewers]\ntrusted_hosts = 'a'", "viewers.trusted_hosts: got 'a', expected a list of texts"),

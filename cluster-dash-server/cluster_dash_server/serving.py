@@ -1,0 +1,105 @@
+"""How the application is served: by waitress, or by granian where a site has more than about 1,000 hosts at 5 s."""
+
+import errno
+import functools
+import logging
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from importlib import import_module
+from types import FrameType
+from typing import Any
+
+from waitress.server import create_server
+
+from cluster_dash_server import logs
+from cluster_dash_server.app import VERSION, create_app
+from cluster_dash_server.logs import LogOptions
+from cluster_dash_server.settings import ConfigError, Settings
+
+log = logging.getLogger(__name__)
+
+
+def by_waitress(settings: Settings, log_options: LogOptions) -> None:
+    """Serve by waitress until SIGTERM or SIGINT: one process, a pool of threads.
+
+    Raises:
+        ConfigError: the address cannot be listened on.
+    """
+    host, port = settings.server.host, settings.server.port
+    app = create_app(settings)
+    try:
+        server: Any = create_server(app, host=host, port=port)
+    except OSError as error:
+        raise _cannot_listen(settings, error) from None
+    signal.signal(signal.SIGTERM, _end)
+    _say(settings, server.effective_port)
+    server.run()  # returns when a signal raises SystemExit; requests under way are answered first
+
+
+def by_granian(settings: Settings, log_options: LogOptions) -> None:
+    """Serve by granian until SIGTERM or SIGINT: its main process, and one worker that holds the live view.
+
+    Raises:
+        ConfigError: granian is not installed, or the address cannot be listened on.
+    """
+    try:
+        granian = import_module("granian")
+    except ImportError:
+        raise ConfigError(
+            "server.server: granian is not installed: pip install 'cluster-dash-server[granian]'"
+        ) from None
+    settings = replace(settings, server=replace(settings.server, port=_free_port(settings)))
+    server = granian.Granian(
+        "cluster_dash_server:create_app",
+        address=settings.server.host,
+        port=settings.server.port,
+        interface="wsgi",
+        workers=1,  # the live view is in the memory of one process
+        blocking_threads=4,
+        # both count idle connections; with the defaults of 1,024, 3,000 moles hang
+        backlog=8192,
+        backpressure=20_000,
+        http="1",
+        websockets=False,
+        log_enabled=False,
+    )
+    _say(settings, settings.server.port)
+    server.serve(target_loader=functools.partial(_load, settings, log_options), wrap_loader=False)
+
+
+SERVERS: dict[str, Callable[[Settings, LogOptions], None]] = {"waitress": by_waitress, "granian": by_granian}
+"""The kinds of server, by the name that `--server` and `[server] server` give them."""
+
+
+def _load(settings: Settings, log_options: LogOptions) -> Callable[..., Any]:
+    """Build the application in granian's worker."""
+    logs.setup(log_options)
+    return create_app(settings)
+
+
+def _free_port(settings: Settings) -> int:
+    """Return the port to listen on; granian would end without a word where it is taken, and knows no port 0."""
+    host, port = settings.server.host, settings.server.port
+    try:
+        with socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET) as free:
+            bound: int = free.getsockname()[1]
+            return bound
+    except OSError as error:
+        raise _cannot_listen(settings, error) from None
+
+
+def _cannot_listen(settings: Settings, error: OSError) -> ConfigError:
+    mend = "in use: choose another one with --port" if error.errno == errno.EADDRINUSE else error.strerror
+    return ConfigError(f"cannot listen on {settings.server.host}:{settings.server.port}: {mend}")
+
+
+def _say(settings: Settings, port: int) -> None:
+    where = f"http://{settings.server.host}:{port}{settings.server.base_path}"
+    log.info("cluster-dash-server %s listens on %s", VERSION, where)
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    sys.exit(0)

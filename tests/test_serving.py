@@ -1,0 +1,108 @@
+"""Both kinds of server, as processes: the same answers, a clean end, and words where something is missing."""
+
+import http.client
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from urllib.parse import urlsplit
+
+import orjson
+import pytest
+
+from tests.processes import BIN, Listening, body_of, snapshot, start_server, wait_until
+
+
+def answers(server: Listening) -> bool:
+    place = urlsplit(server.url)
+    with closing(http.client.HTTPConnection(place.hostname or "", place.port, timeout=5)) as connection:
+        try:
+            connection.request("GET", "/healthz")
+            return connection.getresponse().status == 200
+        except OSError:
+            return False
+
+
+@pytest.fixture(params=["waitress", "granian"], scope="module")
+def either(request: pytest.FixtureRequest) -> Iterator[Listening]:
+    with start_server("--server", request.param) as server:
+        wait_until(lambda: answers(server))
+        yield server
+
+
+def post(server: Listening, body: bytes, path: str = "/", *, chunked: bool = False) -> tuple[int, dict[str, object]]:
+    place = urlsplit(server.url)
+    with closing(http.client.HTTPConnection(place.hostname or "", place.port, timeout=20)) as connection:
+        if chunked:
+            pieces = (body[start : start + 60_000] for start in range(0, len(body), 60_000))
+            connection.request("POST", path, pieces, {"Transfer-Encoding": "chunked"}, encode_chunked=True)
+        else:
+            connection.request("POST", path, body)
+        answer = connection.getresponse()
+        return answer.status, orjson.loads(answer.read())
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_posts_are_taken_however_their_length_is_told(either: Listening, chunked: bool) -> None:
+    assert post(either, body_of(snapshot()), chunked=chunked) == (200, {"success": True, "msg": "stored result"})
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_a_body_over_the_limit_is_413(either: Listening, chunked: bool) -> None:
+    body = body_of({**snapshot(), "pad": "x" * (2 * 2**20)})
+    status, answer = post(either, body, chunked=chunked)
+    assert (status, answer["success"]) == (413, False)
+
+
+def test_a_batch_is_taken(either: Listening) -> None:
+    body = b"\n".join(body_of(snapshot(f"batch{number}")) for number in range(50))
+    status, answer = post(either, body, "/api/v1/snapshots")
+    assert (status, answer["accepted"], answer["rejected"]) == (200, 50, [])
+
+
+@pytest.mark.parametrize("kind", ["waitress", "granian"])
+def test_it_ends_at_once_and_with_0(kind: str) -> None:
+    with start_server("--server", kind) as server:
+        wait_until(lambda: answers(server))
+        begin = time.monotonic()
+        assert server.stop() == 0
+        assert time.monotonic() - begin < 3
+
+
+@pytest.mark.parametrize("kind", ["waitress", "granian"])
+def test_a_port_in_use_is_said_by_both(kind: str, either: Listening) -> None:
+    port = str(urlsplit(either.url).port)
+    with pytest.raises(RuntimeError, match="in use: choose another one with --port"):
+        start_server("--server", kind, "--port", port)
+
+
+def test_granian_that_is_not_installed_is_said_with_its_mend() -> None:
+    code = "import sys; sys.modules['granian'] = None; from cluster_dash_server.cli import main; sys.exit(main())"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "serve", "--server", "granian"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 78
+    assert "pip install 'cluster-dash-server[granian]'" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_server_answers_half_a_second_after_its_start() -> None:
+    def seconds() -> float:
+        begin = time.monotonic()
+        with start_server() as server:
+            wait_until(lambda: answers(server))
+            return time.monotonic() - begin
+
+    slow = 4 if os.environ.get("CI") == "true" else 2  # machines under test are shared; `make bench` has the figure
+    assert min(seconds() for _ in range(3)) < 0.5 * slow
+
+
+def test_it_starts_without_loading_what_only_a_chart_needs() -> None:
+    code = (
+        "import sys; from cluster_dash_server.app import create_app; from cluster_dash_server.settings import Settings;"
+        "create_app(Settings()); print(sorted({'plotly', 'pandas', 'jsonschema', 'requests'} & set(sys.modules)))"
+    )
+    done = subprocess.run([BIN / "python", "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
