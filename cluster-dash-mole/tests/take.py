@@ -1,7 +1,7 @@
 """Take snapshots of a recorded machine: a process of its own, as NVML's library is chosen when Python starts.
 
 Its one argument is JSON: {machine: folder, interval, deadline, retry, mismatch_retry: s}. For each line of input it
-prints one: {"document": a snapshot, "took": s, "children": the number of processes it has begotten}.
+prints one: {"document": a snapshot, "took": s, "children": the pids of the processes it has begotten}.
 """
 
 import json
@@ -79,9 +79,9 @@ def main() -> None:
         sys.stdout.flush()
 
 
-def descendants(pid: int) -> int:
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return len(children) + sum(descendants(int(child)) for child in children)
+def descendants(pid: int) -> list[int]:
+    children = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return children + [pid for child in children for pid in descendants(child)]
 
 
 if __name__ == "__main__":

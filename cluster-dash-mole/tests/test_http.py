@@ -204,7 +204,7 @@ def test_a_redirect_is_not_followed(server: Server) -> None:
     server.script = [answer(302, "", Location=f"http://127.0.0.1:{server.port}/elsewhere")]
     error = failure(sender(server))
     assert error.row is Row.TROUBLE
-    assert "not followed" in str(error)
+    assert f"redirected to http://127.0.0.1:{server.port}/elsewhere (302), not followed" in str(error)
     assert len(server.requests) == 1
 
 
