@@ -1,4 +1,4 @@
-"""Write the versions of a project's requirements.lock into its pyproject.toml as uv constraints.
+"""Write the versions of a project's lock files into its pyproject.toml as uv constraints.
 
 `uv sync` reads no requirements file; with these constraints it resolves to the locked versions.
 Usage: python3 dev/constraints.py [--clear] PROJECT…
@@ -13,9 +13,9 @@ BLOCK = re.compile(re.escape(BEGIN) + r"\[tool\.uv\]\nconstraint-dependencies = 
 PIN = re.compile(r"^(?P<pin>[a-zA-Z0-9][^\s;]*==\S+)(?: ; (?P<marker>.*?))?(?: \\)?$", re.MULTILINE)
 
 
-def constraints(lock: str) -> str:
-    """Return the `[tool.uv]` block for the text of a lock file."""
-    pins = [f"{pin} ; {marker}" if marker else pin for pin, marker in PIN.findall(lock)]
+def constraints(locks: str) -> str:
+    """Return the `[tool.uv]` block for the text of lock files."""
+    pins = sorted({f"{pin} ; {marker}" if marker else pin for pin, marker in PIN.findall(locks)})
     return BEGIN + "[tool.uv]\nconstraint-dependencies = [\n" + "".join(f'    "{pin}",\n' for pin in pins) + "]\n"
 
 
@@ -26,7 +26,7 @@ def main(arguments: list[str]) -> None:
         project = Path(name, "pyproject.toml")
         text = BLOCK.sub("", project.read_text()).rstrip("\n") + "\n"
         if not clear:
-            text += "\n" + constraints(Path(name, "requirements.lock").read_text())
+            text += "\n" + constraints("".join(lock.read_text() for lock in Path(name).glob("*.lock")))
         project.write_text(text)
 
 
