@@ -16,7 +16,7 @@ from cluster_dash_mole import __version__, collectors
 from cluster_dash_mole.config import Config, ConfigError, load
 from cluster_dash_mole.host import SnapshotCounter, read_host, state_folder
 from cluster_dash_mole.mole import Lane, Mole, Row, Sender, SendError, SystemClock
-from cluster_dash_mole.senders import HttpSender, StdoutSender
+from cluster_dash_mole.senders import GoogleSheetsSender, HttpSender, StdoutSender
 from cluster_dash_mole.snapshot import clean
 
 log = logging.getLogger("cluster_dash_mole")
@@ -142,10 +142,6 @@ def _one_shot(config: Config) -> Mole:
 def _senders(config: Config, environ: Mapping[str, str]) -> list[tuple[Sender, float]]:
     """Return each sender in use, with its least interval in s."""
     senders: list[tuple[Sender, float]] = []
-    if config.google_sheets.use:
-        log.error(
-            "[Google_Sheets_Logger]: this release does not send to Google Sheets yet; the other senders do their work"
-        )
     if config.json_sender.use:
         settings = config.json_sender
         try:
@@ -159,6 +155,13 @@ def _senders(config: Config, environ: Mapping[str, str]) -> list[tuple[Sender, f
         except (ValueError, OSError) as error:  # a malformed address or proxy; a ca_file that holds no certificate
             raise ConfigError(f"{config.source}: Json_Sender_Logger: {error}") from error
         senders.append((http, settings.min_interval_in_secs))
+    if config.google_sheets.use:
+        sheets = GoogleSheetsSender(
+            key_file=config.google_sheets.service_account_file_path,
+            spreadsheet_id=config.google_sheets.spreadsheets_id,
+            worksheet_name=config.google_sheets.worksheet_name,
+        )
+        senders.append((sheets, config.google_sheets.min_interval_in_secs))
     if config.stdout.use:
         senders.append((StdoutSender(), config.stdout.min_interval_in_secs))
     if not senders:

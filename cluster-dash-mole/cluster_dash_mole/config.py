@@ -49,13 +49,13 @@ class JsonSenderSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GoogleSheetsSettings:
-    """[Google_Sheets_Logger]: rows in a sheet. Read, so that a file of the first version loads; not sent yet."""
+    """[Google_Sheets_Logger]: appends a row to a sheet for each snapshot. Needs the extra `sheets`."""
 
-    use: bool = _setting(False, "whether this sender is on; this release does not send to Google Sheets yet")
+    use: bool = _setting(False, "whether this sender is on; it needs the extra `sheets` of the package")
     min_interval_in_secs: float = _setting(5.0, "at least so many seconds between two rows", minimum=0)
-    service_account_file_path: str | None = _setting(None, "the key file of the service account")
-    spreadsheets_id: str | None = _setting(None, "the id of the spreadsheet")
-    worksheet_name: str | None = _setting(None, 'the worksheet; "!hostname" is the name of this host')
+    service_account_file_path: str = _setting("", "the key file (JSON) of the service account")
+    spreadsheets_id: str = _setting("", "the id of the spreadsheet: the long word in its address")
+    worksheet_name: str = _setting("!hostname", 'the worksheet, made if missing; "!hostname" is the name of this host')
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,7 +109,7 @@ def load(path: Path | None, environ: Mapping[str, str], *, folder: Path | None =
         source=str(found),
         poll=_section(PollSettings, "Poll_Settings", document, found),
         json_sender=_with_secret(json_sender, found),
-        google_sheets=_section(GoogleSheetsSettings, "Google_Sheets_Logger", document, found),
+        google_sheets=_checked(_section(GoogleSheetsSettings, "Google_Sheets_Logger", document, found), found),
         stdout=_section(StdoutSettings, "StdOut_Logger", document, found),
         labels=_labels(document.get(LABELS, {}), found),
     )
@@ -215,6 +215,24 @@ def _with_secret(settings: JsonSenderSettings, source: Path) -> JsonSenderSettin
             f"{where}.auth_code_file: {settings.auth_code_file}: got nothing, expected a passcode or token"
         )
     return replace(settings, auth_code=secret)
+
+
+def _checked(settings: GoogleSheetsSettings, source: Path) -> GoogleSheetsSettings:
+    """Return the settings, checked as far as this side can."""
+    if not settings.use:
+        return settings
+    where = f"{source}: Google_Sheets_Logger"
+    for key in ("service_account_file_path", "spreadsheets_id", "worksheet_name"):
+        if not getattr(settings, key):
+            raise ConfigError(f"{where}.{key}: got nothing, expected text")
+    path = settings.service_account_file_path
+    try:
+        Path(path).read_bytes()
+    except OSError as error:
+        raise ConfigError(
+            f"{where}.service_account_file_path: {path}: cannot be read: {error.strerror}; expected a key file"
+        ) from error
+    return settings
 
 
 def _shown(value: object) -> str:

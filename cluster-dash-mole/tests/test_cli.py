@@ -159,7 +159,7 @@ def test_print_shows_what_would_be_sent_without_the_secret(tmp_path: Path) -> No
         ("[Poll_Settings]\npoll_interval_in_secs = 0", "got 0, expected a number >= 1"),
         ("", "no sender is in use"),
         ('[Json_Sender_Logger]\nuse = true\naddress_in = "http://"', "expected http://HOST"),
-        ("[Google_Sheets_Logger]\nuse = true", "does not send to Google Sheets yet"),
+        ("[Google_Sheets_Logger]\nuse = true", "service_account_file_path: got nothing"),
     ],
 )
 def test_a_wrong_configuration_is_78_in_words(tmp_path: Path, text: str, words: str) -> None:
