@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -40,6 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         log.error("the mole runs on Linux only: it reads /proc (this is %s)", sys.platform)
         return CONFIGURATION
     _end_on_signals(PROBLEM if given.once or given.show else DONE)
+    if given.command == "simulate":
+        return _simulate(given)
     try:
         config = load(given.config, os.environ)
         if given.show:
@@ -65,7 +67,74 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"cluster-dash-mole {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     commands.add_parser("run", help="take and send a snapshot every interval, for ever", parents=[options])
+    _add_simulate(commands.add_parser("simulate", help="post snapshots of hosts that do not exist"))
     return parser
+
+
+def _add_simulate(parser: argparse.ArgumentParser) -> None:
+    parser.description = "Posts believable snapshots of hosts that do not exist: for a demo, and for load tests."
+    parser.add_argument("--server", required=True, metavar="URL", help="where to post: http://HOST:PORT")
+    parser.add_argument("--hosts", type=_whole(1), default=8, metavar="N", help="how many hosts (default: 8)")
+    parser.add_argument("--gpus", type=_whole(0), default=8, metavar="M", help="GPUs of each (default: 8)")
+    parser.add_argument(
+        "--interval", type=_seconds, default=5.0, metavar="S", help="seconds between two posts of a host (default: 5)"
+    )
+    parser.add_argument(
+        "--seed", type=int, default=1, metavar="N", help="the same seed gives the same night (default: 1)"
+    )
+    parser.add_argument(
+        "--faults", action="store_true", help="let things go wrong: lost GPUs, silent hosts, full disks"
+    )
+    parser.add_argument("--seconds", type=_seconds, metavar="S", help="end by itself after so long")
+    parser.add_argument("--auth-code-file", type=Path, metavar="FILE", help="a file that holds the passcode")
+    parser.add_argument("--json", action="store_true", help="print what became of the posts as JSON")
+
+
+def _whole(least: int) -> Callable[[str], int]:
+    def whole(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"got {text!r}, expected a whole number >= {least}")
+        return int(text)
+
+    return whole
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds <= 86400:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected seconds, > 0 and <= 86400")
+    return seconds
+
+
+def _simulate(given: argparse.Namespace) -> int:
+    from cluster_dash_mole import simulate  # a mole that runs has no use for it: memory
+
+    try:
+        simulate.run(
+            simulate.Simulation(
+                address=simulate.parse_server(given.server),
+                auth_code=simulate.read_auth_code(
+                    given.auth_code_file, os.environ.get("CLUSTER_DASH_JSON_SENDER_LOGGER__AUTH_CODE")
+                ),
+                hosts=given.hosts,
+                gpus=given.gpus,
+                interval_seconds=given.interval,
+                seed=given.seed,
+                faults=given.faults,
+                seconds=given.seconds,
+                as_json=given.json,
+            )
+        )
+    except ValueError as error:
+        log.error("simulate: %s", error)
+        return CONFIGURATION
+    except SendError as error:
+        log.error("simulate: %s", error)
+        return UNREACHABLE if error.row in (Row.TROUBLE, Row.NOT_NOW) else REFUSED
+    return DONE
 
 
 def _end_on_signals(code: int) -> None:

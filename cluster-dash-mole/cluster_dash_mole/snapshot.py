@@ -5,7 +5,7 @@ The one law of its shape is the server's JSON Schema. Unknown is None or absent,
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 SCHEMA_VERSION = 1
 
@@ -50,7 +50,10 @@ class Snapshot:
             "timestamp": self.timestamp,
             **{name: value for name, value in identity.items() if value is not None},
             **self.parts,
-            "collectors": {name: asdict(outcome) for name, outcome in self.collectors.items()},
+            "collectors": {
+                name: {"ok": said.ok, "seconds": said.seconds, "error": said.error}
+                for name, said in self.collectors.items()
+            },
         }
 
 
