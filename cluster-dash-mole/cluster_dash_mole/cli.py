@@ -16,6 +16,7 @@ from cluster_dash_mole import __version__, collectors
 from cluster_dash_mole.config import Config, ConfigError, load
 from cluster_dash_mole.host import SnapshotCounter, read_host, state_folder
 from cluster_dash_mole.mole import Lane, Mole, Row, Sender, SendError, SystemClock
+from cluster_dash_mole.notify import ServiceManager
 from cluster_dash_mole.senders import GoogleSheetsSender, HttpSender, StdoutSender
 from cluster_dash_mole.snapshot import clean
 
@@ -149,7 +150,7 @@ def _end_on_signals(code: int) -> None:
 
 def _run(config: Config) -> int:
     clock, interval = SystemClock(), config.poll.poll_interval_in_secs
-    host = read_host()
+    host, manager = read_host(), ServiceManager(os.environ)
     lanes = [
         Lane(sender, interval=interval, min_interval=min_interval, clock=clock)
         for sender, min_interval in _senders(config, os.environ)
@@ -164,11 +165,17 @@ def _run(config: Config) -> int:
         clock=clock,
         count=counter.next,
         labels=config.labels,
+        alive=manager.alive,
+        alive_seconds=manager.alive_seconds,
     )
     log.info("mole %s of %s: every %g s by %s", __version__, host.hostname, interval, config.source)
     for lane in lanes:
         lane.start()
-    mole.run()
+    manager.ready()
+    try:
+        mole.run()
+    finally:
+        manager.stopping()
     return DONE
 
 

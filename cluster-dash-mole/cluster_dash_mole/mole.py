@@ -210,7 +210,11 @@ class Lane:
 
 
 class Mole:
-    """Takes a snapshot every `interval` (s) on the host's own phase, and offers it to each lane."""
+    """Takes a snapshot every `interval` (s) on the host's own phase, and offers it to each lane.
+
+    `alive` is called in the loop itself, before each round and at least every `alive_seconds` of a pause, so that its
+    silence means that the loop hangs.
+    """
 
     def __init__(
         self,
@@ -222,6 +226,8 @@ class Mole:
         clock: Clock,
         count: Callable[[], int] | None = None,
         labels: Mapping[str, str] | None = None,
+        alive: Callable[[], None] = lambda: None,
+        alive_seconds: float = math.inf,
     ) -> None:
         self._host = host
         self._collectors = collectors
@@ -230,18 +236,29 @@ class Mole:
         self._clock = clock
         self._count = count
         self._labels = labels or {}
+        self._alive = alive
+        self._alive_seconds = alive_seconds
         self._failing: dict[str, str | None] = {}
 
     def run(self) -> None:
         """Take snapshots for ever: a round that comes late (suspend, SIGSTOP) is one round, with no burst after it."""
         hostname, interval, clock = self._host.hostname, self._interval, self._clock
         grid = clock.monotonic() + phase_wait(hostname, interval, clock.now())
-        clock.sleep(phase_wait(hostname, min(interval, FIRST_WITHIN_SECONDS), clock.now()))
+        self._pause(phase_wait(hostname, min(interval, FIRST_WITHIN_SECONDS), clock.now()))
         while True:
             self.round()
             now = clock.monotonic()
             ticks = math.floor((now - grid) / interval + 1e-3) + 1  # a thousandth: a sleep may end a hair early
-            clock.sleep(max(0.0, grid + ticks * interval - now))
+            self._pause(max(0.0, grid + ticks * interval - now))
+
+    def _pause(self, seconds: float) -> None:
+        self._alive()
+        while seconds > self._alive_seconds:
+            self._clock.sleep(self._alive_seconds)
+            seconds -= self._alive_seconds
+            self._alive()
+        self._clock.sleep(seconds)
+        self._alive()
 
     def round(self) -> None:
         """Take one snapshot and offer it to each lane."""

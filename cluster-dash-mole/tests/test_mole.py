@@ -202,6 +202,34 @@ def test_a_step_of_the_wall_clock_moves_no_round(clock: FakeClock) -> None:
     assert [b - a for a, b in itertools.pairwise(moments)] == pytest.approx([5, 5, 5])
 
 
+def test_the_loop_says_that_it_is_alive_in_long_pauses_and_moves_no_round_by_it(clock: FakeClock) -> None:
+    said: list[float] = []
+    moments: list[float] = []
+
+    class Watch:
+        name = "watch"
+
+        def collect(self) -> None:
+            moments.append(clock.steady)
+            if len(moments) == 3:
+                raise SystemExit
+
+    subject = Mole(
+        host=HOST,
+        collectors=[Watch()],
+        lanes=[],
+        interval=300,
+        clock=clock,
+        alive=lambda: said.append(clock.steady),
+        alive_seconds=20,
+    )
+    with pytest.raises(SystemExit):
+        subject.run()
+    assert moments[2] - moments[1] == pytest.approx(300)
+    assert max(later - earlier for earlier, later in itertools.pairwise(said)) <= 20
+    assert said[-1] == moments[-1]
+
+
 def test_hosts_are_spread_over_the_interval() -> None:
     waits = sorted(phase_wait(f"gpu{number:03}", 10.0, 1_790_000_000.0) for number in range(1000))
     for second in range(10):
