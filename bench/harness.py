@@ -5,6 +5,7 @@ import os
 import platform
 import statistics
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from importlib.metadata import version
 from urllib.parse import urlsplit
@@ -46,18 +47,28 @@ def post(url: str, bodies: Iterable[bytes], headers: Sequence[tuple[str, str]] =
     place = urlsplit(url)
     taken = 0
     for body in bodies:
-        connection = http.client.HTTPConnection(place.hostname or "127.0.0.1", place.port, timeout=30)
-        connection.request("POST", "/", body, dict(headers))
-        answer = connection.getresponse()
-        answer.read()
-        taken += answer.status == 200
-        connection.close()
+        with closing(http.client.HTTPConnection(place.hostname or "", place.port, timeout=60)) as connection:
+            connection.request("POST", place.path or "/", body, dict(headers))
+            answer = connection.getresponse()
+            answer.read()
+            taken += answer.status == 200
     return taken
+
+
+def get(url: str, path: str, encoding: str = "identity", length: int | None = None) -> bytes | None:
+    """Return the body at a path (or its first bytes), packed as it came; None where nobody answers."""
+    place = urlsplit(url)
+    with closing(http.client.HTTPConnection(place.hostname or "", place.port, timeout=60)) as connection:
+        try:
+            connection.request("GET", path, headers={"Accept-Encoding": encoding})
+            return connection.getresponse().read(length)
+        except OSError:
+            return None
 
 
 def machine() -> str:
     """Name the machine and the versions that were measured."""
-    packages = ("flask", "waitress", "jsonschema", "jsonschema-rs", "orjson", "nvidia-ml-py")
+    packages = ("flask", "waitress", "granian", "jsonschema", "jsonschema-rs", "orjson", "nvidia-ml-py")
     versions = ", ".join(f"{name} {version(name)}" for name in packages)
     host = f"{os.cpu_count()} cores, {platform.system()} {platform.machine()}"
     return f"{host}, Python {platform.python_version()}, {versions}"

@@ -25,6 +25,18 @@ def take() -> dict[str, Any]:
     return {"success": True, "msg": "stored result"}
 
 
+@app.get("/hosts")
+def show() -> dict[str, Any]:
+    """Show all of them."""
+    return hosts
+
+
+@app.get("/healthz")
+def healthz() -> dict[str, Any]:
+    """Say that it answers."""
+    return {}
+
+
 server = waitress.create_server(app, host="127.0.0.1", port=0, threads=4)
 print(f"listens on http://127.0.0.1:{server.effective_port}", flush=True)
 server.run()

@@ -2,6 +2,7 @@
 
 import threading
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from cluster_dash_server.snapshot import Gpu, Seen
 from cluster_dash_server.states import (
@@ -31,8 +32,7 @@ class Refused(Exception):
         self.text = text
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class KnownGpu:
+class KnownGpu(NamedTuple):
     """What is remembered of one GPU of a host: what was last seen of it and since when it idles while in use."""
 
     gpu: Gpu

@@ -132,9 +132,7 @@ class Ingest:
 
     def _take(self, body: bytes, post: Post, received_at: float) -> Json:
         """Take one snapshot; return what its answer says beyond success."""
-        snapshot = decode(body)
-        # the secret is taken out before the schema is applied: a validator's message quotes values
-        presented = snapshot.pop("auth_code", None)
+        snapshot, presented, compact = decode(body)
         if presented is None:
             presented = bearer(post.headers.get("authorization"))
         self._passcode.check(presented, post.caller)
@@ -142,7 +140,8 @@ class Ingest:
         if len(snapshot["gpu"]) > self.limits.gpus:
             raise SnapshotError(f"gpu: {len(snapshot['gpu'])} entries, limit {self.limits.gpus}", 422)
         sent_at = date(post.headers.get("date"))
-        seen = read(snapshot, received_at=received_at, skew_seconds=None if sent_at is None else sent_at - received_at)
+        skew_seconds = None if sent_at is None else sent_at - received_at
+        seen = read(snapshot, received_at=received_at, skew_seconds=skew_seconds, compact=compact)
         is_new = self._cluster.offer(seen)
         if seen.boot_id is None or seen.seq is None:
             return {}

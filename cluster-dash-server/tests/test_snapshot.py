@@ -73,7 +73,7 @@ def test_deep_nesting_is_refused_quickly(depth: int) -> None:
 
 
 def test_brackets_inside_of_strings_are_no_nesting() -> None:
-    assert decode(json.dumps({"a": "[" * 100, "b": '\\"{' * 50}).encode())["a"] == "[" * 100
+    assert decode(json.dumps({"a": "[" * 100, "b": '\\"{' * 50}).encode()).snapshot["a"] == "[" * 100
 
 
 def test_nesting_of_32_levels_is_taken_and_33_are_not() -> None:
@@ -85,7 +85,21 @@ def test_nesting_of_32_levels_is_taken_and_33_are_not() -> None:
 def test_a_key_that_returns_deeper_down_is_not_given_twice(example: Snapshot) -> None:
     example["collectors"] = {"cpu": {"ok": True}, "gpu": {"ok": True}}
     example["gpu"]["2_X_000000"] = {"index": 9, "users": {"memory": {"1": {"name": "hostname"}}}}
-    assert decode(json.dumps(example).encode()) == example
+    secret = example.pop("auth_code")
+    decoded = decode(json.dumps({"auth_code": secret, **example}).encode())
+    assert (decoded.snapshot, decoded.auth_code, json.loads(decoded.compact)) == (example, secret, example)
+
+
+@pytest.mark.parametrize("secret", ["a:b", "", None, 5, [1], {"a": {"b": 1}}, "é", "\\"])
+def test_whatever_stands_as_the_secret_is_taken_out_and_no_key_is_thought_to_stand_twice(
+    secret: object, example: Snapshot
+) -> None:
+    example["auth_code"] = secret
+    for indent in (None, 2):
+        for ascii_only in (True, False):
+            decoded = decode(json.dumps(example, indent=indent, ensure_ascii=ascii_only).encode())
+            assert decoded.auth_code == secret
+            assert b"auth_code" not in decoded.compact
 
 
 json_values = st.recursive(
@@ -103,7 +117,7 @@ json_values = st.recursive(
 @settings(max_examples=300, deadline=None)
 def test_no_bytes_make_decode_crash(body: bytes) -> None:
     with contextlib.suppress(SnapshotError):
-        assert isinstance(decode(body), dict)
+        assert isinstance(decode(body).snapshot, dict)
 
 
 @given(json_values.filter(lambda value: isinstance(value, dict)))

@@ -1,0 +1,124 @@
+"""What looking costs: 200 viewers at 1,000 hosts, and the body of 10,000 hosts, beside rows of objects by jsonify."""
+
+import statistics
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+
+from bench.harness import Figure, get, post
+from bench.ingest import MANY, plain_server
+from tests.processes import Listening, body_of, snapshot, start_server, wait_until
+
+HOSTS, GPUS = 1000, 8
+VIEWERS, POLL_SECONDS = 200, 5
+READS = 400
+MANY_HOSTS = 10_000
+LINES = 100
+
+
+def fill(server: Listening, hosts: int) -> list[bytes]:
+    """Post a snapshot of each host; return the batches."""
+    batches = [
+        b"\n".join(body_of(snapshot(f"gpu{number:05}", GPUS)) for number in range(first, min(first + LINES, hosts)))
+        for first in range(0, hosts, LINES)
+    ]
+    post(server.url + MANY, batches)
+    return batches
+
+
+def run(runs: int) -> list[Figure]:
+    """Measure."""
+    figures = []
+    with ExitStack() as stack:
+        ours = stack.enter_context(start_server())
+        batches = fill(ours, HOSTS)
+        reference = stack.enter_context(plain_server())
+        post(reference.url, [body_of(snapshot(f"gpu{number:05}", GPUS)) for number in range(HOSTS // 10)])
+
+        def read_ms(path: Callable[[], str], server: Listening, reads: int, encoding: str) -> float:
+            before = server.cpu_seconds()
+            for _ in range(reads):
+                get(server.url, path(), encoding)
+            return (server.cpu_seconds() - before) / reads * 1000
+
+        whole = statistics.median(read_ms(lambda: "/api/v1/cluster", ours, READS, "zstd") for _ in range(runs))
+        # the plain server holds a tenth of the hosts, or a run would take minutes: its cost grows with their number
+        plain = 10 * statistics.median(read_ms(lambda: "/hosts", reference, 5, "identity") for _ in range(runs))
+        figures.append(
+            Figure(name=f"one read of {HOSTS:,} hosts × {GPUS} GPUs", value=whole, unit="ms", reference=plain)
+        )
+        share = statistics.median(_viewers_percent(ours, batches) for _ in range(runs))
+        figures.append(
+            Figure(
+                name=f"{VIEWERS} viewers every {POLL_SECONDS} s, {HOSTS:,} hosts that all change (posts not counted)",
+                value=share,
+                unit="% of a core",
+                target="≤ 5 %",
+                met=share <= 5,
+            )
+        )
+    with start_server() as ours:
+        fill(ours, MANY_HOSTS)
+        size = len(get(ours.url, "/api/v1/cluster", "zstd") or b"") // 1000
+        ready = statistics.median(_ready_seconds(ours) for _ in range(runs))
+        memory = ours.memory_mib()
+    figures.append(
+        Figure(
+            name=f"{MANY_HOSTS:,} hosts × {GPUS} GPUs: body ready after a change ({size:,} kB in zstd)",
+            value=ready,
+            unit="s",
+            target="≤ 1 s",
+            met=ready <= 1,
+        )
+    )
+    figures.append(
+        Figure(
+            name=f"{MANY_HOSTS:,} hosts × {GPUS} GPUs: memory of the server",
+            value=memory,
+            unit="MiB",
+            target="< 400 MB",
+            met=memory * 2**20 < 400e6,
+        )
+    )
+    return figures
+
+
+def _viewers_percent(server: Listening, batches: list[bytes]) -> float:
+    """Return what the viewers cost: a second of posts with them, less a second without."""
+
+    def percent(viewers: bool) -> float:
+        before, begin = server.cpu_seconds(), time.monotonic()
+        since = ""
+        for second in range(5):
+            due = begin + second
+            time.sleep(max(0.0, due - time.monotonic()))
+            first = second * HOSTS // POLL_SECONDS // LINES
+            post(server.url + MANY, batches[first : first + HOSTS // POLL_SECONDS // LINES])
+            for number in range(VIEWERS // POLL_SECONDS if viewers else 0):
+                time.sleep(max(0.0, due + number / (VIEWERS / POLL_SECONDS) - time.monotonic()))
+                get(server.url, f"/api/v1/cluster?since={since}", "gzip")
+        time.sleep(max(0.0, begin + 5 - time.monotonic()))
+        return (server.cpu_seconds() - before) / (time.monotonic() - begin) * 100
+
+    return percent(True) - percent(False)
+
+
+def _ready_seconds(server: Listening) -> float:
+    """Return how long after a change a whole body that holds it has arrived."""
+    time.sleep(1.1)
+    get(server.url, "/api/v1/cluster", "zstd")
+    begin = time.monotonic()
+    post(server.url, [body_of({**snapshot("gpu00007", GPUS), "interval_seconds": 6 + int(begin) % 100})])
+    old = _version(server)
+
+    def changed() -> bool:
+        return _version(server) != old
+
+    wait_until(changed, 10)
+    get(server.url, "/api/v1/cluster", "zstd")
+    return time.monotonic() - begin
+
+
+def _version(server: Listening) -> bytes:
+    head = get(server.url, "/api/v1/cluster?since=", "identity", 64) or b""
+    return head.partition(b'"version":"')[2].partition(b'"')[0]
