@@ -100,13 +100,15 @@ def create_app(settings: Settings | None = None, clock: Callable[[], float] = ti
     reached = _Reached()
 
     def notices() -> tuple[str, ...]:
+        own = () if settings.site.notice is None else (settings.site.notice,)
         if passcode.is_shipped:
-            return ("No passcode is set: snapshots are taken from this machine only, with the shipped one.",)
+            return (*own, "No passcode is set: snapshots are taken from this machine only, with the shipped one.")
         if reached.from_afar:
             return (
+                *own,
                 "Anyone who reaches this server may look; any host that knows the passcode can speak for any other.",
             )
-        return ()
+        return own
 
     site = pages.Site(name=settings.site.name, version=VERSION, notices=notices)
     app.register_blueprint(post.blueprint(ingest))

@@ -77,6 +77,7 @@ class SiteSettings:
     """The section `[site]`."""
 
     name: str = field(default="cluster", metadata={"help": "what the pages call this cluster"})
+    notice: str | None = field(default=None, metadata={"help": "a line on top of every page"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

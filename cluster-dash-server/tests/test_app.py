@@ -8,7 +8,7 @@ from flask import Flask
 from flask.testing import FlaskClient
 
 from cluster_dash_server.app import create_app
-from cluster_dash_server.settings import IngestSettings, ServerSettings, Settings, ViewerSettings
+from cluster_dash_server.settings import IngestSettings, ServerSettings, Settings, SiteSettings, ViewerSettings
 from cluster_dash_server.viewers import SCOPES, needs, scope_of
 
 
@@ -133,6 +133,13 @@ def test_pages_say_what_is_open(clock: Callable[[], float]) -> None:
     assert "Anyone who reaches" not in site.get("/").text
     site.get("/", headers={"Host": "dash.lab"})
     assert "Anyone who reaches" in site.get("/").text
+
+
+def test_pages_show_the_notice_of_the_site_beside_their_own(clock: Callable[[], float]) -> None:
+    site = SiteSettings(notice="New drivers <on Monday>")
+    page = create_app(Settings(site=site), clock=clock).test_client().get("/memory").text
+    assert "New drivers &lt;on Monday&gt;" in page
+    assert "No passcode is set" in page
 
 
 def test_the_entry_in_front_of_flask_and_the_routes_behind_it_answer_alike(app: Flask, example: Any) -> None:
