@@ -7,11 +7,12 @@ from importlib.metadata import version
 from pathlib import Path
 from uuid import uuid4
 
+import click
 from flask import Config, Flask, Response, render_template, request
 from werkzeug.exceptions import HTTPException
 
 from cluster_dash_server import settings as settings_of_site
-from cluster_dash_server.auth import Passcode
+from cluster_dash_server.auth import Passcode, names_loopback
 from cluster_dash_server.cluster import Cluster
 from cluster_dash_server.ingest import Ingest
 from cluster_dash_server.live import Live
@@ -96,6 +97,8 @@ def create_app(settings: Settings | None = None, clock: Callable[[], float] = ti
     passcode = Passcode(settings.ingest.passcode)
     ingest = Ingest(cluster=cluster, passcode=passcode, check=checker(), limits=settings.limits, clock=clock)
     app = Flask(__name__, static_folder=None)
+    if app.debug:
+        _keep_the_debugger_at_home()
     app.config["MAX_CONTENT_LENGTH"] = settings.limits.body_bytes
     reached = _Reached()
 
@@ -112,7 +115,7 @@ def create_app(settings: Settings | None = None, clock: Callable[[], float] = ti
 
     site = pages.Site(name=settings.site.name, version=VERSION, notices=notices)
     app.register_blueprint(post.blueprint(ingest))
-    app.register_blueprint(api.blueprint(cluster, Live(cluster, uuid4().hex[:8]), clock))
+    app.register_blueprint(api.blueprint(cluster, Live(cluster, uuid4().hex[:8]), clock, VERSION))
     app.register_blueprint(pages.blueprint(cluster, clock, site))
     app.register_blueprint(charts.blueprint(cluster, clock))
     _refuse_routes_without_scope(app)
@@ -151,6 +154,16 @@ def create_app(settings: Settings | None = None, clock: Callable[[], float] = ti
     )
     waitress_limits.apply(settings.limits.body_bytes)
     return app
+
+
+def _keep_the_debugger_at_home() -> None:
+    """Refuse `flask run --debug --host=…`: who reaches Werkzeug's debugger runs code of their own here."""
+    command = click.get_current_context(silent=True)
+    if command is None or command.params.get("debugger") is False:
+        return
+    host = command.params.get("host")
+    if host is not None and not names_loopback(host):
+        raise click.UsageError(f"--debug offers a debugger to everybody who reaches {host}: use --host 127.0.0.1")
 
 
 class _Reached:

@@ -47,7 +47,7 @@ class Caller:
         return (
             _is_loopback(self.peer)
             and self.host is not None
-            and _names_loopback(self.host)
+            and names_loopback(self.host)
             and not self.forwarded
             and self.origin is None
         )
@@ -68,7 +68,7 @@ def _is_loopback(address: str) -> bool:
     return ip.is_loopback
 
 
-def _names_loopback(host: str) -> bool:
+def names_loopback(host: str) -> bool:
     """Say whether a Host header names this machine (DNS rebinding reaches loopback under another name)."""
     name = host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() else host
     name = name.strip("[]").rstrip(".").lower()

@@ -2,16 +2,18 @@
 
 import argparse
 import dataclasses
+import io
 import logging
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from cluster_dash_server import app, logs, serving
+from cluster_dash_server import app, check_config, doctor, logs, notify, serving
 from cluster_dash_server.settings import ConfigError
 
 log = logging.getLogger(__name__)
 
-EXIT_DONE, EXIT_USAGE, EXIT_CONFIG = 0, 2, 78
+EXIT_DONE, EXIT_PROBLEM, EXIT_USAGE, EXIT_CONFIG = 0, 1, 2, 78
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -37,14 +39,21 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {app.VERSION}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    command = commands.add_parser("serve", parents=[shared], help="run the server", description="Run the server.")
-    command.add_argument(
+    configured = argparse.ArgumentParser(add_help=False, parents=[shared])
+    configured.add_argument(
         "-c",
         "--config",
         type=Path,
         metavar="FILE",
         help="settings (else $CLUSTER_DASH_CONFIG, ./server.toml, /etc/cluster-dash/server.toml)",
     )
+    for name, run, text in (
+        ("check-config", check, "say which settings are in force, and where each comes from"),
+        ("doctor", examine, "look at everything the server needs, and say what is wrong and how to mend it"),
+    ):
+        command = commands.add_parser(name, parents=[configured], help=text, description=text.capitalize() + ".")
+        command.set_defaults(run=run)
+    command = commands.add_parser("serve", parents=[configured], help="run the server", description="Run the server.")
     command.add_argument("--host", help="address to listen on (default 127.0.0.1; 0.0.0.0: all)")
     command.add_argument("--port", type=int, help="port to listen on (default 8080; 0: any free one)")
     command.add_argument("--server", choices=tuple(serving.SERVERS), help="what serves (default waitress)")
@@ -65,9 +74,39 @@ def serve(options: argparse.Namespace) -> int:
     settings = dataclasses.replace(settings, server=dataclasses.replace(settings.server, **given))
     if not 0 <= settings.server.port <= 65535:
         raise ConfigError(f"--port: got {settings.server.port}, expected a whole number >= 0 <= 65535")
-    serving.SERVERS[settings.server.server](settings, _log_options(options))
+    serving.allow_open_files(settings.limits.max_hosts)
+    try:
+        serving.SERVERS[settings.server.server](settings, _log_options(options))
+    finally:
+        notify.tell("STOPPING=1")
     log.info("ended")
     return EXIT_DONE
+
+
+def check(options: argparse.Namespace) -> int:
+    """Print the settings in force.
+
+    Raises:
+        ConfigError: a setting that cannot be used.
+    """
+    sys.stdout.write(check_config.report(app.read_settings(options.config)))
+    return EXIT_DONE
+
+
+def examine(options: argparse.Namespace) -> int:
+    """Print what the doctor finds; the exit code is that of the worst finding."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal without ✔ still gets the words
+    try:
+        reading = app.read_settings(options.config)
+    except ConfigError as error:
+        sys.stdout.write(f"{doctor.unusable_settings(str(error))}\n")
+        return EXIT_CONFIG
+    code = EXIT_DONE
+    for finding in doctor.examine(reading):
+        sys.stdout.write(f"{finding}\n")
+        code = EXIT_PROBLEM if finding.is_problem else code
+    return code
 
 
 def _log_options(options: argparse.Namespace) -> logs.LogOptions:

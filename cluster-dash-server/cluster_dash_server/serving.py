@@ -3,6 +3,7 @@
 import errno
 import functools
 import logging
+import resource
 import signal
 import socket
 import sys
@@ -14,12 +15,16 @@ from typing import Any
 
 from waitress.server import create_server
 
-from cluster_dash_server import logs
+from cluster_dash_server import logs, notify
 from cluster_dash_server.app import VERSION, create_app
 from cluster_dash_server.logs import LogOptions
+from cluster_dash_server.port_holder import holder_of
 from cluster_dash_server.settings import ConfigError, Settings
 
 log = logging.getLogger(__name__)
+
+SPARE_FILES = 64
+"""File descriptors that a server needs beside its connections."""
 
 
 def by_waitress(settings: Settings, log_options: LogOptions) -> None:
@@ -74,6 +79,14 @@ SERVERS: dict[str, Callable[[Settings, LogOptions], None]] = {"waitress": by_wai
 """The kinds of server, by the name that `--server` and `[server] server` give them."""
 
 
+def allow_open_files(hosts: int) -> None:
+    """Raise this process's limit of open files, as far as it may, so that so many hosts can be connected at once."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = hosts + SPARE_FILES if hard == resource.RLIM_INFINITY else min(hosts + SPARE_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
 def _load(settings: Settings, log_options: LogOptions) -> Callable[..., Any]:
     """Build the application in granian's worker."""
     logs.setup(log_options)
@@ -92,13 +105,18 @@ def _free_port(settings: Settings) -> int:
 
 
 def _cannot_listen(settings: Settings, error: OSError) -> ConfigError:
-    mend = "in use: choose another one with --port" if error.errno == errno.EADDRINUSE else error.strerror
-    return ConfigError(f"cannot listen on {settings.server.host}:{settings.server.port}: {mend}")
+    host, port, why = settings.server.host, settings.server.port, error.strerror
+    if error.errno == errno.EADDRINUSE:
+        why = (
+            f"CD601 port {port} in use by {holder_of(port) or 'a process that cannot be seen'}: choose another, --port"
+        )
+    return ConfigError(f"cannot listen on {host}:{port}: {why}")
 
 
 def _say(settings: Settings, port: int) -> None:
     where = f"http://{settings.server.host}:{port}{settings.server.base_path}"
     log.info("cluster-dash-server %s listens on %s", VERSION, where)
+    notify.watch(settings.server.host, port)
 
 
 def _end(number: int, frame: FrameType | None) -> None:

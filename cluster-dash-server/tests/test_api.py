@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from flask.testing import FlaskClient
 
-from cluster_dash_server.app import create_app
+from cluster_dash_server.app import VERSION, create_app
 from cluster_dash_server.settings import Settings
 
 Snapshot = dict[str, Any]
@@ -167,4 +167,4 @@ def test_one_host_comes_as_it_was_sent_less_the_secret(client: FlaskClient, cloc
 def test_the_schema_and_the_health_are_served(client: FlaskClient) -> None:
     assert json.loads(client.get("/api/v1/schema").text)["title"] == "Snapshot"
     assert client.get("/healthz").json == {"success": True}
-    assert client.get("/readyz").json == {"success": True, "failing": [], "hosts": 0}
+    assert client.get("/readyz").json == {"success": True, "failing": [], "hosts": 0, "version": VERSION}

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 from flask import Flask
+from flask.cli import FlaskGroup
 from flask.testing import FlaskClient
 
 from cluster_dash_server.app import create_app
@@ -155,3 +156,27 @@ def _without_entry(app: Flask) -> Any:
     plain = create_app(Settings())
     plain.wsgi_app = Flask.wsgi_app.__get__(plain)  # type: ignore[method-assign]
     return plain
+
+
+@pytest.mark.parametrize(
+    ("arguments", "starts"),
+    [
+        (["--debug", "--host=0.0.0.0"], False),
+        (["--debug", "--host=192.0.2.7"], False),
+        (["--debug", "--host=127.0.0.1"], True),
+        (["--debug"], True),
+        (["--debug", "--no-debugger", "--host=0.0.0.0"], True),
+        (["--host=0.0.0.0"], True),
+    ],
+)
+def test_flask_s_debugger_is_offered_on_loopback_only(
+    arguments: list[str], starts: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served: list[str] = []
+    monkeypatch.setattr("flask.cli.run_simple", lambda host, *args, **more: served.append(host))
+    monkeypatch.setenv("FLASK_APP", "cluster_dash_server")
+    monkeypatch.setenv("FLASK_DEBUG", "0")  # --debug sets it: it is put back at the end of the test
+    monkeypatch.setenv("FLASK_RUN_FROM_CLI", "false")
+    with pytest.raises(SystemExit) as ended:
+        FlaskGroup().main(["run", *arguments], prog_name="flask")
+    assert (ended.value.code == 0, len(served)) == (starts, starts)

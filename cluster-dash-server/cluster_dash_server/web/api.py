@@ -28,7 +28,7 @@ def failure(status: int, text: str) -> Response:
     return json_response({"success": False, "msg": text}, status)
 
 
-def blueprint(cluster: Cluster, live: Live, clock: Callable[[], float]) -> Blueprint:
+def blueprint(cluster: Cluster, live: Live, clock: Callable[[], float], version: str) -> Blueprint:
     """Build the routes."""
     api = Blueprint("api", __name__)
 
@@ -40,7 +40,7 @@ def blueprint(cluster: Cluster, live: Live, clock: Callable[[], float]) -> Bluep
     @api.get("/readyz")
     @needs("public")
     def readyz() -> Response:
-        return json_response({"success": True, "failing": [], "hosts": len(cluster)})
+        return json_response({"success": True, "failing": [], "hosts": len(cluster), "version": version})
 
     @api.get("/data-out/gpu-data-simple")
     @needs("state:read")

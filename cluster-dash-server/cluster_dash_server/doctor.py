@@ -1,0 +1,303 @@
+"""`doctor`: looks at everything a server needs and says, of each: what, the figure, the likely cause, one command."""
+
+import ctypes
+import errno
+import os
+import resource
+import shlex
+import socket
+import stat
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Literal
+from urllib.parse import urlsplit
+
+from cluster_dash_server.asking import Answer, ask
+from cluster_dash_server.auth import SHIPPED_PASSCODE, names_loopback
+from cluster_dash_server.port_holder import Holder, holder_of
+from cluster_dash_server.serving import SPARE_FILES
+from cluster_dash_server.settings import IngestSettings, Reading, ServerSettings, Settings
+from cluster_dash_server.snapshot import printable
+
+Mark = Literal["✔", "!", "✘"]
+
+SHORT_PASSCODE = 12
+"""Characters below which a passcode that never changes can be guessed in the time there is."""
+ASK_SECONDS = 3.0
+_FILES = resource.RLIMIT_NOFILE
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """What one look gave.
+
+    Attributes:
+        mark: ✔ good, ! worth a look, ✘ a problem.
+        what: the thing looked at.
+        measured: what was seen.
+        cause: why it may be so; empty where it is good.
+        command: the one command that mends it or says more; empty where it is good.
+        code: its code in messages and docs, such as CD601.
+    """
+
+    mark: Mark
+    what: str
+    measured: str
+    cause: str = ""
+    command: str = ""
+    code: str = ""
+
+    @property
+    def is_problem(self) -> bool:
+        """Whether the server cannot do its work so."""
+        return self.mark == "✘"
+
+    def __str__(self) -> str:
+        """Word it: a line, and one each for the cause and the command."""
+        what = f"{self.what} ({self.code})" if self.code else self.what
+        lines = [f"{self.mark} {what}: {printable(self.measured)}"]
+        lines += [f"    likely: {self.cause}"] if self.cause else []
+        lines += [f"    try:    {self.command}"] if self.command else []
+        return "\n".join(lines)
+
+
+def examine(reading: Reading) -> Iterator[Finding]:
+    """Look at everything; give each finding as soon as it is known."""
+    settings = reading.settings
+    yield Finding(mark="✔", what="settings", measured=f"{reading.file or 'no file; defaults'}, usable")
+    yield from passcode(settings, reading.file)
+    running = _ours(
+        ask(
+            settings.server.host,
+            settings.server.port,
+            f"{settings.server.base_path}/readyz",
+            seconds=ASK_SECONDS,
+            name=next(iter(settings.viewers.trusted_hosts), None),
+        )
+    )
+    holder = holder_of(settings.server.port)
+    yield listening(settings.server, running, holder)
+    yield open_files(settings.limits.max_hosts, None if running is None else holder)
+    yield data_folder(settings.server.data)
+    yield engines()
+    yield clock(kernel_clock_state())
+    yield from reach(settings)
+
+
+def unusable_settings(text: str) -> Finding:
+    """Word settings that cannot be used; nothing else can be looked at then."""
+    return Finding(
+        mark="✘",
+        what="settings",
+        measured=text,
+        cause="a slip of the pen in the file or variable named",
+        command="cluster-dash-server check-config",
+        code="CD602",
+    )
+
+
+def passcode(settings: Settings, file: Path | None) -> Iterator[Finding]:
+    """Look at the passcode, and at who can read the file that holds it."""
+    ingest, far = settings.ingest, not names_loopback(settings.server.host)
+    if ingest.passcode is None:
+        yield Finding(
+            mark="✘" if far else "!",
+            what="passcode",
+            measured="none set: the shipped one is accepted from the server's own machine only",
+            cause="the site has not chosen one yet; the moles of other hosts are answered 401",
+            command="(umask 077; openssl rand -hex 24 > passcode); "
+            "CLUSTER_DASH_INGEST__PASSCODE_FILE=passcode cluster-dash-server serve",
+            code="CD204",
+        )
+        return
+    if ingest.passcode == SHIPPED_PASSCODE:
+        yield _weak("the one that everybody has with the software")
+    elif len(ingest.passcode) < SHORT_PASSCODE:
+        yield _weak(f"{len(ingest.passcode)} characters")
+    else:
+        yield Finding(mark="✔", what="passcode", measured="the site's own")
+    yield from _secret_file(ingest, file)
+
+
+def _weak(measured: str) -> Finding:
+    return Finding(
+        mark="!",
+        what="passcode",
+        measured=measured,
+        cause="anyone who knows or guesses it can speak for any host",
+        command="openssl rand -hex 24",
+        code="CD204",
+    )
+
+
+def _secret_file(ingest: IngestSettings, file: Path | None) -> Iterator[Finding]:
+    path = file if ingest.passcode_file is None else Path(ingest.passcode_file)
+    if path is None or (ingest.passcode_file is None and "passcode" not in path.read_text(encoding="utf-8")):
+        return
+    mode = stat.S_IMODE(path.stat().st_mode)
+    if mode & stat.S_IROTH:
+        yield Finding(
+            mark="!",
+            what="passcode file",
+            measured=f"{path} has mode {mode:04o}: every user of this machine can read it",
+            cause="it was made with the usual umask",
+            command=f"chmod o-r {shlex.quote(str(path))}",
+        )
+
+
+def listening(server: ServerSettings, running: Mapping[str, object] | None, holder: Holder | None) -> Finding:
+    """Look at the address: a server of ours is there, or it is free, or somebody else has it.
+
+    Args:
+        server: where a server is to listen.
+        running: what /readyz says there; None: nothing of ours answers.
+        holder: who has the port.
+    """
+    where = f"{server.host}:{server.port}"
+    if running is not None:
+        told = f"cluster-dash-server {running['version']} answers at {where}, with {running['hosts']} hosts"
+        return Finding(mark="✔", what="server", measured=told)
+    family = socket.AF_INET6 if ":" in server.host else socket.AF_INET
+    try:
+        socket.create_server((server.host, server.port), family=family).close()
+    except OSError as error:
+        return _cannot_listen(server, where, error, holder)
+    return Finding(mark="✔", what="address", measured=f"{where} is free")
+
+
+def _ours(answer: Answer | None) -> Mapping[str, object] | None:
+    """Return the body of /readyz; None where something else answers."""
+    return answer.json if answer is not None and answer.json and {"version", "hosts"} <= set(answer.json) else None
+
+
+def _cannot_listen(server: ServerSettings, where: str, error: OSError, holder: Holder | None) -> Finding:
+    if error.errno == errno.EADDRINUSE:
+        return Finding(
+            mark="✘",
+            what=f"port {server.port}",
+            measured=f"in use by {holder or 'a process that cannot be seen'}",
+            cause="another program, or a server of another address or path, listens there",
+            command=f"cluster-dash-server serve --port {server.port + 1}",
+            code="CD601",
+        )
+    if error.errno == errno.EACCES:
+        cause, command = "ports below 1024 are root's", "cluster-dash-server serve --port 8080"
+    else:
+        cause, command = "this machine has no such address", "ip -brief address"
+    return Finding(mark="✘", what=f"address {where}", measured=str(error.strerror), cause=cause, command=command)
+
+
+def open_files(max_hosts: int, holder: Holder | None) -> Finding:
+    """Look at how many connections may be open: in the running server, else in one that this shell would start.
+
+    Args:
+        max_hosts: hosts that the server takes.
+        holder: the running server; None: there is none.
+    """
+    pid = None if holder is None else holder.pid
+    try:
+        # a server raises its own limit to the hard one at start
+        limit = resource.getrlimit(_FILES)[1] if pid is None else resource.prlimit(pid, _FILES)[0]
+    except OSError:
+        return Finding(mark="✔", what="open files", measured="the running server's limit is not for this user to read")
+    whose = "here" if pid is None else "of the running server"
+    needed = max_hosts + SPARE_FILES
+    if limit == resource.RLIM_INFINITY or limit >= needed:
+        return Finding(mark="✔", what="open files", measured=f"limit {whose} enough for {max_hosts} hosts")
+    return Finding(
+        mark="!",
+        what="open files",
+        measured=f"limit {whose} {limit}; {max_hosts} hosts at once need {needed}",
+        cause="a limit of the login, the container or the unit (LimitNOFILE=)",
+        command=f"prlimit --nofile={needed} cluster-dash-server serve",
+    )
+
+
+def data_folder(folder: str | None) -> Finding:
+    """Look at the folder for what the server keeps."""
+    if folder is None:
+        return Finding(mark="✔", what="data folder", measured="none named; this release keeps nothing")
+    path = Path(folder)
+    if path.is_dir() and os.access(path, os.W_OK | os.X_OK):
+        return Finding(mark="✔", what="data folder", measured=f"{path} can be written")
+    return Finding(
+        mark="✘",
+        what="data folder",
+        measured=f"{path} {'cannot be written' if path.is_dir() else 'is no folder'} by uid {os.geteuid()}",
+        cause="it was not made for the user that the server runs as",
+        command=f"install -d -m 0750 -o {os.geteuid()} {shlex.quote(folder)}",
+    )
+
+
+def engines() -> Finding:
+    """Look at the two parts that make a post cheap."""
+    missing = [name for name in ("orjson", "jsonschema_rs") if find_spec(name) is None]
+    if not missing:
+        return Finding(mark="✔", what="speed", measured="orjson and jsonschema-rs are there")
+    return Finding(
+        mark="!",
+        what="speed",
+        measured=f"without {' and '.join(missing)} a post costs up to a hundred times as much",
+        cause="no wheels for this kind of machine; right all the same, and enough for some dozens of hosts",
+        command="python -m pip install orjson jsonschema-rs",
+    )
+
+
+def kernel_clock_state() -> int | None:
+    """Return the kernel's own word on its clock (adjtimex): 5 is not synchronised; None where it may not be asked."""
+    timex = ctypes.create_string_buffer(512)  # struct timex, all zero: read, change nothing
+    try:
+        state = int(ctypes.CDLL(None).adjtimex(timex))
+    except (OSError, AttributeError):
+        return None
+    return None if state < 0 else state
+
+
+def clock(state: int | None) -> Finding:
+    """Look at the clock: hosts whose own differs by more than a minute are flagged against it."""
+    if state != 5:
+        return Finding(mark="✔", what="clock", measured="unknown" if state is None else "synchronised")
+    return Finding(
+        mark="!",
+        what="clock",
+        measured="the kernel says that it is not synchronised",
+        cause="no chrony, ntpd or systemd-timesyncd runs here (in a container: on its host)",
+        command="timedatectl",
+        code="CD302",
+    )
+
+
+def reach(settings: Settings) -> Iterator[Finding]:
+    """Look at how people and moles come here: names, and whether anybody can listen in."""
+    far, url = not names_loopback(settings.server.host), settings.server.public_url
+    name = None if url is None else urlsplit(url).hostname
+    trusted = {host.lower() for host in settings.viewers.trusted_hosts}
+    if trusted and name is not None and name not in trusted:
+        yield Finding(
+            mark="✘",
+            what="names",
+            measured=f"public_url names {name}, which [viewers] trusted_hosts lacks: it is answered 421",
+            cause="one of the two was changed without the other",
+            command="cluster-dash-server check-config",
+        )
+    if far and url is not None and url.startswith("https://"):
+        yield Finding(
+            mark="!",
+            what="encryption",
+            measured=f"people come by {url}, but {settings.server.host}:{settings.server.port} is open beside it",
+            cause="with a proxy on this machine the server need not listen to the network",
+            command="cluster-dash-server serve --host 127.0.0.1",
+        )
+    elif far:
+        yield Finding(
+            mark="!",
+            what="encryption",
+            measured="none: passcode and pages cross the network in the clear",
+            cause="no proxy with TLS stands in front, or [server] public_url does not name it yet",
+            command="see setup.md, the section on TLS",
+        )
+    else:
+        told = "reached from this machine only" if url is None else f"reached by {url}"
+        yield Finding(mark="✔", what="reach", measured=told)

@@ -1,0 +1,60 @@
+"""What `check-config` says of the settings in force."""
+
+from pathlib import Path
+
+import pytest
+
+from cluster_dash_server.check_config import report
+from cluster_dash_server.cli import main
+from cluster_dash_server.settings import read
+
+
+def test_each_setting_that_is_no_default_comes_with_its_origin(tmp_path: Path) -> None:
+    file = tmp_path / "server.toml"
+    file.write_text('[server]\nport = 9000\nhost = "127.0.0.1"\n[viewers]\ntrusted_hosts = ["a"]\n')
+    reading = read(
+        file,
+        environment={"CLUSTER_DASH_SITE__NAME": "ö", "CLUSTER_DASH_SERVER__PORT": "9001"},
+        site={"PASSCODE": "hidden"},
+        site_file="/site/config.py",
+    )
+    assert report(reading).splitlines() == [
+        f"file in force: {file}",
+        "server.port = 9001              # CLUSTER_DASH_SERVER__PORT",
+        'ingest.passcode = "***"         # /site/config.py',
+        f'viewers.trusted_hosts = ["a"]   # {file}',
+        'site.name = "ö"                 # CLUSTER_DASH_SITE__NAME',
+        "all other settings are at their defaults",
+    ]
+
+
+def test_a_passcode_file_is_the_origin_of_its_passcode(tmp_path: Path) -> None:
+    secret = tmp_path / "passcode"
+    secret.write_text("hidden")
+    told = report(read(environment={"CLUSTER_DASH_INGEST__PASSCODE_FILE": str(secret)}))
+    assert 'ingest.passcode = "***"' in told
+    assert f"# {secret}" in told
+    assert "hidden" not in told
+
+
+def test_without_any_setting_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert report(read(environment={})) == "file in force: none\nall settings are at their defaults\n"
+
+
+def test_the_command_prints_it_and_ends_with_0(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "config.py").write_text("PASSCODE = 'hidden'\n")
+    assert main(["check-config"]) == 0
+    assert f'ingest.passcode = "***"   # {tmp_path / "config.py"}' in capsys.readouterr().out
+
+
+def test_a_setting_that_cannot_be_used_ends_it_with_78(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "server.toml"
+    file.write_text("[sever]\n")
+    assert main(["check-config", "-c", str(file)]) == 78
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert f"{file}: unknown section [sever], did you mean [server]?" in told.err
