@@ -15,6 +15,7 @@ PARTS = {
     "gcc": "Debian's packages gcc and libc6-dev",
     "make": "Debian's package make",
     "git": "Debian's package git",
+    "systemd-analyze": "Debian's package systemd",
 }
 """Programs that a package brings: with CI=true a missing one is a failure."""
 
