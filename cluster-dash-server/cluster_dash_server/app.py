@@ -1,6 +1,5 @@
 """`create_app`: reads the site's files, builds the parts, hands each what it uses."""
 
-import logging
 import time
 from collections.abc import Callable
 from importlib.metadata import version
@@ -20,8 +19,6 @@ from cluster_dash_server.settings import ConfigError, Reading, Settings
 from cluster_dash_server.snapshot import checker
 from cluster_dash_server.viewers import scope_of
 from cluster_dash_server.web import api, charts, edge, pages, post, waitress_limits
-
-log = logging.getLogger(__name__)
 
 VERSION = version("cluster-dash-server")
 
@@ -114,8 +111,10 @@ def create_app(settings: Settings | None = None, clock: Callable[[], float] = ti
         return own
 
     site = pages.Site(name=settings.site.name, version=VERSION, notices=notices)
-    app.register_blueprint(post.blueprint(ingest))
-    app.register_blueprint(api.blueprint(cluster, Live(cluster, uuid4().hex[:8]), clock, VERSION))
+    posts = post.ways(ingest)
+    looks = api.way(Live(cluster, uuid4().hex[:8]), clock)
+    app.register_blueprint(post.blueprint(*posts))
+    app.register_blueprint(api.blueprint(cluster, looks, clock, VERSION))
     app.register_blueprint(pages.blueprint(cluster, clock, site))
     app.register_blueprint(charts.blueprint(cluster, clock))
     _refuse_routes_without_scope(app)
@@ -140,15 +139,15 @@ def create_app(settings: Settings | None = None, clock: Callable[[], float] = ti
 
     @app.errorhandler(Exception)
     def own_error(error: Exception) -> Response | tuple[str, int]:
-        number = uuid4().hex[:12]  # the caller gets the number, the log the traceback
-        log.error("error %s in %s %s", number, request.method, request.path, exc_info=error)
-        text = f"an error of the server; its log names it {number}"
+        text = edge.numbered(error, request.method, request.path)
         if _is_for_machines():
-            return api.failure(500, f"request: {text}")
+            return api.failure(500, text)
         return render_template("error.html", title="Error", text=text), 500
 
     app.wsgi_app = edge.Edge(  # type: ignore[method-assign]
-        post.entry(app.wsgi_app, ingest, SECURITY_HEADERS.items()),
+        app.wsgi_app,
+        ways=(*posts, looks),
+        headers=SECURITY_HEADERS.items(),
         base_path=settings.server.base_path,
         trusted_hosts=settings.viewers.trusted_hosts,
     )

@@ -64,14 +64,24 @@ def test_errors_for_machines_have_one_shape(client: FlaskClient, method: str, pa
     assert answer.json["success"] is False
 
 
+@pytest.mark.parametrize(
+    ("part", "path"), [("live.Live.body", "/api/v1/cluster"), ("web.api.server", "/api/dashboard-data")]
+)
 def test_an_error_of_our_own_gives_a_number_and_the_log_the_traceback(
-    clock: Callable[[], float], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    part: str,
+    path: str,
+    example: Any,
+    clock: Callable[[], float],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     def broken(*_: Any) -> None:
         raise RuntimeError("the inside of the server")
 
-    monkeypatch.setattr("cluster_dash_server.live.Live.body", broken)
-    answer = create_app(Settings(), clock=clock).test_client().get("/api/v1/cluster")
+    monkeypatch.setattr(f"cluster_dash_server.{part}", broken)
+    client = create_app(Settings(), clock=clock).test_client()
+    client.post("/", json=example)
+    answer = client.get(path)
     assert answer.status_code == 500
     assert answer.json is not None
     assert "the inside" not in answer.text
@@ -150,6 +160,13 @@ def test_the_entry_in_front_of_flask_and_the_routes_behind_it_answer_alike(app: 
         one, other = front.post(path, json=body), behind.post(path, json=body)
         assert (one.status, one.data) == (other.status, other.data)
         assert dict(one.headers) == dict(other.headers)
+    assert set(front.get("/api/v1/cluster").headers.keys()) == set(behind.get("/api/v1/cluster").headers.keys())
+
+
+def test_what_is_answered_in_front_of_flask_is_a_route_of_the_same_scope(app: Flask) -> None:
+    for way in app.wsgi_app.ways:  # type: ignore[attr-defined]
+        endpoint, _ = app.url_map.bind("").match(way.path, method=way.method)
+        assert scope_of(app.view_functions[endpoint]) == way.scope
 
 
 def _without_entry(app: Flask) -> Any:

@@ -2,13 +2,20 @@
 
 import statistics
 from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
+from urllib.parse import parse_qs
 
 from flask import Blueprint, Response, request
+from werkzeug.http import parse_etags
 
 from cluster_dash_server.cluster import Cluster, GpuView, HostView
 from cluster_dash_server.live import Live, choose_encoding
 from cluster_dash_server.snapshot import Json, dumps, loads, printable, schema_text
 from cluster_dash_server.viewers import needs
+from cluster_dash_server.web.edge import Reply, Way
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import WSGIEnvironment
 
 OFFLINE_MINUTES = 10
 """The kept routes' own rule, older than the states: a host is offline after so long."""
@@ -28,7 +35,27 @@ def failure(status: int, text: str) -> Response:
     return json_response({"success": False, "msg": text}, status)
 
 
-def blueprint(cluster: Cluster, live: Live, clock: Callable[[], float], version: str) -> Blueprint:
+def way(live: Live, clock: Callable[[], float]) -> Way:
+    """Build the way to the live view, which is answered in front of Flask."""
+
+    def answer(environ: "WSGIEnvironment") -> Reply:
+        encoding = choose_encoding(environ.get("HTTP_ACCEPT_ENCODING"))
+        since = parse_qs(environ.get("QUERY_STRING", "")).get("since", [""])[0]
+        body = live.body(clock(), since, encoding)
+        headers = [
+            *(("Content-Type", "application/json"), ("ETag", f'"{body.version}"')),
+            *(("Cache-Control", "no-cache"), ("Vary", "Accept-Encoding")),
+        ]
+        if body.version in parse_etags(environ.get("HTTP_IF_NONE_MATCH")):
+            return Reply(b"", "304 Not Modified", headers)
+        if encoding != "identity":
+            headers.append(("Content-Encoding", encoding))
+        return Reply(body.content, "200 OK", headers)
+
+    return Way("GET", "/api/v1/cluster", "state:read", answer)
+
+
+def blueprint(cluster: Cluster, looks: Way, clock: Callable[[], float], version: str) -> Blueprint:
     """Build the routes."""
     api = Blueprint("api", __name__)
 
@@ -75,19 +102,10 @@ def blueprint(cluster: Cluster, live: Live, clock: Callable[[], float], version:
         stats: Json = {**dict.fromkeys(names), "total_snapshots": 0}
         return json_response({"hours": hours, "generated_at": clock(), "series": [], "stats": stats})
 
-    @api.get("/api/v1/cluster")
+    @api.get(looks.path)
     @needs("state:read")
     def live_cluster() -> Response:
-        encoding = choose_encoding(request.headers.get("Accept-Encoding"))
-        body = live.body(clock(), request.args.get("since"), encoding)
-        response = Response(status=304) if body.version in request.if_none_match else Response(body.content)
-        response.mimetype = "application/json"
-        response.set_etag(body.version)
-        response.headers["Cache-Control"] = "no-cache"
-        response.headers["Vary"] = "Accept-Encoding"
-        if encoding != "identity":
-            response.headers["Content-Encoding"] = encoding
-        return response
+        return Response(*looks.answer(request.environ))
 
     @api.get("/api/v1/hosts/<host>")
     @needs("state:read")

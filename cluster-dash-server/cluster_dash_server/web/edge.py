@@ -1,12 +1,21 @@
-"""In front of Flask, on every server alike: the base path, the Host rule, and requests with two lengths."""
+"""In front of Flask, on every server alike: the base path, the Host rule, requests with two lengths, and the hot ways.
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+A hot way (a post, the live view) is answered here: through Flask it would cost as much again as its own work. Behind it
+stands a route that calls the same function, so that the route map is whole.
+"""
+
+import logging
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, NamedTuple
+from uuid import uuid4
 
 from cluster_dash_server.auth import Caller
+from cluster_dash_server.viewers import Scope
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+
+log = logging.getLogger(__name__)
 
 FORWARDING_HEADERS = ("HTTP_X_FORWARDED", "HTTP_FORWARDED", "HTTP_X_REAL_IP", "HTTP_VIA")
 
@@ -22,17 +31,47 @@ def caller_of(environ: "WSGIEnvironment") -> Caller:
     )
 
 
+class Reply(NamedTuple):
+    """An answer: its body, its status line, its headers but for Content-Length and those that every answer has."""
+
+    content: bytes
+    status: str
+    headers: list[tuple[str, str]]
+
+
+class Way(NamedTuple):
+    """A request that is answered in front of Flask."""
+
+    method: str
+    path: str
+    scope: Scope
+    answer: "Callable[[WSGIEnvironment], Reply]"
+
+
 class Edge:
     """Wrap a WSGI application.
 
     Args:
         app: what answers in the end.
+        ways: what is answered here.
+        headers: what every answer carries.
         base_path: '' or '/dash': where the site lives; a proxy may cut it off or leave it.
         trusted_hosts: the names in the Host header that are answered; empty: any.
     """
 
-    def __init__(self, app: "WSGIApplication", *, base_path: str, trusted_hosts: Iterable[str]) -> None:
+    def __init__(
+        self,
+        app: "WSGIApplication",
+        *,
+        ways: Iterable[Way],
+        headers: Iterable[tuple[str, str]],
+        base_path: str,
+        trusted_hosts: Iterable[str],
+    ) -> None:
         self._app = app
+        self.ways = tuple(ways)
+        self._answers = {(way.method, way.path): way.answer for way in self.ways}
+        self._headers = list(headers)
         self._base_path = base_path
         self._trusted_hosts = frozenset(host.lower() for host in trusted_hosts)
 
@@ -50,11 +89,27 @@ class Edge:
             environ["SCRIPT_NAME"] = self._base_path
             if path == self._base_path or path.startswith(self._base_path + "/"):
                 environ["PATH_INFO"] = path[len(self._base_path) :] or "/"
-        return self._app(environ, start_response)
+        answer = self._answers.get((environ["REQUEST_METHOD"], environ.get("PATH_INFO", "")))
+        if answer is None:
+            return self._app(environ, start_response)
+        try:
+            content, status, headers = answer(environ)
+        except Exception as error:  # as Flask does for its routes: the caller gets a number, the log the traceback
+            text = numbered(error, environ["REQUEST_METHOD"], environ["PATH_INFO"])
+            return _plain(start_response, "500 Internal Server Error", text)
+        start_response(status, [*headers, *self._headers, ("Content-Length", str(len(content)))])
+        return [content]
 
     def _trusts(self, host: str) -> bool:
         name = host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() else host
         return name.lower() in self._trusted_hosts
+
+
+def numbered(error: Exception, method: str, path: str) -> str:
+    """Log an error of our own under a number, and word it for the caller, who learns nothing else."""
+    number = uuid4().hex[:12]
+    log.error("error %s in %s %s", number, method, path, exc_info=error)
+    return f"request: an error of the server; its log names it {number}"
 
 
 def _plain(start_response: "StartResponse", status: str, text: str) -> Iterable[bytes]:
