@@ -1,8 +1,9 @@
 """The live view: the newest snapshot of each host and what is known beyond it. Pure: the time is an argument."""
 
 import threading
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from cluster_dash_server.snapshot import Gpu, Seen
 from cluster_dash_server.states import (
@@ -10,12 +11,16 @@ from cluster_dash_server.states import (
     Headline,
     State,
     Thresholds,
+    figures_are_old,
     gpu_state,
     headline,
     idle_while_in_use,
     silence,
     silence_after,
 )
+
+EPHEMERAL_SECONDS = 86_400.0
+"""A host that says it is ephemeral, a pod, leaves the lists so long after it went down."""
 
 
 class Refused(Exception):
@@ -33,11 +38,18 @@ class Refused(Exception):
 
 
 class KnownGpu(NamedTuple):
-    """What is remembered of one GPU of a host: what was last seen of it and since when it idles while in use."""
+    """What is remembered of one GPU of a host: what was last seen of it, and moments (Unix s).
+
+    Attributes:
+        idle_since: since when it is in use without work; None: it is not.
+        missing_since: since when the snapshots of its host do not hold it any more.
+        free_since: since when it is free, without its host having been down in between.
+    """
 
     gpu: Gpu
     idle_since: float | None
     missing_since: float | None
+    free_since: float | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,12 +72,25 @@ class KnownHost:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GpuView:
-    """One GPU as it stands now."""
+    """One GPU as it stands now: what is known of it, as in KnownGpu, and its state.
+
+    Attributes:
+        old: its figures were read so long before the snapshot that they do not say what is.
+    """
 
     gpu: Gpu
     state: State
     idle_since: float | None
     missing_since: float | None
+    free_since: float | None
+    old: bool
+
+    @property
+    def since(self) -> float | None:
+        """Since when it is missing, held or free (Unix s); None: it is none of these, or nobody knows."""
+        if self.missing_since is not None:
+            return self.missing_since
+        return {"held": self.idle_since, "free": self.free_since}.get(self.state)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,18 +109,38 @@ class HostView:
         return self.seen.host
 
 
-def _same_gpu(known: Gpu, seen: Gpu) -> bool:
-    if known.uuid is not None and seen.uuid is not None:
-        return known.uuid == seen.uuid
-    return known.index == seen.index  # a GPU that cannot be read has no uuid: it is known by its place
+Witness = Callable[[Seen, KnownHost | None, KnownHost | None], None]
+"""Is told of each snapshot that was taken: the snapshot, what was known of its host before, and what is known now;
+None where nothing changed, as the snapshot is older than the newest. Called in the order of a host's snapshots."""
 
 
-def _know_gpus(before: tuple[KnownGpu, ...], seen: Seen, thresholds: Thresholds) -> tuple[KnownGpu, ...]:
+def slot(gpu: Gpu) -> str | None:
+    """Return where a card sits, alike for all ways to write it: `00000000:0A:00.0` and `0000:0a:00.0` are one place."""
+    return None if gpu.pci_bus_id is None else gpu.pci_bus_id.lower().lstrip("0")
+
+
+def _known_as(gpu: Gpu, known: list[KnownGpu]) -> KnownGpu | None:
+    """Find what is known of a GPU: by its uuid; by its place where either has none, for it could not be read."""
+    for each in known:
+        if each.gpu.uuid == gpu.uuid and gpu.uuid is not None:
+            return each
+    for each in known:
+        if each.gpu.uuid is None or gpu.uuid is None:
+            here, there = slot(each.gpu), slot(gpu)
+            if here == there if here is not None and there is not None else each.gpu.index == gpu.index:
+                return each
+    return None
+
+
+def _know_gpus(
+    before: tuple[KnownGpu, ...], seen: Seen, interval_seconds: float, thresholds: Thresholds
+) -> tuple[KnownGpu, ...]:
     """Join what was known of a host's GPUs with a new snapshot of it."""
     after = []
     left = list(before)
-    for gpu in seen.gpus:
-        was = next((known for known in left if _same_gpu(known.gpu, gpu)), None)
+    # those with a uuid choose first: one without is known by its place, which another may have taken since
+    for gpu in sorted(seen.gpus, key=lambda gpu: gpu.uuid is None):
+        was = _known_as(gpu, left)
         if was is not None:
             left.remove(was)
             if gpu.uuid is None:
@@ -105,18 +150,34 @@ def _know_gpus(before: tuple[KnownGpu, ...], seen: Seen, thresholds: Thresholds)
                     name=gpu.name or was.gpu.name,
                     pci_bus_id=gpu.pci_bus_id or was.gpu.pci_bus_id,
                 )
-        idle_since = None
+        idle_since = free_since = None
         if idle_while_in_use(gpu, thresholds):
             idle_since = seen.received_at if was is None or was.idle_since is None else was.idle_since
-        after.append(KnownGpu(gpu=gpu, idle_since=idle_since, missing_since=None))
-    slots = {gpu.pci_bus_id for gpu in seen.gpus if gpu.pci_bus_id is not None}
+        elif _is_free(gpu, seen, interval_seconds, thresholds):
+            free_since = seen.received_at if was is None or was.free_since is None else was.free_since
+        after.append(KnownGpu(gpu=gpu, idle_since=idle_since, missing_since=None, free_since=free_since))
+    slots = {slot(gpu) for gpu in seen.gpus if gpu.pci_bus_id is not None}
     for known in left:
-        # another card in its slot: replaced, so it is not expected any more. Without a uuid nobody can expect it.
-        if known.gpu.uuid is not None and known.gpu.pci_bus_id not in slots:
-            after.append(
-                KnownGpu(gpu=known.gpu, idle_since=None, missing_since=known.missing_since or seen.received_at)
-            )
+        if _is_expected(known.gpu) and slot(known.gpu) not in slots:
+            missing_since = known.missing_since or seen.received_at
+            after.append(KnownGpu(gpu=known.gpu, idle_since=None, missing_since=missing_since, free_since=None))
     return tuple(sorted(after, key=lambda known: known.gpu.index))
+
+
+def _is_expected(gpu: Gpu) -> bool:
+    """Say whether a GPU that is not in a snapshot is missed.
+
+    Without a uuid nobody can expect it; a MIG instance ends when its card is divided anew.
+    """
+    return gpu.uuid is not None and not gpu.uuid.startswith("MIG-")
+
+
+def _is_free(gpu: Gpu, seen: Seen, interval_seconds: float, thresholds: Thresholds) -> bool:
+    old = figures_are_old(gpu.read_at, seen.timestamp, interval_seconds, thresholds)
+    now = seen.received_at
+    return (
+        gpu_state(gpu, missing=False, old=old, idle_since=None, silent=None, now=now, thresholds=thresholds) == "free"
+    )
 
 
 class Cluster:
@@ -125,10 +186,14 @@ class Cluster:
     Args:
         thresholds: when a GPU counts as stale, down, held, busy.
         max_hosts: how many hosts it holds; a snapshot of one more is refused (429).
+        witness: is told of each snapshot that was taken, under the lock: it must not call back.
     """
 
-    def __init__(self, thresholds: Thresholds, max_hosts: int = 10_000) -> None:
+    def __init__(self, thresholds: Thresholds, max_hosts: int = 10_000, witness: Witness = lambda *_: None) -> None:
         self.thresholds = thresholds
+        self.forgets = 0
+        self._witness = witness
+        self._swept_at = float("-inf")
         self._max_hosts = max_hosts
         self._hosts: dict[str, KnownHost] = {}
         self._changes = 0
@@ -152,6 +217,7 @@ class Cluster:
         with self._lock:
             before = self._hosts.get(seen.host)
             if before is None:
+                self._drop_departed(seen.received_at)
                 if len(self._hosts) >= self._max_hosts:
                     raise Refused(429, f"hostname: there are {self._max_hosts} hosts already: [limits] max_hosts")
                 gaps: tuple[float, ...] = ()
@@ -167,22 +233,33 @@ class Cluster:
                     if seen.seq == last.seq:
                         return False
                     if seen.seq < last.seq:
+                        self._witness(seen, before, None)
                         return True
                 gaps = (*before.gaps[-1:], max(0.0, seen.received_at - last.received_at))
             self._changes += 1
-            self._hosts[seen.host] = KnownHost(
+            interval_seconds = seen.interval_seconds or max(gaps, default=DEFAULT_INTERVAL_SECONDS)
+            gpus = () if before is None else self._remembered(before, seen)
+            after = self._hosts[seen.host] = KnownHost(
                 seen=seen,
-                interval_seconds=seen.interval_seconds or max(gaps, default=DEFAULT_INTERVAL_SECONDS),
+                interval_seconds=interval_seconds,
                 gaps=gaps,
-                gpus=_know_gpus(() if before is None else before.gpus, seen, self.thresholds),
+                gpus=_know_gpus(gpus, seen, interval_seconds, self.thresholds),
                 change=self._changes,
             )
+            self._witness(seen, before, after)
             return True
+
+    def _remembered(self, before: KnownHost, seen: Seen) -> tuple[KnownGpu, ...]:
+        """Return what of a host's GPUs still holds when it posts again."""
+        if another_machine(before.seen, seen):
+            return ()
+        if silence(seen.received_at - before.seen.received_at, before.interval_seconds, self.thresholds) == "down":
+            return tuple([known._replace(free_since=None) for known in before.gpus])
+        return before.gpus
 
     def _refuse_another_machine(self, before: KnownHost, seen: Seen) -> None:
         """Keep two machines with one name apart, while the first one still posts."""
-        first, second = before.seen.machine_id, seen.machine_id
-        if first is None or second is None or first == second:
+        if not another_machine(before.seen, seen):
             return
         silent_seconds = seen.received_at - before.seen.received_at
         if silence(silent_seconds, before.interval_seconds, self.thresholds) is None:
@@ -192,16 +269,59 @@ class Cluster:
                 "if it was replaced, it is taken over once the other is silent",
             )
 
+    def forget(self, names: Iterable[str]) -> None:
+        """Forget hosts and all that is known of them; one that posts again is a new one."""
+        with self._lock:
+            for name in names:
+                if self._hosts.pop(name, None) is not None:
+                    self.forgets += 1
+
+    def forget_gpu(self, name: str, uuid: str) -> bool:
+        """Expect a missing GPU of a host no longer; False where no such GPU of it is missing."""
+        with self._lock:
+            known = self._hosts.get(name)
+            if known is None:
+                return False
+            gpus = tuple([each for each in known.gpus if each.missing_since is None or each.gpu.uuid != uuid])
+            if len(gpus) == len(known.gpus):
+                return False
+            self._changes += 1
+            self._hosts[name] = replace(known, gpus=gpus, change=self._changes)
+            return True
+
+    def _departs_at(self, known: KnownHost) -> float | None:
+        """Return when a silent host leaves the lists by itself; None: never."""
+        if not known.seen.ephemeral:
+            return None
+        _, down_after = silence_after(known.interval_seconds, self.thresholds)
+        return known.seen.received_at + down_after + EPHEMERAL_SECONDS
+
+    def _has_departed(self, known: KnownHost, now: float) -> bool:
+        departs_at = self._departs_at(known)
+        return departs_at is not None and now >= departs_at
+
+    def _drop_departed(self, now: float) -> None:
+        """Free the memory of hosts that left the lists; looks through all of them, so once a minute only."""
+        if now - self._swept_at < 60:
+            return
+        self._swept_at = now
+        self._hosts = {name: known for name, known in self._hosts.items() if not self._has_departed(known, now)}
+
     def host(self, name: str, now: float) -> HostView | None:
         """Return one host as it stands at `now`, None where it is not known."""
         known = self._hosts.get(name)
-        return None if known is None else self._view(known, now)
+        return None if known is None or self._has_departed(known, now) else self._view(known, now)
 
     def hosts(self, now: float) -> list[HostView]:
         """Return all hosts as they stand at `now`, by name."""
         with self._lock:
-            known = list(self._hosts.values())
+            known = [each for each in self._hosts.values() if not self._has_departed(each, now)]
         return [self._view(each, now) for each in sorted(known, key=lambda each: each.seen.host)]
+
+    def names(self) -> set[str]:
+        """Return the names of all hosts that are remembered, those that have left the lists too."""
+        with self._lock:
+            return set(self._hosts)
 
     def changed_since(self, change: int) -> list[str]:
         """Return the hosts whose snapshot came after the change of that number."""
@@ -209,11 +329,15 @@ class Cluster:
             return [name for name, known in self._hosts.items() if known.change > change]
 
     def next_change_at(self, name: str, now: float) -> float | None:
-        """Return when a state of a host changes by time alone, from `now` on (Unix s); None: never."""
-        known = self._hosts[name]
+        """Return when a host changes or leaves by time alone, from `now` on (Unix s); None: never."""
+        known = self._hosts.get(name)
+        if known is None:
+            return None
         stale_after, down_after = silence_after(known.interval_seconds, self.thresholds)
         moments = [known.seen.received_at + stale_after, known.seen.received_at + down_after]
         moments += [gpu.idle_since + self.thresholds.held_seconds for gpu in known.gpus if gpu.idle_since is not None]
+        departs_at = self._departs_at(known)
+        moments += () if departs_at is None else (departs_at,)
         return min((moment for moment in moments if moment >= now), default=None)
 
     def __len__(self) -> int:
@@ -221,22 +345,7 @@ class Cluster:
 
     def _view(self, known: KnownHost, now: float) -> HostView:
         silent = silence(now - known.seen.received_at, known.interval_seconds, self.thresholds)
-        gpus = tuple(
-            GpuView(
-                gpu=each.gpu,
-                state=gpu_state(
-                    each.gpu,
-                    missing=each.missing_since is not None,
-                    idle_since=each.idle_since,
-                    silent=silent,
-                    now=now,
-                    thresholds=self.thresholds,
-                ),
-                idle_since=each.idle_since,
-                missing_since=each.missing_since,
-            )
-            for each in known.gpus
-        )
+        gpus = tuple([self._gpu_view(each, known, silent, now) for each in known.gpus])
         return HostView(
             seen=known.seen,
             headline=headline((each.state for each in gpus), silent, known.seen.gpu_error),
@@ -244,3 +353,33 @@ class Cluster:
             interval_seconds=known.interval_seconds,
             gpus=gpus,
         )
+
+    def _gpu_view(
+        self, each: KnownGpu, known: KnownHost, silent: Literal["down", "stale"] | None, now: float
+    ) -> GpuView:
+        missing = each.missing_since is not None
+        old = not missing and figures_are_old(
+            each.gpu.read_at, known.seen.timestamp, known.interval_seconds, self.thresholds
+        )
+        state = gpu_state(
+            each.gpu,
+            missing=missing,
+            old=old,
+            idle_since=each.idle_since,
+            silent=silent,
+            now=now,
+            thresholds=self.thresholds,
+        )
+        return GpuView(
+            gpu=each.gpu,
+            state=state,
+            idle_since=each.idle_since,
+            missing_since=each.missing_since,
+            free_since=each.free_since,
+            old=old,
+        )
+
+
+def another_machine(first: Seen, second: Seen) -> bool:
+    """Say whether two snapshots of one name come from two machines, as far as both say."""
+    return first.machine_id is not None and second.machine_id is not None and first.machine_id != second.machine_id

@@ -24,6 +24,8 @@ REFRESH_SECONDS = 0.7
 """How often bodies are made anew at most: with the time that 10,000 hosts take, none is older than a second."""
 FRESH_SECONDS = 5.0
 """How old `at` may be, the moment by which a page tells ages, where nothing else changes."""
+KEPT_GONE = 10_000
+"""Names of hosts that are gone; a viewer who has not asked since the oldest of more went gets everything."""
 KEPT_BODIES = 24
 """Bodies kept ready: viewers who poll at one pace ask for the same few versions, in three encodings."""
 
@@ -51,7 +53,7 @@ GPU_COLUMNS: dict[str, Callable[[GpuView], object]] = {
     "key": lambda gpu: gpu.gpu.key,
     "model": lambda gpu: model(gpu.gpu),
     "state": lambda gpu: gpu.state,
-    "since": lambda gpu: gpu.missing_since or (gpu.idle_since if gpu.state == "held" else None),
+    "since": lambda gpu: gpu.since,
     "gpu_util": lambda gpu: gpu.gpu.gpu_util,
     "used_mem": lambda gpu: gpu.gpu.used_mem,
     "total_mem": lambda gpu: gpu.gpu.total_mem,
@@ -59,6 +61,7 @@ GPU_COLUMNS: dict[str, Callable[[GpuView], object]] = {
     "power_w": lambda gpu: gpu.gpu.power_w,
     "users": lambda gpu: gpu.gpu.users,
     "error": lambda gpu: gpu.gpu.error,
+    "read_at": lambda gpu: gpu.gpu.read_at if gpu.old else None,
 }
 """The columns of `gpus`, but for `host`: the place in `hosts`, known only when a body is joined."""
 
@@ -119,6 +122,9 @@ class Live:
         self._lock = threading.Lock()
         self._names: list[str] = []  # sorted
         self._rows: dict[str, Row] = {}
+        self._gone: dict[str, int] = {}  # hosts that left, the oldest first, and the version that came with it
+        self._gone_is_whole_from = 0
+        self._seen_forgets = 0
         self._total = Tally()
         self._version = 0
         self._seen_changes = 0
@@ -156,8 +162,9 @@ class Live:
     def _number(self, since: str | None) -> int | None:
         """Return the number of a version of this life, None for any other text."""
         life, _, number = (since or "").rpartition("-")
-        known = life == self._life and number.isascii() and number.isdigit() and int(number) <= self._version
-        return int(number) if known else None
+        if life != self._life or not (number.isascii() and number.isdigit()):
+            return None
+        return int(number) if self._gone_is_whole_from <= int(number) <= self._version else None
 
     def _refresh(self, now: float) -> None:
         """Lay out anew the hosts that have posted, and those whose states the time has changed."""
@@ -170,6 +177,9 @@ class Live:
         due.update(
             name for name, row in self._rows.items() if row.next_change_at is not None and row.next_change_at <= now
         )
+        if self._cluster.forgets != self._seen_forgets:
+            self._seen_forgets = self._cluster.forgets
+            due.update(self._rows.keys() - self._cluster.names())
         if now - self._at >= FRESH_SECONDS:
             self._at = now
             self._bodies.clear()
@@ -180,7 +190,9 @@ class Live:
         for name in due:
             view = self._cluster.host(name, now)
             if view is None:
+                self._remove(name)
                 continue
+            self._gone.pop(name, None)
             row = lay_out(view, self._version, self._cluster.next_change_at(name, now))
             before = self._rows.get(name)
             if before is None:
@@ -191,11 +203,23 @@ class Live:
             self._rows[name] = row
         self._at = now
 
+    def _remove(self, name: str) -> None:
+        row = self._rows.pop(name, None)
+        if row is None:
+            return
+        del self._names[bisect_left(self._names, name)]
+        self._total -= row.tally
+        self._gone[name] = self._version
+        while len(self._gone) > KEPT_GONE:
+            self._gone_is_whole_from = self._gone.pop(next(iter(self._gone)))
+
     def _join(self, since: int | None) -> bytes:
         rows: Sequence[Row] = [self._rows[name] for name in self._names]
+        gone: list[str] = []
         if since is not None:
             rows = [row for row in rows if row.version > since]
-        head = {"version": self._text(self._version), "at": self._at, "full": since is None, "gone": []}
+            gone = [name for name, version in self._gone.items() if version > since]
+        head = {"version": self._text(self._version), "at": self._at, "full": since is None, "gone": gone}
         summary = sentence(self._total)
         with_gpus = [(place, row) for place, row in enumerate(rows) if row.gpu_count]
         places = b",".join(b",".join(repeat(b"%d" % place, row.gpu_count)) for place, row in with_gpus)

@@ -62,6 +62,8 @@ class GpuEntry(TypedDict):
     temperature_slowdown_c: NotRequired[float | None]
     power_w: NotRequired[float | None]
     power_limit_w: NotRequired[float | None]
+    read_at: NotRequired[float | None]
+    throttle_reasons: NotRequired[list[str] | None]
     users: NotRequired[dict[str, dict[str, GpuProcess]] | None]
 
 
@@ -285,6 +287,7 @@ class Gpu:
     Attributes:
         users: processes by user, None where they could not be read.
         working: processes other than pure graphics ones; None where unknown.
+        read_at: when its figures were read, by the host's clock (Unix s); None: with the snapshot.
     """
 
     key: str
@@ -300,6 +303,8 @@ class Gpu:
     error: str | None
     users: Mapping[str, int] | None
     working: int | None
+    read_at: float | None
+    throttle_reasons: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -311,6 +316,8 @@ class Seen:
         interval_seconds: when the host said to expect its next snapshot; None: it does not say.
         skew_seconds: how far the host's clock is ahead of ours; None: it did not send its time.
         gpu_error: why the host could read no GPU at all, in its words.
+        ephemeral: the host is one that comes and goes, a pod: it leaves the lists some time after it went down.
+        events: what the snapshot says has happened, as on the wire.
         body: the snapshot as it came, less the secret: compact JSON.
     """
 
@@ -331,6 +338,10 @@ class Seen:
     gpu_error: str | None
     gpu_note: str | None
     mole_version: str | None
+    driver_version: str | None
+    booted_at: float | None
+    ephemeral: bool
+    events: tuple[Json, ...]
     body: bytes
 
 
@@ -352,6 +363,8 @@ def _gpu(key: str, entry: GpuEntry) -> Gpu:
         working=None
         if users is None
         else sum(process.get("type") != "G" for processes in users.values() for process in processes.values()),
+        read_at=entry.get("read_at"),
+        throttle_reasons=tuple(entry.get("throttle_reasons") or ()),
     )
 
 
@@ -370,6 +383,7 @@ def read(
     memory = snapshot.get("memory") or {}
     load_avgs = cpu.get("load_avgs")
     collector = (snapshot.get("collectors") or {}).get("gpu") or {}
+    general = snapshot.get("general") or {}
     return Seen(
         host=snapshot["hostname"],
         received_at=received_at,
@@ -391,7 +405,11 @@ def read(
         ),
         gpu_error=None if broken is None else broken.get("error") or "the host could not read its GPUs",
         gpu_note=collector.get("error"),
-        mole_version=(snapshot.get("general") or {}).get("mole_version"),
+        mole_version=general.get("mole_version"),
+        driver_version=general.get("driver_version"),
+        booted_at=general.get("boottime"),
+        ephemeral=general.get("ephemeral") is True,
+        events=tuple(snapshot.get("events") or ()),
         body=bytes(
             memoryview(dumps(snapshot) if compact is None else compact)
         ),  # a copy of its size: an encoder's own buffer may be twice as large

@@ -69,10 +69,23 @@ def idle_while_in_use(gpu: Gpu, thresholds: Thresholds) -> bool:
     return idle and memory_in_use(gpu, thresholds) is True
 
 
+def figures_are_old(read_at: float | None, timestamp: float, interval_seconds: float, thresholds: Thresholds) -> bool:
+    """Say whether the figures of a GPU are older than its host's snapshot by more than stale allows.
+
+    Args:
+        read_at: when they were read; None: with the snapshot.
+        timestamp: when the snapshot was taken, by the same clock of the host.
+        interval_seconds: between two snapshots.
+        thresholds: the settings in force.
+    """
+    return read_at is not None and timestamp - read_at > thresholds.stale_intervals * interval_seconds
+
+
 def gpu_state(
     gpu: Gpu,
     *,
     missing: bool,
+    old: bool,
     idle_since: float | None,
     silent: Literal["down", "stale"] | None,
     now: float,
@@ -83,6 +96,7 @@ def gpu_state(
     Args:
         gpu: what the last snapshot that held it said of it.
         missing: it was seen before and the last snapshot of its host does not hold it.
+        old: its figures were read too long before the snapshot to say what is.
         idle_since: since when it has been in use without work (Unix s); None: it is not.
         silent: what its host's silence makes of it.
         now: Unix s.
@@ -92,6 +106,8 @@ def gpu_state(
         return silent
     if missing or gpu.error is not None:
         return "error"
+    if old:
+        return "unknown"
     if idle_since is not None and now - idle_since >= thresholds.held_seconds:
         return "held"
     in_use = memory_in_use(gpu, thresholds)

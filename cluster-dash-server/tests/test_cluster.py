@@ -4,9 +4,11 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from cluster_dash_server.cluster import Cluster, Refused
-from cluster_dash_server.snapshot import Seen
+from cluster_dash_server.snapshot import Seen, read
 from cluster_dash_server.states import Headline, Thresholds
 
 MakeSeen = Callable[..., Seen]
@@ -141,3 +143,145 @@ def test_there_is_room_for_so_many_hosts_and_known_ones_always_have_theirs(
 
 def test_an_unknown_host_is_none(cluster: Cluster) -> None:
     assert cluster.host("nowhere", NOW) is None
+
+
+def test_a_card_that_moved_to_another_index_is_the_same_one(
+    cluster: Cluster, make_seen: MakeSeen, make_gpu: MakeGpu
+) -> None:
+    first, second, third = (make_gpu(index) for index in range(3))
+    cluster.offer(make_seen(gpus=[first, second, third], received_at=NOW))
+    cluster.offer(make_seen(gpus=[first, {**third, "index": 1}], received_at=NOW + 5))
+    gpus = cluster.hosts(NOW + 6)[0].gpus
+    assert {(gpu.gpu.uuid, gpu.gpu.index, gpu.state) for gpu in gpus} == {
+        (first["uuid"], 0, "free"),
+        (second["uuid"], 1, "error"),
+        (third["uuid"], 1, "free"),
+    }
+
+
+def test_a_card_that_cannot_be_read_is_known_by_its_slot_before_its_index(
+    cluster: Cluster, make_seen: MakeSeen, make_gpu: MakeGpu
+) -> None:
+    cluster.offer(make_seen(gpus=[make_gpu(0), make_gpu(1)], received_at=NOW))
+    lost = {"index": 0, "uuid": None, "pci_bus_id": make_gpu(1)["pci_bus_id"].replace("0000", "", 1), "error": "lost"}
+    cluster.offer(make_seen(gpu={"0_unknown": lost}, received_at=NOW + 5))
+    unread = [gpu.gpu.uuid for gpu in cluster.hosts(NOW + 6)[0].gpus if gpu.missing_since is None]
+    assert unread == [make_gpu(1)["uuid"]]
+
+
+def test_a_mig_instance_that_ends_is_not_missed(cluster: Cluster, make_seen: MakeSeen, make_gpu: MakeGpu) -> None:
+    cluster.offer(make_seen(gpus=[make_gpu(0, uuid="MIG-1"), make_gpu(1, uuid="MIG-2")], received_at=NOW))
+    cluster.offer(make_seen(gpus=[make_gpu(0, uuid="MIG-3")], received_at=NOW + 5))
+    assert [gpu.gpu.uuid for gpu in cluster.hosts(NOW + 6)[0].gpus] == ["MIG-3"]
+
+
+def test_the_cards_of_a_machine_that_was_taken_over_are_not_expected_of_the_next(
+    cluster: Cluster, make_seen: MakeSeen, make_gpu: MakeGpu
+) -> None:
+    cluster.offer(make_seen(gpus=[make_gpu(0), make_gpu(1)], machine_id="one", interval_seconds=5, received_at=NOW))
+    new = make_gpu(0, uuid="GPU-new", pci_bus_id="00000000:99:00.0")
+    cluster.offer(make_seen(gpus=[new], machine_id="two", interval_seconds=5, received_at=NOW + 61))
+    assert [gpu.gpu.uuid for gpu in cluster.hosts(NOW + 62)[0].gpus] == ["GPU-new"]
+
+
+def test_figures_older_than_three_intervals_say_nothing_of_the_state(
+    cluster: Cluster, make_seen: MakeSeen, make_gpu: MakeGpu
+) -> None:
+    def post(read_at: float) -> tuple[str, bool]:
+        gpus = [make_gpu(0, gpu_util=90.0, read_at=read_at)]
+        cluster.offer(make_seen(gpus=gpus, timestamp=NOW, interval_seconds=5, received_at=NOW))
+        (gpu,) = cluster.hosts(NOW)[0].gpus
+        return gpu.state, gpu.old
+
+    assert post(NOW - 15) == ("busy", False)
+    assert post(NOW - 16) == ("unknown", True)
+
+
+def test_free_since_survives_a_short_silence_and_no_long_one(
+    cluster: Cluster, make_seen: MakeSeen, make_gpu: MakeGpu
+) -> None:
+    def post(after: float, **fields: Any) -> float | None:
+        cluster.offer(make_seen(gpus=[make_gpu(0, **fields)], interval_seconds=5, received_at=NOW + after))
+        since = cluster.hosts(NOW + after)[0].gpus[0].since
+        return None if since is None else since - NOW
+
+    assert post(0, gpu_util=50.0) is None
+    assert post(5) == 5
+    assert post(10) == 5
+    assert post(310) == 5
+    assert post(910) == 5
+    assert post(1511) == 1511
+    assert post(1516, used_mem=9000.0, gpu_util=50.0) is None
+    assert post(1521) == 1521
+
+
+def test_a_forgotten_host_is_a_new_one_when_it_posts_again(
+    cluster: Cluster, make_seen: MakeSeen, make_gpu: MakeGpu
+) -> None:
+    cluster.offer(make_seen(gpus=[make_gpu(0), make_gpu(1)], received_at=NOW))
+    cluster.forget(["gpu01", "nowhere"])
+    assert (cluster.hosts(NOW), cluster.host("gpu01", NOW), cluster.forgets) == ([], None, 1)
+    cluster.offer(make_seen(gpus=[make_gpu(0)], received_at=NOW + 5))
+    assert [gpu.state for gpu in cluster.hosts(NOW + 5)[0].gpus] == ["free"]
+
+
+def test_only_a_missing_gpu_is_forgotten(cluster: Cluster, make_seen: MakeSeen, make_gpu: MakeGpu) -> None:
+    cluster.offer(make_seen(gpus=[make_gpu(0), make_gpu(1)], received_at=NOW))
+    cluster.offer(make_seen(gpus=[make_gpu(0)], received_at=NOW + 5))
+    change = cluster.changes
+    assert not cluster.forget_gpu("gpu01", make_gpu(0)["uuid"])
+    assert not cluster.forget_gpu("nowhere", make_gpu(1)["uuid"])
+    assert cluster.forget_gpu("gpu01", make_gpu(1)["uuid"])
+    assert [gpu.gpu.index for gpu in cluster.hosts(NOW + 6)[0].gpus] == [0]
+    assert cluster.changed_since(change) == ["gpu01"]
+
+
+def test_an_ephemeral_host_leaves_the_lists_and_its_room(cluster: Cluster, make_seen: MakeSeen) -> None:
+    for name in ("a", "b", "c"):
+        cluster.offer(make_seen(name, general={"ephemeral": name != "c"}, interval_seconds=5, received_at=NOW))
+    gone_at = NOW + 600 + 86_400
+    assert [host.host for host in cluster.hosts(gone_at - 1)] == ["a", "b", "c"]
+    assert [host.host for host in cluster.hosts(gone_at)] == ["c"]
+    assert cluster.host("a", gone_at) is None
+    cluster.offer(make_seen("d", received_at=gone_at))
+    assert cluster.names() == {"c", "d"}
+
+
+def test_each_snapshot_that_is_taken_is_witnessed_once(make_seen: MakeSeen) -> None:
+    told: list[tuple[int | None, bool, bool]] = []
+    cluster = Cluster(
+        Thresholds(), witness=lambda seen, before, after: told.append((seen.seq, before is None, after is None))
+    )
+    for seq in (7, 7, 6, 8):
+        cluster.offer(make_seen(boot_id="b", seq=seq))
+    assert told == [(7, True, False), (6, False, True), (8, False, False)]
+
+
+cards = st.lists(
+    st.tuples(st.sampled_from("abcdef"), st.sampled_from([1, 2, 3, 4, None])),
+    unique_by=lambda card: card[0],
+    max_size=6,
+)
+
+
+@given(st.lists(cards, max_size=8))
+@settings(max_examples=150, deadline=None)
+def test_every_card_ever_seen_has_one_cell_until_another_sits_in_its_slot(posts: list[list[tuple[str, Any]]]) -> None:
+    cluster = Cluster(Thresholds())
+    expected: dict[str, Any] = {}
+    for step, post in enumerate(posts):
+        taken = set()
+        gpus = {}
+        for index, (uuid, bus) in enumerate(post):
+            bus = None if bus in taken else bus
+            taken.add(bus)
+            gpus[f"{index}_X_{uuid}"] = {"index": index, "uuid": uuid, "pci_bus_id": bus and f"00000000:0{bus}:00.0"}
+            expected.pop(uuid, None)
+        for uuid in [uuid for uuid, bus in expected.items() if bus is not None and bus in taken]:
+            del expected[uuid]
+        cluster.offer(read({"hostname": "h", "timestamp": 0, "cpu": {}, "gpu": gpus}, received_at=NOW + step))
+        present = {str(entry["uuid"]) for entry in gpus.values()}
+        shown = [(gpu.gpu.uuid, gpu.missing_since is None) for gpu in cluster.hosts(NOW + step)[0].gpus]
+        assert sorted(shown) == sorted([*((uuid, True) for uuid in present), *((uuid, False) for uuid in expected)])
+        for entry in gpus.values():
+            expected[str(entry["uuid"])] = entry["pci_bus_id"] and int(str(entry["pci_bus_id"])[9:11])

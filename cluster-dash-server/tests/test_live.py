@@ -14,6 +14,7 @@ from cluster_dash_server.cluster import Cluster
 from cluster_dash_server.live import GPU_COLUMNS, HOST_COLUMNS, Live, choose_encoding
 from cluster_dash_server.snapshot import Seen, read
 from cluster_dash_server.states import Thresholds
+from cluster_dash_server.summary import sentence_of
 
 MakeSeen = Callable[..., Seen]
 MakeGpu = Callable[..., dict[str, Any]]
@@ -119,7 +120,8 @@ def test_a_version_of_another_life_gets_everything(
 
 step = st.one_of(
     st.tuples(st.just("post"), st.sampled_from("abcd"), st.integers(0, 3), st.sampled_from([0.0, 90.0])),
-    st.tuples(st.just("wait"), st.sampled_from([1, 5, 61, 700])),
+    st.tuples(st.just("forget"), st.sets(st.sampled_from("abcd"))),
+    st.tuples(st.just("wait"), st.sampled_from([1, 5, 61, 700, 86_400])),
     st.tuples(st.just("ask"), st.integers(0, 2)),
 )
 
@@ -139,16 +141,57 @@ def test_a_viewer_who_merges_changes_sees_what_one_who_asks_for_everything_sees(
                 for i in range(count)
             }
             body = {"hostname": name, "timestamp": now, "cpu": {}, "gpu": gpus, "interval_seconds": 5}
-            cluster.offer(read(body, received_at=now))
+            cluster.offer(read({**body, "general": {"ephemeral": name in "ab"}}, received_at=now))
+        elif kind == "forget":
+            cluster.forget(facts[0])
         elif kind == "wait":
             now += facts[0]
         else:
             now += 1
             version, known = viewers[facts[0]]
             body = ask(live, now, version)
-            known = rows(body) if body["full"] else {**known, **rows(body)}
+            kept = {} if body["full"] else {name: row for name, row in known.items() if name not in body["gone"]}
+            known = {**kept, **rows(body)}
             viewers[facts[0]] = (body["version"], known)
-            assert known == rows(ask(live, now))
+            everything = ask(live, now)
+            assert known == rows(everything)
+            assert body["summary"] == everything["summary"] == sentence_of(cluster.hosts(now))
+
+
+def test_a_forgotten_host_is_gone_from_the_next_answer_on(live: Live, cluster: Cluster, make_seen: MakeSeen) -> None:
+    cluster.offer(make_seen("a", received_at=NOW))
+    cluster.offer(make_seen("b", received_at=NOW))
+    version = ask(live, NOW)["version"]
+    cluster.forget(["a", "never seen"])
+    body = ask(live, NOW + 1, version)
+    assert (body["full"], body["gone"], body["hosts"]["host"]) == (False, ["a"], [])
+    assert ask(live, NOW + 2, body["version"])["gone"] == []
+    cluster.offer(make_seen("a", received_at=NOW + 3))
+    back = ask(live, NOW + 3, version)
+    assert (back["gone"], back["hosts"]["host"]) == ([], ["a"])
+
+
+def test_who_missed_more_names_than_are_kept_gets_everything(
+    live: Live, cluster: Cluster, make_seen: MakeSeen, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cluster_dash_server.live.KEPT_GONE", 2)
+    for name in "abcd":
+        cluster.offer(make_seen(name, received_at=NOW))
+    first = ask(live, NOW)["version"]
+    cluster.forget("a")
+    second = ask(live, NOW + 1, first)["version"]
+    cluster.forget("bc")
+    assert sorted(ask(live, NOW + 2, second)["gone"]) == ["b", "c"]
+    assert ask(live, NOW + 2, first)["full"] is True
+
+
+def test_an_ephemeral_host_leaves_24_h_after_it_went_down(live: Live, cluster: Cluster, make_seen: MakeSeen) -> None:
+    cluster.offer(make_seen("pod", general={"ephemeral": True}, interval_seconds=5, received_at=NOW))
+    version = ask(live, NOW)["version"]
+    before = ask(live, NOW + 600 + 86_399, version)
+    assert before["hosts"]["state"] == ["down"]
+    after = ask(live, NOW + 600 + 86_400, before["version"])
+    assert (after["gone"], after["summary"]) == (["pod"], "No host has reported yet.")
 
 
 def test_each_encoding_holds_the_same_bytes(live: Live, cluster: Cluster, make_seen: MakeSeen) -> None:

@@ -6,7 +6,16 @@ from typing import Any
 import pytest
 
 from cluster_dash_server.snapshot import Gpu
-from cluster_dash_server.states import Headline, State, Thresholds, gpu_state, headline, idle_while_in_use, silence
+from cluster_dash_server.states import (
+    Headline,
+    State,
+    Thresholds,
+    figures_are_old,
+    gpu_state,
+    headline,
+    idle_while_in_use,
+    silence,
+)
 
 DEFAULTS = Thresholds()
 NOW = 1_700_000_000.0
@@ -18,7 +27,7 @@ def make() -> Callable[..., Gpu]:
         known: dict[str, Any] = {
             **{"key": "0_H100_000000", "index": 0, "name": "NVIDIA H100", "uuid": "GPU-0", "pci_bus_id": None},
             **{"total_mem": 80_000.0, "used_mem": 3.0, "gpu_util": 0.0, "temperature_c": None, "power_w": None},
-            **{"error": None, "users": {}, "working": 0},
+            **{"error": None, "users": {}, "working": 0, "read_at": None, "throttle_reasons": ()},
         }
         return Gpu(**{**known, **fields})
 
@@ -26,9 +35,8 @@ def make() -> Callable[..., Gpu]:
 
 
 def state(gpu: Gpu, **facts: Any) -> State:
-    return gpu_state(
-        gpu, **{"missing": False, "idle_since": None, "silent": None, "now": NOW, "thresholds": DEFAULTS, **facts}
-    )
+    usual = {"missing": False, "old": False, "idle_since": None, "silent": None, "now": NOW, "thresholds": DEFAULTS}
+    return gpu_state(gpu, **{**usual, **facts})
 
 
 @pytest.mark.parametrize(
@@ -47,6 +55,9 @@ def state(gpu: Gpu, **facts: Any) -> State:
         ({"used_mem": 9000.0}, {"idle_since": NOW - 1800}, "held"),
         ({"used_mem": 9000.0, "error": "GPU is lost"}, {"idle_since": NOW - 1800}, "error"),
         ({}, {"missing": True}, "error"),
+        ({}, {"old": True}, "unknown"),
+        ({"used_mem": 9000.0}, {"old": True, "idle_since": NOW - 1800}, "unknown"),
+        ({"error": "no answer"}, {"old": True}, "error"),
         ({"error": "GPU is lost"}, {"silent": "stale"}, "stale"),
         ({}, {"silent": "down"}, "down"),
         ({"users": None, "working": None, "used_mem": None, "gpu_util": None}, {}, "unknown"),
@@ -93,3 +104,10 @@ def test_a_gpu_whose_use_is_unknown_never_idles(make: Callable[..., Gpu]) -> Non
 )
 def test_the_headline_of_a_host_says_the_worst_first(states: Any, silent: Any, error: Any, wanted: Headline) -> None:
     assert headline(states, silent, error) == wanted
+
+
+@pytest.mark.parametrize(
+    ("read_at", "old"), [(None, False), (NOW, False), (NOW - 15, False), (NOW - 15.1, True), (NOW + 9, False)]
+)
+def test_figures_are_old_after_three_intervals(read_at: float | None, old: bool) -> None:
+    assert figures_are_old(read_at, NOW, 5, DEFAULTS) is old

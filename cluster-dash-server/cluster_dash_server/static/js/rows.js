@@ -64,7 +64,7 @@ function objects(columns) {
 
 const count = (list, test) => list.reduce((sum, each) => sum + (test(each) ? 1 : 0), 0);
 const isSilent = (host) => SILENT.includes(host.state);
-const missing = (gpu) => gpu.since !== null && gpu.state !== "held";
+const missing = (gpu) => gpu.since !== null && gpu.state !== "held" && gpu.state !== "free";
 
 // ------------------------------------------------------------------------------------------------- one row
 
