@@ -31,6 +31,9 @@ check: setup ## the fast part of `make test`: format, lint, types, import rules,
 	$(BIN)/lint-imports
 	$(BIN)/pytest cluster-dash-server/tests cluster-dash-mole/tests
 
+soak: setup ## the long runs; `make test` has their short form
+	$(BIN)/pytest -m soak --timeout 36000 tests
+
 bench: setup ## the benchmarks, each beside its reference
 	$(BIN)/python bench/run.py
 
@@ -55,4 +58,4 @@ $(MOLE): cluster-dash-mole/requirements.lock cluster-dash-mole/pyproject.toml
 $(ROOT): requirements.lock pyproject.toml cluster-dash-server/pyproject.toml cluster-dash-mole/pyproject.toml
 	@dev/venv .
 
-.PHONY: help run test check bench format goldens lock setup
+.PHONY: help run demo test check soak bench format goldens lock setup
