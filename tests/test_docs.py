@@ -110,7 +110,7 @@ def test_every_make_target_of_a_page_exists(page: Path) -> None:
 def test_every_command_of_the_commands_page_exists_and_no_other(program: str) -> None:
     page = (TOP / "docs" / "commands.md").read_text()
     helped = subprocess.run([BIN / program, "--help"], capture_output=True, text=True, check=True).stdout
-    commands = set(re.findall(r"^    (\w[\w-]*) {2,}", helped, re.MULTILINE))
+    commands = set(re.findall(r"^    (\w[\w-]*)(?: {2,}|$)", helped, re.MULTILINE))
     assert commands == set(re.findall(rf"^\| `{program} ([a-z][\w-]*)", page, re.MULTILINE))
     for option in set(re.findall(rf"^\| `{program} (?:\w+ )?.*?(--[a-z-]+)", page, re.MULTILINE)):
         listed = "".join(

@@ -195,7 +195,7 @@ def test_a_port_in_use_is_said_in_one_line(server: Listening) -> None:
     port = str(urlsplit(server.url).port)
     with pytest.raises(RuntimeError, match="ended with 78") as error:
         start_server("--port", port)
-    assert f"cannot listen on 127.0.0.1:{port}: in use: choose another one with --port" in str(error.value)
+    assert f"on 127.0.0.1:{port}: CD601 port {port} in use by pid {server.popen.pid} (" in str(error.value)
     assert "Traceback" not in str(error.value)
 
 

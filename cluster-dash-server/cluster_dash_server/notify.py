@@ -37,13 +37,19 @@ def tell(text: str, environment: Mapping[str, str] = os.environ) -> None:
         log.warning("the service manager cannot be told %s: %s", text, error)
 
 
-def watch(host: str, port: int, environment: Mapping[str, str] = os.environ) -> None:
+def watch(
+    host: str,
+    port: int,
+    environment: Mapping[str, str] = os.environ,
+    after: Callable[[], object] = lambda: None,
+) -> None:
     """Begin to tell the service manager whether the server answers, from a thread of its own.
 
     Args:
         host: what the server listens on.
         port: the port it listens on.
         environment: NOTIFY_SOCKET, and WATCHDOG_USEC where systemd wants pings of this process.
+        after: returns when the server may be asked.
     """
     if not environment.get("NOTIFY_SOCKET"):
         return
@@ -55,7 +61,11 @@ def watch(host: str, port: int, environment: Mapping[str, str] = os.environ) -> 
     def answers(seconds: float) -> bool:
         return ask(host, port, "/healthz", seconds=seconds) is not None
 
-    threading.Thread(target=follow, args=(answers, tell_systemd, period_seconds), name="notify", daemon=True).start()
+    def run() -> None:
+        after()
+        follow(answers, tell_systemd, period_seconds)
+
+    threading.Thread(target=run, name="notify", daemon=True).start()
 
 
 def watchdog_seconds(environment: Mapping[str, str]) -> float | None:

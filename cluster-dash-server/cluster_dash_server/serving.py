@@ -1,8 +1,10 @@
 """How the application is served: by waitress, or by granian where a site has more than about 1,000 hosts at 5 s."""
 
+import contextlib
 import errno
 import functools
 import logging
+import os
 import resource
 import signal
 import socket
@@ -41,6 +43,7 @@ def by_waitress(settings: Settings, log_options: LogOptions) -> None:
         raise _cannot_listen(settings, error) from None
     signal.signal(signal.SIGTERM, _end)
     _say(settings, server.effective_port)
+    notify.watch(settings.server.host, server.effective_port)
     server.run()  # returns when a signal raises SystemExit; requests under way are answered first
 
 
@@ -72,7 +75,10 @@ def by_granian(settings: Settings, log_options: LogOptions) -> None:
         log_enabled=False,
     )
     _say(settings, settings.server.port)
-    server.serve(target_loader=functools.partial(_load, settings, log_options), wrap_loader=False)
+    # asking from a thread while granian forks would leave the worker with locks that nobody opens
+    loaded, tell_loaded = os.pipe()
+    notify.watch(settings.server.host, settings.server.port, after=functools.partial(os.read, loaded, 1))
+    server.serve(target_loader=functools.partial(_load, settings, log_options, tell_loaded), wrap_loader=False)
 
 
 SERVERS: dict[str, Callable[[Settings, LogOptions], None]] = {"waitress": by_waitress, "granian": by_granian}
@@ -84,13 +90,17 @@ def allow_open_files(hosts: int) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = hosts + SPARE_FILES if hard == resource.RLIM_INFINITY else min(hosts + SPARE_FILES, hard)
     if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+        # a sandbox may forbid it; the doctor says what the limit is
+        with contextlib.suppress(OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
-def _load(settings: Settings, log_options: LogOptions) -> Callable[..., Any]:
-    """Build the application in granian's worker."""
+def _load(settings: Settings, log_options: LogOptions, tell_loaded: int) -> Callable[..., Any]:
+    """Build the application in granian's worker, and tell its main process that it is there."""
     logs.setup(log_options)
-    return create_app(settings)
+    app = create_app(settings)
+    os.write(tell_loaded, b"1")
+    return app
 
 
 def _free_port(settings: Settings) -> int:
@@ -116,7 +126,6 @@ def _cannot_listen(settings: Settings, error: OSError) -> ConfigError:
 def _say(settings: Settings, port: int) -> None:
     where = f"http://{settings.server.host}:{port}{settings.server.base_path}"
     log.info("cluster-dash-server %s listens on %s", VERSION, where)
-    notify.watch(settings.server.host, port)
 
 
 def _end(number: int, frame: FrameType | None) -> None:
