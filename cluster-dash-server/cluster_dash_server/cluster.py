@@ -153,10 +153,10 @@ def _know_gpus(
         idle_since = free_since = None
         if idle_while_in_use(gpu, thresholds):
             idle_since = seen.received_at if was is None or was.idle_since is None else was.idle_since
-        elif _is_free(gpu, seen, interval_seconds, thresholds):
+        elif not gpu.working and _is_free(gpu, seen, interval_seconds, thresholds):
             free_since = seen.received_at if was is None or was.free_since is None else was.free_since
         after.append(KnownGpu(gpu=gpu, idle_since=idle_since, missing_since=None, free_since=free_since))
-    slots = {slot(gpu) for gpu in seen.gpus if gpu.pci_bus_id is not None}
+    slots = {slot(gpu) for gpu in seen.gpus if gpu.pci_bus_id is not None} if left else ()
     for known in left:
         if _is_expected(known.gpu) and slot(known.gpu) not in slots:
             missing_since = known.missing_since or seen.received_at
