@@ -70,7 +70,7 @@ class KnownHost:
     change: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)  # never changed; frozen, it would take three times as long to make
 class GpuView:
     """One GPU as it stands now: what is known of it, as in KnownGpu, and its state.
 

@@ -5,6 +5,7 @@ time that building it from objects takes. Bodies are columns: 16,000 GPUs take a
 """
 
 import threading
+import time
 import zlib
 from bisect import bisect_left
 from collections import OrderedDict
@@ -20,8 +21,10 @@ from cluster_dash_server.summary import Tally, model, sentence, tally
 
 Encoding = Literal["zstd", "gzip", "identity"]
 
-REFRESH_SECONDS = 0.7
-"""How often bodies are made anew at most: with the time that 10,000 hosts take, none is older than a second."""
+REFRESH_SECONDS = 1.0
+"""How old a body may be, by contract. It is made anew at most so often, less the time that making it takes."""
+MOSTLY = 0.75
+"""Where more of the hosts than this have changed, a viewer gets everything: one body serves all, whatever they had."""
 FRESH_SECONDS = 5.0
 """How old `at` may be, the moment by which a page tells ages, where nothing else changes."""
 KEPT_GONE = 10_000
@@ -130,6 +133,7 @@ class Live:
         self._seen_changes = 0
         self._refreshed_at: float | None = None
         self._at = float("-inf")
+        self._cost_seconds = 0.0  # of the last refresh and the bodies made after it
         self._bodies: OrderedDict[tuple[int | None, Encoding], bytes] = OrderedDict()
 
     def body(self, now: float, since: str | None, encoding: Encoding) -> Body:
@@ -145,10 +149,25 @@ class Live:
             known = self._number(since)
             packed = self._bodies.get((known, encoding))
             if packed is None:
-                packed = self._bodies[known, encoding] = _pack(self._join(known), encoding)
-                while len(self._bodies) > KEPT_BODIES:
-                    self._bodies.popitem(last=False)
+                begin = time.perf_counter()
+                packed = self._make(known, encoding)
+                self._cost_seconds += time.perf_counter() - begin
             return Body(self._text(self._version), encoding, packed)
+
+    def _make(self, known: int | None, encoding: Encoding) -> bytes:
+        """Make a body, or find that everything serves; keep it."""
+        rows = list(map(self._rows.__getitem__, self._names))
+        if known is not None:
+            rows = [row for row in rows if row.version > known]
+        if len(rows) > MOSTLY * len(self._names):
+            known = None
+            rows = list(map(self._rows.__getitem__, self._names))
+        packed = self._bodies.get((known, encoding))
+        if packed is None:
+            packed = self._bodies[known, encoding] = _pack(self._join(known, rows), encoding)
+            while len(self._bodies) > KEPT_BODIES:
+                self._bodies.popitem(last=False)
+        return packed
 
     def version(self, now: float) -> str:
         """Return the version of the view as it stands."""
@@ -168,8 +187,10 @@ class Live:
 
     def _refresh(self, now: float) -> None:
         """Lay out anew the hosts that have posted, and those whose states the time has changed."""
-        if self._refreshed_at is not None and 0 <= now - self._refreshed_at < REFRESH_SECONDS:
+        pause = max(REFRESH_SECONDS / 2, REFRESH_SECONDS - self._cost_seconds)
+        if self._refreshed_at is not None and 0 <= now - self._refreshed_at < pause:
             return
+        begin = time.perf_counter()
         self._refreshed_at = now
         changes = self._cluster.changes
         due = set(self._cluster.changed_since(self._seen_changes))
@@ -197,11 +218,12 @@ class Live:
             before = self._rows.get(name)
             if before is None:
                 self._names.insert(bisect_left(self._names, name), name)
-            else:
-                self._total -= before.tally
-            self._total += row.tally
+                self._total += row.tally
+            elif before.tally != row.tally:  # seldom: figures change at each post, what is counted does not
+                self._total = self._total - before.tally + row.tally
             self._rows[name] = row
         self._at = now
+        self._cost_seconds = time.perf_counter() - begin
 
     def _remove(self, name: str) -> None:
         row = self._rows.pop(name, None)
@@ -213,31 +235,26 @@ class Live:
         while len(self._gone) > KEPT_GONE:
             self._gone_is_whole_from = self._gone.pop(next(iter(self._gone)))
 
-    def _join(self, since: int | None) -> bytes:
-        rows: Sequence[Row] = [self._rows[name] for name in self._names]
-        gone: list[str] = []
-        if since is not None:
-            rows = [row for row in rows if row.version > since]
-            gone = [name for name, version in self._gone.items() if version > since]
+    def _join(self, since: int | None, rows: Sequence[Row]) -> bytes:
+        """Join rows to a body: of all hosts (since None), or of those that changed since a version."""
+        gone = [] if since is None else [name for name, version in self._gone.items() if version > since]
         head = {"version": self._text(self._version), "at": self._at, "full": since is None, "gone": gone}
-        summary = sentence(self._total)
         with_gpus = [(place, row) for place, row in enumerate(rows) if row.gpu_count]
-        places = b",".join(b",".join(repeat(b"%d" % place, row.gpu_count)) for place, row in with_gpus)
-        hosts = b",".join(
-            b'"%b":[%b]' % (name.encode(), b",".join([row.host[column] for row in rows]))
-            for column, name in enumerate(HOST_COLUMNS)
-        )
-        gpus = b",".join(
-            b'"%b":[%b]' % (name.encode(), b",".join([row.gpus[column] for _, row in with_gpus]))
-            for column, name in enumerate(GPU_COLUMNS)
-        )
-        return b'%b,"summary":%b,"hosts":{%b},"gpus":{"host":[%b],%b}}' % (
-            dumps(head)[:-1],
-            dumps(summary),
-            hosts,
-            places,
-            gpus,
-        )
+        gpu_fragments = [row.gpus for _, row in with_gpus]
+        parts = [dumps({**head, "summary": sentence(self._total)})[:-1], b',"hosts":{']
+        for name, column in zip(HOST_COLUMNS, _columns([row.host for row in rows], len(HOST_COLUMNS)), strict=True):
+            parts += [b'"%b":[' % name.encode(), column, b"],"]
+        parts[-1] = b']},"gpus":{"host":['
+        parts.append(b",".join([b",".join(repeat(b"%d" % place, row.gpu_count)) for place, row in with_gpus]))
+        for name, column in zip(GPU_COLUMNS, _columns(gpu_fragments, len(GPU_COLUMNS)), strict=True):
+            parts += [b'],"%b":[' % name.encode(), column]
+        parts.append(b"]}}")
+        return b"".join(parts)
+
+
+def _columns(fragments: Sequence[tuple[bytes, ...]], count: int) -> list[bytes]:
+    """Turn the fragments of each row into columns, joined by commas."""
+    return list(map(b",".join, zip(*fragments, strict=True))) or [b""] * count
 
 
 def _pack(plain: bytes, encoding: Encoding) -> bytes:
