@@ -121,7 +121,7 @@ def create_app(settings: Settings | None = None, clock: Callable[[], float] = ti
 
     @app.before_request
     def remember_who_comes() -> None:
-        reached.from_afar = reached.from_afar or not edge.caller_of(request.environ).local
+        reached.from_afar = reached.from_afar or not edge.caller_of(request.environ).here
 
     @app.after_request
     def add_security_headers(response: Response) -> Response:

@@ -42,15 +42,14 @@ class Caller:
     fetch_site: str | None
 
     @property
+    def here(self) -> bool:
+        """Whether it comes from this machine: loopback, asked for by a loopback name, passed on by nobody."""
+        return _is_loopback(self.peer) and self.host is not None and names_loopback(self.host) and not self.forwarded
+
+    @property
     def local(self) -> bool:
-        """Whether it surely comes from this machine: loopback, asked for by a loopback name, passed on by nobody."""
-        return (
-            _is_loopback(self.peer)
-            and self.host is not None
-            and names_loopback(self.host)
-            and not self.forwarded
-            and self.origin is None
-        )
+        """Whether it surely comes from this machine: from here, and not at the wish of a page that a browser shows."""
+        return self.here and self.origin is None
 
     @property
     def from_a_page(self) -> bool:

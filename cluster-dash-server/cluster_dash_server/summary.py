@@ -114,7 +114,7 @@ def sentence(total: Tally) -> str:
             parts[0] += ": " + ", ".join(f"{count} × {name}" for name, count in by_count)
     parts += [f"{total.states[state]} {word}" for state, word in _WORDS.items() if total.states[state]]
     if total.unreadable:
-        parts.append(f"{total.unreadable} {of_hosts} cannot read its GPUs")
+        parts.append(f"{total.unreadable} {of_hosts} cannot read {'its' if total.unreadable == 1 else 'their'} GPUs")
     parts += [f"{total.silent[state]} {of_hosts} {state}" for state in _SILENT if total.silent[state]]
     return ". ".join(parts) + "."
 

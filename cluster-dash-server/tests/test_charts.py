@@ -92,6 +92,10 @@ def test_a_figure_is_one_trace_without_colours_or_template(hosts: Hosts) -> None
     assert len(text) < 8_000
 
 
+def test_no_line_strikes_the_first_bar_through(hosts: Hosts) -> None:
+    assert figure(chart("memory", hosts(gpu01={})))["layout"]["yaxis"]["zeroline"] is False
+
+
 def test_many_hosts_are_drawn_in_part_and_the_page_says_so(hosts: Hosts) -> None:
     drawn = chart("cpu", hosts(**{f"gpu{number:03}": cpu(number % 100) for number in range(MOST_ROWS + 1)}))
     assert (len(drawn.bars), len(drawn.rows)) == (MOST_BARS, MOST_ROWS)

@@ -39,6 +39,8 @@ def test_a_host_that_cannot_read_its_gpus_is_counted(make_seen: MakeSeen) -> Non
     cluster = Cluster(Thresholds())
     cluster.offer(make_seen("gpu01", gpu={"gpu_error": {"index": 0, "error": "driver not loaded"}}))
     assert sentence_of(cluster.hosts(NOW)) == "1 host, no GPU. 1 of 1 host cannot read its GPUs."
+    cluster.offer(make_seen("gpu02", gpu={"gpu_error": {"index": 0, "error": "driver not loaded"}}))
+    assert sentence_of(cluster.hosts(NOW)) == "2 hosts, no GPU. 2 of 2 hosts cannot read their GPUs."
 
 
 @pytest.mark.parametrize(

@@ -253,6 +253,7 @@ def figure(drawn: Chart) -> Json:
             "ticktext": [escape(bar.name) for bar in drawn.bars],
             "fixedrange": True,
             "showgrid": False,
+            "zeroline": False,  # the first bar stands at 0: the line would strike its words through
         },
     )
     drawing: Json = go.Figure(data=[bars], layout=layout).to_dict()
