@@ -2,6 +2,7 @@
 PYTHON ?= python3
 PORT ?= 8080
 LISTEN ?= 127.0.0.1
+HOSTS ?= 8
 export PYTHON
 
 SERVER = cluster-dash-server/.venv/installed
@@ -14,6 +15,9 @@ help: ## list the commands
 
 run: $(SERVER) $(MOLE) ## server and a mole of this machine: http://localhost:8080 (PORT=9000 LISTEN=0.0.0.0)
 	@cluster-dash-server/.venv/bin/python dev/run.py --port $(PORT) --host $(LISTEN)
+
+demo: $(SERVER) $(MOLE) ## a simulated fleet with faults, nothing kept: http://localhost:8080 (PORT=9000 HOSTS=8)
+	@cluster-dash-server/.venv/bin/python dev/demo.py --port $(PORT) --host $(LISTEN) --hosts $(HOSTS)
 
 test: setup ## everything CI runs, with real parts: NVML stand-in, processes, Chromium
 	dev/parts
@@ -58,4 +62,4 @@ $(MOLE): cluster-dash-mole/requirements.lock cluster-dash-mole/pyproject.toml
 $(ROOT): requirements.lock pyproject.toml cluster-dash-server/pyproject.toml cluster-dash-mole/pyproject.toml
 	@dev/venv .
 
-.PHONY: help run demo test check soak bench format goldens lock setup
+.PHONY: help run demo demo test check soak bench format goldens lock setup

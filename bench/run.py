@@ -12,7 +12,7 @@ from pathlib import Path
 TOP = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(TOP))
 
-from bench import ingest, live, mole, start  # noqa: E402 - the folder is no installed package
+from bench import ingest, live, mole, simulate, start  # noqa: E402 - the folder is no installed package
 from bench.harness import Figure, machine, table  # noqa: E402
 
 CASES: dict[str, Callable[[int], list[Figure]]] = {
@@ -20,6 +20,7 @@ CASES: dict[str, Callable[[int], list[Figure]]] = {
     "live": live.run,
     "start": start.run,
     "mole": mole.run,
+    "simulate": simulate.run,
 }
 
 

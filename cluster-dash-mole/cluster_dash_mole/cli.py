@@ -88,6 +88,7 @@ def _add_simulate(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--seconds", type=_seconds, metavar="S", help="end by itself after so long")
     parser.add_argument("--auth-code-file", type=Path, metavar="FILE", help="a file that holds the passcode")
+    parser.add_argument("--quiet", action="store_true", help="do not say every 5 s how it goes")
     parser.add_argument("--json", action="store_true", help="print what became of the posts as JSON")
 
 
@@ -126,6 +127,7 @@ def _simulate(given: argparse.Namespace) -> int:
                 seed=given.seed,
                 faults=given.faults,
                 seconds=given.seconds,
+                quiet=given.quiet,
                 as_json=given.json,
             )
         )

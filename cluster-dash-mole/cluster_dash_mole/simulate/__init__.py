@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 SHIPPED_PASSCODE = "lab_cluster_2025"
 _ENCODER = json.JSONEncoder(separators=(",", ":"), check_circular=False, allow_nan=False)
 _FILES_BESIDE = 64  # what the process has open besides the connections
+_MOST_NAMED = 8
 _MENDS = {
     Row.WHO_ARE_YOU: "set CLUSTER_DASH_JSON_SENDER_LOGGER__AUTH_CODE, or name a file with --auth-code-file",
     Row.NOT_NOW: "the server has no room: see its [limits]",
@@ -41,6 +42,7 @@ class Simulation:
     seed: int
     faults: bool
     seconds: float | None
+    quiet: bool
     as_json: bool
 
 
@@ -70,9 +72,14 @@ def run(simulation: Simulation) -> None:
         interval_seconds=simulation.interval_seconds,
         most_open=_room_for(simulation.hosts),
     )
+    faults = [(host.hostname, host.fault.value) for host in hosts if host.fault]
+    for hostname, fault in faults[:_MOST_NAMED]:
+        _say(f"{hostname}: {fault}")
+    if len(faults) > _MOST_NAMED:
+        _say(f"… and {len(faults) - _MOST_NAMED} more hosts with faults")
     began, cpu_before = time.monotonic(), time.process_time()
     try:
-        swarm.run(simulation.seconds, _say)
+        swarm.run(simulation.seconds, _keep_quiet if simulation.quiet else _say)
     finally:
         passed, cpu = time.monotonic() - began, time.process_time() - cpu_before
         tally = swarm.total()
@@ -211,3 +218,7 @@ def _room_for(hosts: int) -> int:
 def _say(text: str) -> None:
     sys.stderr.write(f"simulate: {text}\n")
     sys.stderr.flush()
+
+
+def _keep_quiet(_: str) -> None:
+    pass

@@ -72,7 +72,7 @@ class SimulatedHost:
         self._machine_id = machine_id_of(f"{fleet.seed}/{self.hostname}")
         self._rack = f"r{place // HOSTS_IN_A_RACK + 1}"
         self._num_cpus = 128 if fleet.gpus > 4 else 64
-        self._memory_gb = 2015.3 if fleet.gpus > 4 else 503.5
+        self._memory_gb = 1007.5 if fleet.gpus > 4 else 503.6
         self._root_share = random.uniform(0.2, 0.6)
         self._data_share = random.uniform(0.3, 0.8)
         self._phase = random.uniform(0, 2 * math.pi)
@@ -201,7 +201,7 @@ class SimulatedHost:
         loads = [0.6, 0.6, 0.6]
         for turns, count in self._turns:
             loads = [load + count * cores for load, cores in zip(loads, turns.loads, strict=True)]
-        cores = 0.5 + sum(count * job.work.cores for job, count in jobs if job)
+        cores = 0.5 + sum(count * job.effort * job.work.cores for job, count in jobs if job)
         busy = cores * (1 + 0.06 * math.sin(elapsed / 13 + self._phase))
         return {
             "cpu_percent": round(min(100.0, 100 * busy / self._num_cpus), 2),
@@ -210,7 +210,9 @@ class SimulatedHost:
         }
 
     def _memory(self, elapsed: float, jobs: list[tuple[Job | None, int]]) -> dict[str, object]:
-        taken = sum(count * job.work.ram_gb * job.memory_at(elapsed) / job.memory for job, count in jobs if job)
+        taken = sum(
+            count * job.effort * job.work.ram_gb * job.memory_at(elapsed) / job.memory for job, count in jobs if job
+        )
         used = min(0.97 * self._memory_gb, 9.0 + taken)
         return {
             "total_gb": self._memory_gb,
@@ -263,7 +265,7 @@ def _users(job: Job, gpu: _Gpu, elapsed: float, used_mib: float, began_at: float
     first = job.pid + 7 * work.processes * cast(int, gpu.fixed["index"])
     process = {
         "mem": round(used_mib / work.processes),
-        "time": round(age * work.cores / work.processes, 1),
+        "time": round(age * job.effort * work.cores / work.processes, 1),
         "name": work.program,
         "type": "C",
         "started_at": round(began_at + job.started),

@@ -51,19 +51,22 @@ class Work(NamedTuple):
 
 
 # program, weight, minutes, util, swing, memory, processes, cores, ram_gb, draw
-TRAINING = Work("pt_main_thread", 4, 160, (92, 98), 3, (0.6, 0.93), 1, 5.5, 26, 0.94)
-TUNING = Work("python3", 3, 50, (66, 90), 10, (0.3, 0.8), 2, 4, 18, 0.85)
-SERVING = Work("VLLM::EngineCore", 1.5, 300, (25, 60), 25, (0.85, 0.92), 1, 1.5, 22, 0.75)
+TRAINING = Work("pt_main_thread", 4, 160, (92, 98), 3, (0.6, 0.93), 1, 5.5, 52, 0.94)
+TUNING = Work("python3", 3, 50, (66, 90), 10, (0.3, 0.8), 2, 4, 40, 0.85)
+SERVING = Work("VLLM::EngineCore", 1.5, 300, (25, 60), 25, (0.85, 0.92), 1, 1.5, 45, 0.75)
 DYNAMICS = Work("gmx", 2, 120, (78, 93), 4, (0.02, 0.07), 1, 8, 3, 0.7)
-TRYING = Work("python3", 2, 6, (20, 75), 20, (0.1, 0.4), 1, 2, 8, 0.7)
+TRYING = Work("python3", 2, 6, (20, 75), 20, (0.1, 0.4), 1, 2, 15, 0.7)
 KINDS = (TRAINING, TUNING, SERVING, DYNAMICS, TRYING)
-NOTEBOOK = Work("ipykernel_launcher", 0, 600, (0, 0), 0, (0.2, 0.6), 1, 0, 12, 0)
+NOTEBOOK = Work("ipykernel_launcher", 0, 600, (0, 0), 0, (0.2, 0.6), 1, 0.02, 12, 0)
 """Forgotten: memory that nobody works with."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """One job; times in s of the night, `util` in percent, `memory` of 1, `pid` the first of its processes."""
+    """One job; times in s of the night, `util` in percent, `memory` of 1, `pid` the first of its processes.
+
+    `effort` is how much of its kind's CPU cores and of the host's memory it takes, of 1.
+    """
 
     work: Work
     user: str
@@ -72,6 +75,7 @@ class Job:
     ended: float
     util: float
     memory: float
+    effort: float
 
     def util_at(self, elapsed: float, phase: float) -> float:
         """Return how busy it keeps a GPU, percent; `phase` tells GPUs of one job apart."""
@@ -134,7 +138,7 @@ class Turns:
     def _relaxed(self, elapsed: float) -> list[float]:
         """Return what `_settled` has become: each value nears that of the job, the slower the longer its time."""
         job, passed = self.job, elapsed - self._began
-        heat, cores = (job.work.draw * job.util / 100, job.work.cores) if job else (0.0, 0.0)
+        heat, cores = (job.work.draw * job.util / 100, job.effort * job.work.cores) if job else (0.0, 0.0)
         return [
             wanted + (before - wanted) * math.exp(-passed / slow)
             for before, wanted, slow in zip(
@@ -160,4 +164,5 @@ class Turns:
             ended=ended,
             util=self._random.uniform(*work.util),
             memory=self._random.uniform(*work.memory),
+            effort=self._random.uniform(0.4, 1.6),
         )
