@@ -1,0 +1,297 @@
+"""What happened on the hosts: what snapshots say, and what differs between two of a host. Pure but for the log.
+
+An event is kept once however often its snapshot is posted, and two equal ones in a row are two.
+"""
+
+import threading
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from cluster_dash_server.cluster import HostView, KnownGpu, KnownHost, another_machine, slot
+from cluster_dash_server.snapshot import Json, Seen, printable
+from cluster_dash_server.states import Thresholds, silence, silence_after
+
+PER_HOST = 1_000
+IN_ALL = 50_000
+"""Events kept of one host, and of all together: about 25 MB at most."""
+TEXT_LENGTH = 320
+SKEW_SECONDS = 60
+"""How far a host's clock may be from ours before its events are dated by ours."""
+REBOOT_SECONDS = 60
+"""How far apart two moments of start are at least, of a host without a boot_id: clocks are set right after a start."""
+SPELL_SECONDS = 300
+"""Throttling that begins anew within so long has not ended: a card at its limit comes and goes every few seconds."""
+HARMFUL_THROTTLES = frozenset(("hw_slowdown", "hw_thermal_slowdown", "hw_power_brake_slowdown", "sw_thermal_slowdown"))
+"""Reasons to run slower that somebody must see to; at its power limit a busy card is all day."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """One thing that happened.
+
+    Attributes:
+        at: Unix s, by the server's clock as far as that is known.
+        gpu: the index of the GPU, or what the mole calls it; None: the host itself.
+        kind: a word such as `xid`, `gpu_lost`, `host_silent`.
+        code: what the driver calls it: the number of an Xid, the reasons of a slowdown.
+    """
+
+    at: float
+    host: str
+    gpu: int | str | None
+    kind: str
+    code: int | str | None
+    text: str
+
+
+# -------------------------------------------------------------------------------------- what a snapshot itself says
+
+
+def told(seen: Seen) -> list[Event]:
+    """Return the events that a snapshot carries."""
+    skew = seen.skew_seconds or 0.0
+    ahead = skew if abs(skew) > SKEW_SECONDS else 0.0
+    return [_told(seen, each, ahead) for each in seen.events]
+
+
+def _told(seen: Seen, event: Json, ahead_seconds: float) -> Event:
+    at, code = event.get("at"), event.get("code")
+    kind = (event.get("kind") or "event").lower()
+    text = event.get("text") or (kind if code is None else f"{kind} {code}")  # a mole of ours says what it means
+    return Event(
+        at=seen.received_at if at is None else min(at - ahead_seconds, seen.received_at),
+        host=seen.host,
+        gpu=_index(seen, event.get("gpu")),
+        kind=printable(kind, 40),
+        code=printable(code, 64) if isinstance(code, str) else code,
+        text=printable(text, TEXT_LENGTH),
+    )
+
+
+def _index(seen: Seen, gpu: int | str | None) -> int | str | None:
+    """Return the index of a GPU that an event names by index, key, uuid or slot."""
+    if not isinstance(gpu, str):
+        return gpu
+    named = next((each.index for each in seen.gpus if gpu in (each.key, each.uuid, each.pci_bus_id)), None)
+    return printable(gpu, 64) if named is None else named
+
+
+# ------------------------------------------------------------------------------------- what differs between two
+
+
+def changes(before: KnownHost, after: KnownHost, thresholds: Thresholds) -> list[Event]:
+    """Return what happened between two snapshots of a host, by what is known before and after the second one."""
+    first, second = before.seen, after.seen
+
+    def event(kind: str, text: str, gpu: int | None = None, code: str | None = None) -> Event:
+        return Event(at=second.received_at, host=second.host, gpu=gpu, kind=kind, code=code, text=text)
+
+    found = []
+    if silence(second.received_at - first.received_at, before.interval_seconds, thresholds) is not None:
+        found.append(_silent(first, before.interval_seconds, thresholds))
+        found.append(event("host_back", f"posts again, after {_span(second.received_at - first.received_at)}"))
+    if another_machine(first, second):
+        found.append(event("machine_changed", "another machine has taken over this name"))
+        return found
+    if _rebooted(first, second):
+        found.append(event("rebooted", "the host was started anew"))
+    drivers = first.driver_version, second.driver_version
+    if None not in drivers and drivers[0] != drivers[1]:
+        found.append(event("driver_changed", f"the driver changed from {drivers[0]} to {drivers[1]}"))
+    found += [event(*each) for each in _gpu_changes(before, after)]
+    said = {(each.kind, each.gpu) for each in told(second)} if second.events else set()
+    return [each for each in found if (each.kind, each.gpu) not in said]  # the mole saw it from nearer
+
+
+def _rebooted(first: Seen, second: Seen) -> bool:
+    if first.boot_id is not None and second.boot_id is not None:
+        return first.boot_id != second.boot_id
+    started = first.booted_at, second.booted_at
+    return started[0] is not None and started[1] is not None and started[1] - started[0] > REBOOT_SECONDS
+
+
+class _GpuChange(NamedTuple):
+    kind: str
+    text: str
+    gpu: int | None = None
+    code: str | None = None
+
+
+def _gpu_changes(before: KnownHost, after: KnownHost) -> Iterator[_GpuChange]:
+    was_known = {known.gpu.uuid or known.gpu.index: known for known in before.gpus}
+    lost, back = [], []
+    for known in after.gpus:
+        was = was_known.pop(known.gpu.uuid or known.gpu.index, None) or was_known.pop(known.gpu.index, None)
+        if was is None:
+            continue
+        trouble, had_trouble = _trouble(known), _trouble(was)
+        if trouble is not None and (
+            had_trouble is None or (was.missing_since is None) != (known.missing_since is None)
+        ):
+            lost.append(known)
+        elif trouble is None and had_trouble is not None:
+            back.append(known)
+        if trouble is None:
+            yield from _throttling(was, known)
+    if len(lost) > 1 and all(known.missing_since is not None for known in after.gpus) and len(lost) == len(after.gpus):
+        why = after.seen.gpu_error or after.seen.gpu_note
+        why = "the snapshot holds none" if why is None else printable(why, 200)
+        yield _GpuChange("gpu_lost", f"all {len(lost)} GPUs are missing: {why}")
+    else:
+        yield from (_GpuChange("gpu_lost", str(_trouble(known)), known.gpu.index) for known in lost)
+    if len(back) > 1 and len(back) == len(after.gpus):
+        yield _GpuChange("gpu_back", f"all {len(back)} GPUs are back")
+    else:
+        yield from (_GpuChange("gpu_back", "can be read again", known.gpu.index) for known in back)
+    for gone in was_known.values():
+        new = next((known for known in after.gpus if slot(known.gpu) == slot(gone.gpu) is not None), None)
+        if new is not None and gone.gpu.uuid != new.gpu.uuid:
+            text = f"{gone.gpu.uuid} was replaced by {new.gpu.uuid} in slot {new.gpu.pci_bus_id}"
+            yield _GpuChange("gpu_replaced", text, new.gpu.index)
+
+
+def _trouble(known: KnownGpu) -> str | None:
+    if known.missing_since is not None:
+        return "missing: the snapshot does not hold it"
+    return None if known.gpu.error is None else printable(known.gpu.error, TEXT_LENGTH)
+
+
+def _throttling(was: KnownGpu, known: KnownGpu) -> Iterator[_GpuChange]:
+    if was.gpu.throttle_reasons == known.gpu.throttle_reasons:
+        return
+    reasons, had = _harmful(known), _harmful(was)
+    if reasons and not had:
+        text = "slowed down: " + ", ".join(each.replace("_", " ") for each in reasons)
+        yield _GpuChange("throttle_began", text, known.gpu.index, ", ".join(reasons))
+    elif had and not reasons:
+        yield _GpuChange("throttle_ended", "no longer slowed down", known.gpu.index, ", ".join(had))
+
+
+def _harmful(known: KnownGpu) -> list[str]:
+    return [each for each in known.gpu.throttle_reasons if each.lower() in HARMFUL_THROTTLES]
+
+
+def silences(hosts: Iterable[HostView], thresholds: Thresholds) -> list[Event]:
+    """Return when each host fell silent that still is: nothing is posted then, so nothing else would say it."""
+    return [_silent(host.seen, host.interval_seconds, thresholds) for host in hosts if host.silent is not None]
+
+
+def _silent(seen: Seen, interval_seconds: float, thresholds: Thresholds) -> Event:
+    stale_after, _ = silence_after(interval_seconds, thresholds)
+    return Event(
+        at=seen.received_at + stale_after,
+        host=seen.host,
+        gpu=None,
+        kind="host_silent",
+        code=None,
+        text=f"no snapshot for {_span(stale_after)}",
+    )
+
+
+def _span(seconds: float) -> str:
+    for size, word in ((86_400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {word}"
+    return f"{seconds:.0f} s"
+
+
+# -------------------------------------------------------------------------------------------------------- the log
+
+
+class _Kept(NamedTuple):
+    event: Event
+    source: tuple[str, int] | None
+    """The snapshot that carried it, by boot_id and seq; None: the server saw it, or the snapshot has no identity."""
+
+
+class EventLog:
+    """The newest events of each host. Thread-safe; a witness of `Cluster`.
+
+    Args:
+        thresholds: when a host counts as silent.
+        per_host: events kept of one host.
+        in_all: events kept of all hosts; beyond, the host with the most loses its oldest.
+    """
+
+    def __init__(self, thresholds: Thresholds, per_host: int = PER_HOST, in_all: int = IN_ALL) -> None:
+        self._thresholds = thresholds
+        self._per_host = per_host
+        self._in_all = in_all
+        self._kept: dict[str, list[_Kept]] = {}  # by `at`, the oldest first
+        self._count = 0
+        self._lock = threading.Lock()
+
+    def witness(self, seen: Seen, before: KnownHost | None, after: KnownHost | None) -> None:
+        """Take what a snapshot says and what it changed; see `cluster.Witness`."""
+        changed = [] if before is None or after is None else changes(before, after, self._thresholds)
+        if not changed and not seen.events:
+            return
+        with self._lock:
+            kept = self._kept.setdefault(seen.host, [])
+            source = None if seen.boot_id is None or seen.seq is None else (seen.boot_id, seen.seq)
+            if source is None or all(each.source != source for each in kept):
+                for event in told(seen):
+                    self._keep(kept, event, source)
+            for event in changed:
+                self._keep(kept, event, None)
+            if not kept:
+                del self._kept[seen.host]
+            while self._count > self._in_all:
+                self._make_room()
+
+    def _keep(self, kept: list[_Kept], event: Event, source: tuple[str, int] | None) -> None:
+        if event.kind == "throttle_began" and self._goes_on(kept, event):
+            return
+        if len(kept) >= self._per_host and event.at < kept[0].event.at:
+            return  # older than what was dropped already: it may have been here before
+        kept.insert(bisect_right(kept, event.at, key=lambda each: each.event.at), _Kept(event, source))
+        self._count += 1
+        if len(kept) > self._per_host:
+            del kept[0]
+            self._count -= 1
+
+    def _make_room(self) -> None:
+        """Drop the oldest events of the host that has the most."""
+        host, kept = max(self._kept.items(), key=lambda each: len(each[1]))
+        surplus = min(self._count - self._in_all, max(1, len(kept) // 2))
+        del kept[:surplus]
+        self._count -= surplus
+        if not kept:
+            del self._kept[host]
+
+    def _goes_on(self, kept: list[_Kept], event: Event) -> bool:
+        """Take the end of a slowdown back that was none: it begins anew soon after."""
+        for place in range(len(kept) - 1, -1, -1):
+            last = kept[place].event
+            if event.at - last.at > SPELL_SECONDS:
+                return False
+            if last.gpu == event.gpu and last.kind == "throttle_ended":
+                del kept[place]
+                self._count -= 1
+                return True
+        return False
+
+    def forget(self, hosts: Iterable[str]) -> None:
+        """Forget the events of hosts."""
+        with self._lock:
+            for host in hosts:
+                self._count -= len(self._kept.pop(host, ()))
+
+    def newest(
+        self, hosts: Iterable[str] | None = None, *, begin: float = float("-inf"), end: float = float("inf")
+    ) -> list[Event]:
+        """Return events, newest first.
+
+        Args:
+            hosts: of which hosts; None: of all.
+            begin: the first moment (Unix s).
+            end: the last moment.
+        """
+        with self._lock:
+            kept = self._kept.values() if hosts is None else [self._kept.get(host, []) for host in hosts]
+            found = [each.event for events in kept for each in events if begin <= each.event.at <= end]
+        found.reverse()  # of two at one moment, the one that came later is the newer one
+        found.sort(key=lambda event: -event.at)
+        return found

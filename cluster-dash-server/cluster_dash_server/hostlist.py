@@ -1,0 +1,99 @@
+"""Hostlists, as Slurm and pdsh write them: `gpu[01-03,07]` for gpu01, gpu02, gpu03 and gpu07. Pure.
+
+Of a name the last number is counted: `rack2-gpu[07-08].lab`. A name that holds a bracket, a comma or a blank stands
+as it is. `static/js/hostlist.js` compresses alike.
+"""
+
+import re
+from collections.abc import Callable, Iterable
+from fnmatch import fnmatchcase
+from itertools import product
+from math import prod
+
+MOST_NAMES = 100_000
+"""How many names a hostlist may stand for."""
+
+_NUMBERED = re.compile(r"(.*?)([0-9]{1,15})([^0-9]*)", re.DOTALL)
+_SPECIAL = re.compile(r"[\[\],\s]")
+_RANGES = re.compile(r"\[([0-9]{1,15}(?:-[0-9]{1,15})?(?:,[0-9]{1,15}(?:-[0-9]{1,15})?)*)\]")
+_COMMAS_OUTSIDE = re.compile(r",(?![^\[\]]*\])")
+
+
+class HostlistError(Exception):
+    """A hostlist that cannot be expanded; the text says why."""
+
+
+def natural(host: str) -> str:
+    """Return what sorts host names as people count: gpu2 before gpu10."""
+    return re.sub("[0-9]+", lambda digits: digits[0].zfill(12), host)
+
+
+def compress(names: Iterable[str]) -> str:
+    """Write names as one hostlist: each once, in the order in which people count."""
+    series: dict[tuple[str, str] | str, list[str]] = {}
+    for name in sorted(set(names), key=lambda name: (natural(name), name)):
+        match = None if _SPECIAL.search(name) else _NUMBERED.fullmatch(name)
+        if match is None:
+            series[name] = []
+        else:
+            series.setdefault((match[1], match[3]), []).append(match[2])
+    parts = []
+    for around, numbers in series.items():
+        if isinstance(around, str):
+            parts.append(around)
+            continue
+        prefix, suffix = around
+        parts.append(f"{prefix}{numbers[0] if len(numbers) == 1 else f'[{_runs(numbers)}]'}{suffix}")
+    return ",".join(parts)
+
+
+def _runs(numbers: list[str]) -> str:
+    """Write numbers as ranges: `01-03,07`. A range counts on from its first number, filled up to that one's width."""
+    runs: list[tuple[str, str]] = []
+    for number in sorted(numbers, key=lambda number: (len(number), number)):
+        if runs and number == str(int(runs[-1][1]) + 1).zfill(len(runs[-1][0])):
+            runs[-1] = runs[-1][0], number
+        else:
+            runs.append((number, number))
+    return ",".join(first if first == last else f"{first}-{last}" for first, last in runs)
+
+
+def expand(hostlist: str) -> list[str]:
+    """Return the names that a hostlist stands for, in its order.
+
+    Raises:
+        HostlistError: it stands for too many, or a range in it runs backwards.
+    """
+    names: list[str] = []
+    for part in _COMMAS_OUTSIDE.split(hostlist):
+        pieces = _RANGES.split(part)  # text, inside of a bracket, text, …
+        choices = [_numbers(piece) if place % 2 else [piece] for place, piece in enumerate(pieces)]
+        if len(names) + prod(len(choice) for choice in choices) > MOST_NAMES:
+            raise HostlistError(f"{hostlist[:64]} stands for more than {MOST_NAMES} names")
+        names += ["".join(chosen) for chosen in product(*choices) if any(chosen)]
+    return names
+
+
+def _numbers(ranges: str) -> list[str]:
+    numbers: list[str] = []
+    for part in ranges.split(","):
+        first, _, last = part.partition("-")
+        last = last or first
+        if int(last) < int(first):
+            raise HostlistError(f"[{part}] runs backwards")
+        if len(numbers) + int(last) - int(first) >= MOST_NAMES:
+            raise HostlistError(f"[{part}] stands for more than {MOST_NAMES} names")
+        numbers += [str(number).zfill(len(first)) for number in range(int(first), int(last) + 1)]
+    return numbers
+
+
+def matcher(hosts: str) -> Callable[[str], bool]:
+    """Return what says whether a name is meant by a name, a hostlist or a pattern with `*` and `?`.
+
+    Raises:
+        HostlistError: see `expand`.
+    """
+    names = expand(hosts)
+    patterns = [name for name in names if re.search(r"[*?\[]", name)]
+    exactly = {hosts, *names}
+    return lambda host: host in exactly or any(fnmatchcase(host, pattern) for pattern in patterns)
