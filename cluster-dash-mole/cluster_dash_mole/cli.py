@@ -43,6 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _end_on_signals(PROBLEM if given.once or given.show else DONE)
     if given.command == "simulate":
         return _simulate(given)
+    if given.command == "doctor":
+        return _doctor(given.config)
     try:
         config = load(given.config, os.environ)
         if given.show:
@@ -68,6 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"cluster-dash-mole {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     commands.add_parser("run", help="take and send a snapshot every interval, for ever", parents=[options])
+    commands.add_parser("doctor", help="look for what may keep this host from the dashboard", parents=[options])
     _add_simulate(commands.add_parser("simulate", help="post snapshots of hosts that do not exist"))
     return parser
 
@@ -179,6 +182,31 @@ def _run(config: Config) -> int:
     finally:
         manager.stopping()
     return DONE
+
+
+def _doctor(path: Path | None) -> int:
+    from cluster_dash_mole import doctor  # a mole that runs has no use for it: memory
+
+    senders: list[Sender] = []
+    config: Config | ConfigError
+    try:
+        config = load(path, os.environ)
+        senders = [sender for sender, _ in _senders(config, os.environ)]
+    except ConfigError as error:
+        config = error
+    findings = []
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # a locale that lacks ✔
+    for finding in doctor.examine(
+        host=read_host(),
+        config=config,
+        senders=senders,
+        kinds=collectors.build(interval=ONE_SHOT_INTERVAL, clock=SystemClock()),
+        environ=os.environ,
+    ):
+        findings.append(finding)
+        sys.stdout.write(f"{finding}\n")
+        sys.stdout.flush()
+    return doctor.exit_code(findings)
 
 
 def _once(config: Config) -> int:

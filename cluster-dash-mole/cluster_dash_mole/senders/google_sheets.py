@@ -50,7 +50,7 @@ class GoogleSheetsSender:
             SendError: the row was not taken; `row` says what to do.
         """
         try:
-            worksheet = self._worksheet or self._open(snapshot.hostname)
+            worksheet = self._worksheet or self._find(snapshot.hostname)
             answer = worksheet.append_row(
                 row_of(snapshot),
                 value_input_option="RAW",  # type: ignore[arg-type]  # its enum would need the import here
@@ -66,7 +66,28 @@ class GoogleSheetsSender:
             raise failure from error
         self._worksheet = worksheet
 
-    def _open(self, hostname: str) -> "gspread.Worksheet":
+    def open(self) -> str:
+        """Open the spreadsheet and write nothing; return its title.
+
+        Raises:
+            SendError: it cannot be opened.
+        """
+        try:
+            return self._open().title
+        except Exception as error:  # as in send()
+            raise judge(error) from error
+
+    def _find(self, hostname: str) -> "gspread.Worksheet":
+        spreadsheet = self._open()
+        import gspread
+
+        title = hostname if self._worksheet_name == THIS_HOST else self._worksheet_name
+        try:
+            return spreadsheet.worksheet(title)
+        except gspread.WorksheetNotFound:
+            return spreadsheet.add_worksheet(title, rows=1, cols=5)  # both grow with what is appended
+
+    def _open(self) -> "gspread.Spreadsheet":
         try:
             import gspread
         except ModuleNotFoundError as error:
@@ -81,12 +102,7 @@ class GoogleSheetsSender:
             why = error.strerror if isinstance(error, OSError) else "not the key of a service account, as JSON"
             raise SendError(f"service_account_file_path: {self._key_file}: {why}", row=Row.WHO_ARE_YOU) from error
         client.set_timeout((CONNECT_SECONDS, READ_SECONDS))
-        spreadsheet = client.open_by_key(self._spreadsheet_id)
-        title = hostname if self._worksheet_name == THIS_HOST else self._worksheet_name
-        try:
-            return spreadsheet.worksheet(title)
-        except gspread.WorksheetNotFound:
-            return spreadsheet.add_worksheet(title, rows=1, cols=5)  # both grow with what is appended
+        return client.open_by_key(self._spreadsheet_id)
 
 
 def row_of(snapshot: Snapshot) -> list[Cell]:

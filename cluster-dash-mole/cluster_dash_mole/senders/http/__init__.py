@@ -51,6 +51,9 @@ class HttpSender:
     ) -> None:
         self._address = parse_address(address)
         self._proxy = proxy_of(self._address, environ)
+        self.url = address
+        self.host, self.port = self._address.host, self._address.port
+        self.proxy = self._proxy and self._proxy.authority
         self._auth_code = auth_code
         self._clock = clock
         self._tls = _tls_context(ca_file) if self._address.tls else None
@@ -70,7 +73,16 @@ class HttpSender:
         self._gzip = "gzip" in answer.headers.get("accept-encoding", "")
         if answer.status in _REFUSED and packed and not self._gzip:
             raise SendError("the server no longer takes gzip: sent plain from now on", row=Row.TROUBLE)
-        self._judge(answer)
+        self.judge(answer)
+
+    def post(self, document: dict[str, object]) -> Answer:
+        """Post any document, plain; return the answer, whatever it says.
+
+        Raises:
+            SendError: there is no answer.
+        """
+        headers, body = self._request(document, packed=False)
+        return Exchange(self._address, proxy=self._proxy, tls=self._tls).post(headers, body)
 
     def _request(self, document: dict[str, object], *, packed: bool) -> tuple[dict[str, str], bytes]:
         headers = {
@@ -90,11 +102,15 @@ class HttpSender:
             body = packer.compress(body) + packer.flush()
         return headers, body
 
-    def _judge(self, answer: Answer) -> None:
-        """Raise what the answer means, unless the snapshot was taken."""
+    def judge(self, answer: Answer) -> None:
+        """Return where the snapshot was taken.
+
+        Raises:
+            SendError: it was not; `row` says what to do.
+        """
         status, said = answer.status, self._said(answer)
         if status == 200:
-            if not _is_json(answer):
+            if not is_json(answer):
                 raise SendError(
                     "CD104 got HTML or another text, not cluster-dash (a proxy's login page?)", row=Row.TROUBLE
                 )
@@ -143,7 +159,8 @@ def _tls_context(ca_file: str | None) -> "SSLContext":
     return ssl.create_default_context(cafile=ca_file)
 
 
-def _is_json(answer: Answer) -> bool:
+def is_json(answer: Answer) -> bool:
+    """Return whether the answer is a JSON object, as all of a server's are."""
     return answer.body.lstrip()[:1] == b"{"
 
 
