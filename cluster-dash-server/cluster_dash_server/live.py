@@ -100,15 +100,28 @@ class Body:
 
 def lay_out(view: HostView, version: int, next_change_at: float | None) -> Row:
     """Lay one host out in JSON."""
+    columns: list[list[object]] = [[value(view)] for value in HOST_COLUMNS.values()]
+    columns += [[value(gpu) for gpu in view.gpus] for value in GPU_COLUMNS.values()]
+    fragments = _fragments(columns)
     return Row(
         version=version,
         next_change_at=next_change_at,
-        # cut out of a list: an encoder's own buffer is a kilobyte or more, a cut has its size
-        host=tuple([dumps([value(view)])[1:-1] for value in HOST_COLUMNS.values()]),
-        gpus=tuple([dumps([value(gpu) for gpu in view.gpus])[1:-1] for value in GPU_COLUMNS.values()]),
+        host=tuple(fragments[: len(HOST_COLUMNS)]),
+        gpus=tuple(fragments[len(HOST_COLUMNS) :]),
         gpu_count=len(view.gpus),
         tally=tally(view),
     )
+
+
+def _fragments(columns: list[list[object]]) -> list[bytes]:
+    """Write each column as JSON, without its brackets: all at once, then cut, in half the time.
+
+    A cut has its own size, too, where an encoder's buffer is a kilobyte or more.
+    """
+    fragments = dumps(columns)[2:-2].split(b"],[")
+    if len(fragments) != len(columns):  # some text holds what stands between two columns
+        fragments = [dumps(column)[1:-1] for column in columns]
+    return fragments
 
 
 class Live:

@@ -72,6 +72,17 @@ def test_rows_hold_what_the_columns_say(live: Live, cluster: Cluster, make_seen:
             assert [laid_out[column] for column in GPU_COLUMNS] == [value(gpu) for value in GPU_COLUMNS.values()]
 
 
+@pytest.mark.parametrize("name", ["],[", '"],["', "],[],[", "[[", "a\\", ""])
+def test_a_text_that_looks_like_the_end_of_a_column_stays_a_text(
+    live: Live, cluster: Cluster, make_seen: MakeSeen, make_gpu: MakeGpu, name: str
+) -> None:
+    cluster.offer(
+        make_seen(f"x{name}", [make_gpu(0, users={name: {"1": {}}}, error=name), make_gpu(1)], received_at=NOW)
+    )
+    row = rows(ask(live, NOW))[f"x{name}"]
+    assert [(gpu["users"], gpu["error"]) for gpu in row["gpus"]] == [({name: 1}, name or None), ({}, None)]
+
+
 def test_a_body_is_made_at_most_once_a_second_and_is_never_older(
     live: Live, cluster: Cluster, make_seen: MakeSeen
 ) -> None:
