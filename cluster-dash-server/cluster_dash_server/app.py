@@ -13,12 +13,13 @@ from werkzeug.exceptions import HTTPException
 from cluster_dash_server import settings as settings_of_site
 from cluster_dash_server.auth import Passcode, names_loopback
 from cluster_dash_server.cluster import Cluster
+from cluster_dash_server.events import EventLog
 from cluster_dash_server.ingest import Ingest
 from cluster_dash_server.live import Live
 from cluster_dash_server.settings import ConfigError, Reading, Settings
 from cluster_dash_server.snapshot import checker
 from cluster_dash_server.viewers import scope_of
-from cluster_dash_server.web import api, charts, edge, pages, post, waitress_limits
+from cluster_dash_server.web import api, charts, edge, lists, pages, post, waitress_limits
 
 VERSION = version("cluster-dash-server")
 
@@ -90,7 +91,8 @@ def create_app(settings: Settings | None = None, clock: Callable[[], float] = ti
         ConfigError: a setting that cannot be used.
     """
     settings = load_settings() if settings is None else settings
-    cluster = Cluster(settings.states, settings.limits.max_hosts)
+    events = EventLog(settings.states)
+    cluster = Cluster(settings.states, settings.limits.max_hosts, events.witness)
     passcode = Passcode(settings.ingest.passcode)
     ingest = Ingest(cluster=cluster, passcode=passcode, check=checker(), limits=settings.limits, clock=clock)
     app = Flask(__name__, static_folder=None)
@@ -115,7 +117,8 @@ def create_app(settings: Settings | None = None, clock: Callable[[], float] = ti
     looks = api.way(Live(cluster, uuid4().hex[:8]), clock)
     app.register_blueprint(post.blueprint(*posts))
     app.register_blueprint(api.blueprint(cluster, looks, clock, VERSION))
-    app.register_blueprint(pages.blueprint(cluster, clock, site))
+    app.register_blueprint(lists.blueprint(cluster, events, clock))
+    app.register_blueprint(pages.blueprint(cluster, events, clock, site))
     app.register_blueprint(charts.blueprint(cluster, clock))
     _refuse_routes_without_scope(app)
 

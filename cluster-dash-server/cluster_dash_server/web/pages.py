@@ -13,6 +13,7 @@ from typing import Any, cast
 from flask import Blueprint, Response, abort, render_template, request, url_for
 
 from cluster_dash_server.cluster import Cluster, HostView
+from cluster_dash_server.events import EventLog
 from cluster_dash_server.snapshot import loads
 from cluster_dash_server.summary import sentence_of
 from cluster_dash_server.viewers import needs
@@ -96,7 +97,7 @@ def poll_seconds(hosts: int) -> int:
     return 5 if hosts <= 100 else 10 if hosts <= 1000 else 15
 
 
-def blueprint(cluster: Cluster, clock: Callable[[], float], site: Site) -> Blueprint:
+def blueprint(cluster: Cluster, log: EventLog, clock: Callable[[], float], site: Site) -> Blueprint:
     """Build the pages, their style and their scripts."""
     pages = Blueprint("pages", __name__, template_folder="../templates")
     assets = Assets()
