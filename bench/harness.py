@@ -21,6 +21,7 @@ class Figure:
         reference: the same of the reference, in the same run; None: there is none.
         target: what is wanted, in words.
         met: whether it was reached; None: there is no target.
+        more_is_better: the value is a rate, not a cost.
     """
 
     name: str
@@ -29,11 +30,14 @@ class Figure:
     reference: float | None = None
     target: str = ""
     met: bool | None = None
+    more_is_better: bool = False
 
     @property
     def ratio(self) -> float | None:
-        """How many times less than the reference."""
-        return None if self.reference is None else self.reference / self.value
+        """How many times better than the reference."""
+        if self.reference is None:
+            return None
+        return self.value / self.reference if self.more_is_better else self.reference / self.value
 
 
 def medians(runs: int, *measures: Callable[[], float]) -> list[float]:

@@ -1,0 +1,152 @@
+"""Values taken in per CPU second: snapshots in batches, beside a real Prometheus that scrapes as many values."""
+
+import json
+import shutil
+import socket
+import statistics
+import tempfile
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+from bench.harness import Figure, get, post
+from bench.ingest import BATCH, MANY
+from tests.processes import Process, body_of, snapshot, start_server, wait_until
+
+AT_LEAST = 2
+TARGETS = 150
+SECONDS = 10
+FIXED = {"index", "minor_number", "total_mem", "temperature_slowdown_c", "power_limit_w", "sm_clock_max_mhz"}
+FIXED |= {"memory_clock_max_mhz", "pstate"}
+"""Numbers of a GPU entry that are no figures over time."""
+
+
+def figures_of(body: dict[str, Any]) -> int:
+    """Count the values of a snapshot that a history stores: figures of GPUs and host, no process, no constant."""
+
+    def numbers(part: dict[str, Any]) -> int:
+        return sum(isinstance(value, int | float) and not isinstance(value, bool) for value in part.values())
+
+    gpus = sum(numbers({key: gpu[key] for key in gpu.keys() - FIXED}) for gpu in body["gpu"].values())
+    host = 1 + len(body["cpu"]["load_avgs"]) + 2 + numbers(body["network"])  # CPU, loads, memory used and available
+    return gpus + host + len(body["disk"])
+
+
+def run(runs: int) -> list[Figure]:
+    """Measure; without Prometheus there is no reference."""
+    bodies = [snapshot(f"gpu{number:02}") for number in range(BATCH)]
+    values = figures_of(bodies[0])
+    with start_server() as server:
+        wait_until(lambda: get(server.url, "/healthz") is not None)
+        batch = b"\n".join(map(body_of, bodies))
+        post(server.url + MANY, [batch])
+
+        def per_cpu_second() -> float:
+            before = server.cpu_seconds()
+            taken = post(server.url + MANY, [batch] * 20)
+            return taken * BATCH * values / (server.cpu_seconds() - before)
+
+        ours = statistics.median(per_cpu_second() for _ in range(runs))
+    if shutil.which("prometheus") is None:
+        name = f"values taken in ({values} a snapshot, batches of {BATCH}; no Prometheus here to compare with)"
+        return [Figure(name=name, value=ours, unit="/ CPU s", more_is_better=True)]
+    theirs = _prometheus(values, runs)
+    return [
+        Figure(
+            name=f"values taken in ({values} a snapshot, batches of {BATCH}; reference: Prometheus scraping as many)",
+            value=ours,
+            unit="/ CPU s",
+            reference=theirs,
+            target=f"≥ {AT_LEAST} × Prometheus",
+            met=ours >= AT_LEAST * theirs,
+            more_is_better=True,
+        )
+    ]
+
+
+def _prometheus(values: int, runs: int) -> float:
+    """Return how many samples per CPU second a Prometheus appends that scrapes TARGETS targets each second."""
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        targets = stack.enter_context(_targets(values))
+        config = {
+            "global": {"scrape_interval": "1s"},
+            "scrape_configs": [
+                {
+                    "job_name": "bench",
+                    "metrics_path": "/metrics",
+                    "static_configs": [
+                        {"targets": [targets], "labels": {"instance": f"gpu{number}", "__param_n": str(number)}}
+                        for number in range(TARGETS)
+                    ],
+                }
+            ],
+        }
+        (folder / "prometheus.yml").write_text(json.dumps(config))  # JSON is YAML
+        port = _free_port()
+        options = [f"--config.file={folder}/prometheus.yml", f"--storage.tsdb.path={folder}/data"]
+        prometheus = stack.enter_context(Process(["prometheus", *options, f"--web.listen-address=127.0.0.1:{port}"]))
+
+        def appended() -> float:
+            try:
+                with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
+                    lines = answer.read().decode().splitlines()
+            except OSError:
+                return 0.0
+            found = [line for line in lines if line.startswith("prometheus_tsdb_head_samples_appended_total")]
+            return sum(float(line.rpartition(" ")[2]) for line in found)
+
+        wait_until(lambda: appended() > 3 * values * TARGETS, 60, "some scrapes of all targets")
+
+        def per_cpu_second() -> float:
+            samples, cpu = appended(), prometheus.cpu_seconds()
+            time.sleep(SECONDS)
+            return (appended() - samples) / (prometheus.cpu_seconds() - cpu)
+
+        return statistics.median(per_cpu_second() for _ in range(runs))
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port: int = free.getsockname()[1]
+        return port
+
+
+@contextmanager
+def _targets(values: int) -> Iterator[str]:
+    """Serve a text of so many samples, with labels as exporters of GPUs have them; it changes at each scrape."""
+    labels = [f'{{gpu="{gpu}",uuid="GPU-{gpu:02x}a1c0f3-0f6b-4f0e-9a53-2d1f6c1b7e{gpu:02x}"}}' for gpu in range(8)]
+
+    def line(place: int, tick: int) -> str:
+        return f"bench_figure_{place // 8}{labels[place % 8]} {(place * 7 + tick * 13) % 101}.5\n"
+
+    texts = ["".join(line(place, tick) for place in range(values)) for tick in range(7)]
+
+    class Target(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self) -> None:
+            body = texts[int(time.monotonic()) % len(texts)].encode()
+            self.send_response(200)
+            self.send_header("Content-Type", "text/plain; version=0.0.4")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            """Stay quiet."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Target)
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield f"127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
