@@ -21,6 +21,8 @@ SKEW_SECONDS = 60
 """How far a host's clock may be from ours before its events are dated by ours."""
 REBOOT_SECONDS = 60
 """How far apart two moments of start are at least, of a host without a boot_id: clocks are set right after a start."""
+SAME_SECONDS = 120
+"""What the server sees and a mole tells so close together is one event: the mole's, which saw it from nearer."""
 SPELL_SECONDS = 300
 """Throttling that begins anew within so long has not ended: a card at its limit comes and goes every few seconds."""
 HARMFUL_THROTTLES = frozenset(("hw_slowdown", "hw_thermal_slowdown", "hw_power_brake_slowdown", "sw_thermal_slowdown"))
@@ -101,8 +103,7 @@ def changes(before: KnownHost, after: KnownHost, thresholds: Thresholds) -> list
     if None not in drivers and drivers[0] != drivers[1]:
         found.append(event("driver_changed", f"the driver changed from {drivers[0]} to {drivers[1]}"))
     found += [event(*each) for each in _gpu_changes(before, after)]
-    said = {(each.kind, each.gpu) for each in told(second)} if second.events else set()
-    return [each for each in found if (each.kind, each.gpu) not in said]  # the mole saw it from nearer
+    return found
 
 
 def _rebooted(first: Seen, second: Seen) -> bool:
@@ -138,9 +139,12 @@ def _gpu_changes(before: KnownHost, after: KnownHost) -> Iterator[_GpuChange]:
     if len(lost) > 1 and all(known.missing_since is not None for known in after.gpus) and len(lost) == len(after.gpus):
         why = after.seen.gpu_error or after.seen.gpu_note
         why = "the snapshot holds none" if why is None else printable(why, 200)
-        yield _GpuChange("gpu_lost", f"all {len(lost)} GPUs are missing: {why}")
+        yield _GpuChange("gpu_error", f"all {len(lost)} GPUs are missing: {why}")
     else:
-        yield from (_GpuChange("gpu_lost", str(_trouble(known)), known.gpu.index) for known in lost)
+        for known in lost:
+            text = str(_trouble(known))
+            is_lost = known.missing_since is not None or "lost" in text
+            yield _GpuChange("gpu_lost" if is_lost else "gpu_error", text, known.gpu.index)
     if len(back) > 1 and len(back) == len(after.gpus):
         yield _GpuChange("gpu_back", f"all {len(back)} GPUs are back")
     else:
@@ -164,9 +168,9 @@ def _throttling(was: KnownGpu, known: KnownGpu) -> Iterator[_GpuChange]:
     reasons, had = _harmful(known), _harmful(was)
     if reasons and not had:
         text = "slowed down: " + ", ".join(each.replace("_", " ") for each in reasons)
-        yield _GpuChange("throttle_began", text, known.gpu.index, ", ".join(reasons))
+        yield _GpuChange("throttling_began", text, known.gpu.index, ", ".join(reasons))
     elif had and not reasons:
-        yield _GpuChange("throttle_ended", "no longer slowed down", known.gpu.index, ", ".join(had))
+        yield _GpuChange("throttling_ended", "no longer slowed down", known.gpu.index, ", ".join(had))
 
 
 def _harmful(known: KnownGpu) -> list[str]:
@@ -202,8 +206,10 @@ def _span(seconds: float) -> str:
 
 class _Kept(NamedTuple):
     event: Event
+    told: bool
+    """Whether a mole told it; else the server saw it."""
     source: tuple[str, int] | None
-    """The snapshot that carried it, by boot_id and seq; None: the server saw it, or the snapshot has no identity."""
+    """The snapshot that carried it, by boot_id and seq; None where it has no identity."""
 
 
 class EventLog:
@@ -233,24 +239,32 @@ class EventLog:
             source = None if seen.boot_id is None or seen.seq is None else (seen.boot_id, seen.seq)
             if source is None or all(each.source != source for each in kept):
                 for event in told(seen):
-                    self._keep(kept, event, source)
+                    self._keep(kept, _Kept(event, True, source))
             for event in changed:
-                self._keep(kept, event, None)
+                self._keep(kept, _Kept(event, False, source))
             if not kept:
                 del self._kept[seen.host]
             while self._count > self._in_all:
                 self._make_room()
 
-    def _keep(self, kept: list[_Kept], event: Event, source: tuple[str, int] | None) -> None:
-        if event.kind == "throttle_began" and self._goes_on(kept, event):
-            return
+    def _keep(self, kept: list[_Kept], new: _Kept) -> None:
+        event = new.event
+        same = next(_near(kept, event, SAME_SECONDS, event.kind, told=not new.told), None)
+        if same is not None:
+            if not new.told:
+                return
+            self._remove(kept, same)
+        if event.kind == "throttling_began":
+            ended = next(_near(kept, event, SPELL_SECONDS, "throttling_ended", told=False), None)
+            if ended is not None:  # it was no end: it begins anew soon after
+                self._remove(kept, ended)
+                return
         if len(kept) >= self._per_host and event.at < kept[0].event.at:
             return  # older than what was dropped already: it may have been here before
-        kept.insert(bisect_right(kept, event.at, key=lambda each: each.event.at), _Kept(event, source))
+        kept.insert(bisect_right(kept, event.at, key=lambda each: each.event.at), new)
         self._count += 1
         if len(kept) > self._per_host:
-            del kept[0]
-            self._count -= 1
+            self._remove(kept, 0)
 
     def _make_room(self) -> None:
         """Drop the oldest events of the host that has the most."""
@@ -261,17 +275,9 @@ class EventLog:
         if not kept:
             del self._kept[host]
 
-    def _goes_on(self, kept: list[_Kept], event: Event) -> bool:
-        """Take the end of a slowdown back that was none: it begins anew soon after."""
-        for place in range(len(kept) - 1, -1, -1):
-            last = kept[place].event
-            if event.at - last.at > SPELL_SECONDS:
-                return False
-            if last.gpu == event.gpu and last.kind == "throttle_ended":
-                del kept[place]
-                self._count -= 1
-                return True
-        return False
+    def _remove(self, kept: list[_Kept], place: int) -> None:
+        del kept[place]
+        self._count -= 1
 
     def forget(self, hosts: Iterable[str]) -> None:
         """Forget the events of hosts."""
@@ -295,3 +301,15 @@ class EventLog:
         found.reverse()  # of two at one moment, the one that came later is the newer one
         found.sort(key=lambda event: -event.at)
         return found
+
+
+def _near(kept: list[_Kept], event: Event, seconds: float, kind: str, *, told: bool) -> Iterator[int]:
+    """Give the places of events of a kind of the same GPU, within so long of an event, the newest first."""
+    for place in range(len(kept) - 1, -1, -1):
+        other = kept[place]
+        if other.event.at < event.at - seconds:
+            return
+        if (other.event.kind, other.event.gpu, other.told) == (kind, event.gpu, told) and (
+            other.event.at <= event.at + seconds
+        ):
+            yield place

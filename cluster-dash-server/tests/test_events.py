@@ -68,7 +68,7 @@ def test_a_gpu_that_reports_an_error_is_lost_with_its_words(watched: Watched, ma
 def test_a_driver_that_goes_takes_all_gpus_in_one_event(watched: Watched, make_gpu: MakeGpu) -> None:
     gpus = [make_gpu(index) for index in range(8)]
     watched.post(*gpus)
-    assert watched.post(collectors={"gpu": {"ok": False, "error": "driver not loaded"}}) == ["gpu_lost"]
+    assert watched.post(collectors={"gpu": {"ok": False, "error": "driver not loaded"}}) == ["gpu_error"]
     assert watched.post(*gpus) == ["gpu_back"]
     assert watched.texts() == [(None, "all 8 GPUs are back"), (None, "all 8 GPUs are missing: driver not loaded")]
 
@@ -105,9 +105,9 @@ def test_a_reboot_is_known_by_the_boot_id_where_there_is_one(watched: Watched) -
 def test_throttling_begins_and_ends_for_harmful_reasons_only(watched: Watched, make_gpu: MakeGpu) -> None:
     watched.post(make_gpu(0))
     assert watched.post(make_gpu(0, throttle_reasons=["sw_power_cap"])) == []
-    assert watched.post(make_gpu(0, throttle_reasons=THROTTLED)) == ["throttle_began"]
+    assert watched.post(make_gpu(0, throttle_reasons=THROTTLED)) == ["throttling_began"]
     assert watched.post(make_gpu(0, throttle_reasons=[*THROTTLED, "hw_slowdown"])) == []
-    assert watched.post(make_gpu(0)) == ["throttle_ended"]
+    assert watched.post(make_gpu(0)) == ["throttling_ended"]
     assert watched.texts()[1] == (0, "slowed down: hw thermal slowdown")
 
 
@@ -116,9 +116,9 @@ def test_throttling_that_comes_and_goes_is_one_spell(watched: Watched, make_gpu:
     for _ in range(50):
         watched.post(make_gpu(0, throttle_reasons=THROTTLED))
         watched.post(make_gpu(0))
-    assert [event.kind for event in watched.log.newest()] == ["throttle_ended", "throttle_began"]
+    assert [event.kind for event in watched.log.newest()] == ["throttling_ended", "throttling_began"]
     watched.post(make_gpu(0), wait=301, interval_seconds=300)
-    assert watched.post(make_gpu(0, throttle_reasons=THROTTLED), interval_seconds=300) == ["throttle_began"]
+    assert watched.post(make_gpu(0, throttle_reasons=THROTTLED), interval_seconds=300) == ["throttling_began"]
 
 
 def test_a_host_that_was_silent_is_told_when_it_is_back(watched: Watched) -> None:
@@ -175,6 +175,20 @@ def test_what_the_mole_says_itself_is_not_said_again(watched: Watched, make_gpu:
     assert sorted(watched.texts(), key=str) == [
         *((1, "as the mole saw it"), (2, "missing: the snapshot does not hold it"))
     ]
+
+
+def test_what_the_mole_says_a_little_later_takes_the_place_of_what_the_server_saw(
+    watched: Watched, make_gpu: MakeGpu
+) -> None:
+    watched.post(make_gpu(0, throttle_reasons=THROTTLED))
+    assert watched.post(make_gpu(0)) == ["throttling_ended"]
+    told = [{"kind": "throttling_ended", "gpu": 0, "text": "after 3 min"}]
+    watched.post(make_gpu(0), wait=60, events=told)
+    assert watched.texts() == [(0, "after 3 min")]
+    watched.post(make_gpu(0), wait=60, events=told)  # two equal ones of the mole are two
+    assert watched.texts() == [(0, "after 3 min")] * 2
+    watched.post(make_gpu(0, error="no answer"), wait=60, events=told)
+    assert [event.kind for event in watched.log.newest()] == ["gpu_error", *["throttling_ended"] * 3]
 
 
 def test_two_equal_events_are_two_and_a_snapshot_posted_twice_gives_them_once(
