@@ -11,7 +11,7 @@ ROOT = .venv/installed
 BIN = .venv/bin
 
 help: ## list the commands
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 run: $(SERVER) $(MOLE) ## server and a mole of this machine: http://localhost:8080 (PORT=9000 LISTEN=0.0.0.0)
 	@cluster-dash-server/.venv/bin/python dev/run.py --port $(PORT) --host $(LISTEN)
@@ -45,6 +45,9 @@ format: setup ## format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+screenshots: setup ## docs/screenshots from the demo; look at the diff
+	$(BIN)/python dev/screenshots.py
+
 goldens: setup ## rewrite the recorded machines' expected snapshots; review the diff
 	$(BIN)/pytest cluster-dash-mole/tests --rewrite-goldens
 
@@ -62,4 +65,4 @@ $(MOLE): cluster-dash-mole/requirements.lock cluster-dash-mole/pyproject.toml
 $(ROOT): requirements.lock pyproject.toml cluster-dash-server/pyproject.toml cluster-dash-mole/pyproject.toml
 	@dev/venv .
 
-.PHONY: help run demo demo test check soak bench format goldens lock setup
+.PHONY: help run demo test check soak bench format screenshots goldens lock setup

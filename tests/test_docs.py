@@ -95,6 +95,7 @@ def test_every_state_is_explained() -> None:
 def test_every_link_and_path_of_a_page_exists(page: Path) -> None:
     text = page.read_text()
     links = [link.partition("#")[0] for link in re.findall(r"\]\(([^)]+)\)", text) if not link.startswith("http")]
+    links += re.findall(r'\bsrc(?:set)?="([^"]+)"', text)
     assert [link for link in links if not (page.parent / link).exists()] == []
     paths = re.findall(r"`((?:docs|etc|dev|tests|bench|cluster-dash-\w+)/[\w./-]*)`", text)
     assert [path for path in paths if not (TOP / path).exists()] == []

@@ -118,6 +118,7 @@ function bars(gpus, metric, width) {
       ticktext: labels.map(({ host }) => escape(cut(host, 14))),
       tickangle: 30,
       showgrid: false,
+      zeroline: false,
     },
     yaxis: { rangemode: "tozero", fixedrange: true, nticks: 5, ...(metric.range && { range: metric.range }) },
   };
