@@ -12,11 +12,12 @@ from pathlib import Path
 TOP = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(TOP))
 
-from bench import ingest, live, mole, prometheus, simulate, start  # noqa: E402 - the folder is no installed package
+from bench import fleet, ingest, live, mole, prometheus, simulate, start  # noqa: E402 - the folder is no installed package
 from bench.harness import Figure, machine, table  # noqa: E402
 
 CASES: dict[str, Callable[[int], list[Figure]]] = {
     "ingest": ingest.run,
+    "fleet": fleet.run,
     "prometheus": prometheus.run,
     "live": live.run,
     "start": start.run,
