@@ -151,6 +151,8 @@ def test_a_name_that_is_not_resolved() -> None:
     (finding,) = doctor.server(http("http://no-such-host.invalid:8080"), "gpu01")
     assert (finding.code, finding.command) == ("CD101", "getent hosts no-such-host.invalid")
     assert doctor.exit_code([finding]) == 69
+    (finding,) = doctor.server(http("http://$(reboot).invalid"), "gpu01")
+    assert finding.command == "getent hosts '$(reboot).invalid'"
 
 
 def test_a_closed_port() -> None:
@@ -270,7 +272,7 @@ HIDDEN = "sysfs /sys sysfs rw 0 0\nproc /proc proc rw,nosuid,relatime,gid=990,hi
         ("proc /proc proc rw,hidepid=off 0 0\n", 1000, [1000], "✔"),
         (HIDDEN, 1000, [1000], "!"),
         (HIDDEN, 1000, [1000, 990], "✔"),
-        (HIDDEN, 0, [0], "!"),
+        (HIDDEN, 0, [0, 990], "!"),  # root itself sees all, and is not who the mole runs as
         ("proc /proc proc rw,hidepid=2 0 0\n", 1000, [1000], "!"),
     ],
 )
@@ -280,7 +282,7 @@ def test_owners_that_proc_hides_from_this_user(mounts: str, uid: int, groups: li
 
 
 def test_a_state_folder_that_cannot_be_made_is_said_and_none_is_made(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
+    (tmp_path / "file").touch(mode=0o755)
     assert doctor.state({"STATE_DIRECTORY": str(tmp_path / "file/x")}, "gpu01").mark == "!"
     assert doctor.state({"XDG_STATE_HOME": str(tmp_path / "new")}, "gpu01").mark == "✔"
     assert doctor.state({"STATE_DIRECTORY": str(tmp_path)}, "gpu01").measured == f"{tmp_path} can be written"

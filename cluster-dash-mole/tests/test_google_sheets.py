@@ -86,6 +86,14 @@ def test_a_worksheet_may_be_named_or_is_that_of_the_host_and_is_made_if_missing(
     assert {title: len(rows) for title, rows in google.sheets.items()} == {"gpu01": 0, "all": 1, "gpu02": 1}
 
 
+def test_opening_the_spreadsheet_writes_nothing(google: Sheets, key_file: Path) -> None:
+    assert sender(key_file, worksheet="new").open() == "figures"
+    assert google.sheets == {"gpu01": [], "all": []}
+    google.fault = refuses(403, "The caller does not have permission")
+    with pytest.raises(SendError, match="share the spreadsheet"):
+        sender(key_file).open()
+
+
 def test_a_row_is_one_request_once_the_worksheet_is_known(google: Sheets, key_file: Path) -> None:
     subject = sender(key_file)
     for _ in range(3):
