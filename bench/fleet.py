@@ -3,6 +3,7 @@
 import json
 import statistics
 import time
+from pathlib import Path
 from typing import Any
 
 from bench.harness import Figure, get
@@ -48,7 +49,7 @@ def run(runs: int) -> list[Figure]:
 
 def _storm(server: Listening, hosts: int) -> dict[str, Any]:
     """Post for some intervals; return what the simulation tells, and the server's share of a core meanwhile."""
-    command = [
+    command: list[str | Path] = [
         BIN / "cluster-dash-mole",
         "simulate",
         "--server",
