@@ -20,7 +20,7 @@ from cluster_dash_mole.simulate import SHIPPED_PASSCODE, night, parse_server, re
 from cluster_dash_mole.simulate.fleet import Fleet, SimulatedHost
 from cluster_dash_mole.simulate.hardware import MODELS, model_at
 from cluster_dash_mole.simulate.night import Fault
-from cluster_dash_mole.simulate.swarm import Latencies
+from cluster_dash_mole.simulate.swarm import Latencies, Swarm
 from cluster_dash_mole.simulate.work import BEFORE_SECONDS
 
 BEGAN_AT = 1_790_000_000.0
@@ -377,6 +377,30 @@ def test_wrong_numbers_are_said_by_name(arguments: list[str], says: str, capsys:
 def test_only_plain_http_addresses_are_taken(url: str) -> None:
     with pytest.raises(ValueError, match="--server: got"):
         parse_server(url)
+
+
+@pytest.mark.parametrize(("listens", "counted"), [(False, "refused"), (True, "timeouts")])
+def test_a_server_that_goes_away_or_hangs_is_counted_and_does_not_end_it(
+    listens: bool, counted: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cluster_dash_mole.simulate.swarm.TOTAL_SECONDS", 0.1)
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        peer = mute.getsockname()
+        if not listens:
+            mute.close()
+        swarm = Swarm(
+            family=socket.AF_INET,
+            peer=peer,
+            head=lambda now: b"POST / HTTP/1.1\r\n",
+            bodies=[lambda now: b"{}", lambda now: None],
+            interval_seconds=0.05,
+            most_open=10,
+        )
+        swarm.run(0.5, lambda text: None)
+    total = swarm.total()
+    assert getattr(total, counted) >= 2
+    assert total.statuses == {}
+    assert f"{getattr(total, counted)} {'refused' if counted == 'refused' else 'timed out'}" in total.words(0.5)
 
 
 def test_latencies_keep_percentiles_within_two_percent() -> None:
