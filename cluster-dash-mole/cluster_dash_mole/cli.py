@@ -14,7 +14,7 @@ from typing import NoReturn
 
 from cluster_dash_mole import __version__, collectors
 from cluster_dash_mole.config import Config, ConfigError, load
-from cluster_dash_mole.host import SnapshotCounter, read_host, state_folder
+from cluster_dash_mole.host import HostPast, SnapshotCounter, read_host, state_folder
 from cluster_dash_mole.mole import Lane, Mole, Row, Sender, SendError, SystemClock
 from cluster_dash_mole.notify import ServiceManager
 from cluster_dash_mole.senders import GoogleSheetsSender, HttpSender, StdoutSender
@@ -161,7 +161,8 @@ def _run(config: Config) -> int:
         for sender, min_interval in _senders(config, os.environ)
     ]
     readers = collectors.build(interval=interval, clock=clock)  # before the lanes start: it forks
-    counter = SnapshotCounter(state_folder(os.environ, host.hostname), boot_id=host.boot_id or "", now=clock.now())
+    folder, boot_id = state_folder(os.environ, host.hostname), host.boot_id or ""
+    counter = SnapshotCounter(folder, boot_id=boot_id, now=clock.now())
     mole = Mole(
         host=host,
         collectors=readers,
@@ -170,6 +171,7 @@ def _run(config: Config) -> int:
         clock=clock,
         count=counter.next,
         labels=config.labels,
+        past=HostPast(folder, boot_id=boot_id) if boot_id else None,
         alive=manager.alive,
         alive_seconds=manager.alive_seconds,
     )

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cluster_dash_mole import __version__
-from cluster_dash_mole.snapshot import clean
+from cluster_dash_mole.snapshot import Event, clean
 
 try:  # hashlib itself loads OpenSSL: 4 MiB of memory for one hash
     from _blake2 import blake2b
@@ -89,6 +89,47 @@ def state_folder(environ: Mapping[str, str], hostname: str) -> Path:
         return Path(environ["STATE_DIRECTORY"].split(":")[0])
     home = environ.get("XDG_STATE_HOME") or str(Path(environ.get("HOME") or "/", ".local/state"))
     return Path(home, "cluster-dash-mole", hostname)
+
+
+class HostPast:
+    """What a mole remembers of its host from one start to the next: its boot and its driver's version.
+
+    The first line of the file is its format. What cannot be read or kept is not remembered: no event is made up.
+    """
+
+    def __init__(self, folder: Path, *, boot_id: str) -> None:
+        self._file = folder / "host"
+        past = dict(line.partition(" ")[::2] for line in _read(self._file).splitlines())
+        known = past if past.pop("cluster-dash-mole", "") == str(_STATE_VERSION) else {}
+        self._boot_id = known.get("boot_id")
+        self._driver = known.get("driver_version")
+        self._now_id = boot_id
+
+    def changes(self, general: Mapping[str, object], now: float) -> list[Event]:
+        """Return what changed since it was last asked; `general` is that part of a snapshot, `now` in Unix s."""
+        events = []
+        driver, boottime = general.get("driver_version"), general.get("boottime")
+        rebooted = self._boot_id != self._now_id
+        if rebooted and self._boot_id is not None:
+            at = boottime if isinstance(boottime, float) else now
+            events.append(Event(at=at, kind="reboot", text="the host was started anew"))
+        other = isinstance(driver, str) and driver != self._driver
+        if other and self._driver is not None:
+            events.append(Event(at=now, kind="driver_changed", text=f"driver {driver}, before {self._driver}"))
+        if rebooted or other:
+            self._boot_id, self._driver = self._now_id, str(driver) if other else self._driver
+            self._keep()
+        return events
+
+    def _keep(self) -> None:
+        driver = f"driver_version {self._driver}\n" if self._driver else ""
+        fresh = self._file.with_suffix(".new")
+        try:
+            self._file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            fresh.write_text(f"cluster-dash-mole {_STATE_VERSION}\nboot_id {self._boot_id}\n{driver}")
+            fresh.rename(self._file)
+        except OSError as error:
+            log.debug("boot and driver are not remembered: %s", error)
 
 
 class SnapshotCounter:

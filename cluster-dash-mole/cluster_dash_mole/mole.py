@@ -12,11 +12,11 @@ import time
 import zlib
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Protocol
 
-from cluster_dash_mole.host import Host
-from cluster_dash_mole.snapshot import Outcome, Snapshot, clean, gpu_error
+from cluster_dash_mole.host import Host, HostPast
+from cluster_dash_mole.snapshot import Event, Outcome, Snapshot, clean, gpu_error
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +51,7 @@ class Reading:
     general: Mapping[str, object] = field(default_factory=dict)
     ok: bool = True
     error: str | None = None
+    events: Sequence[Event] = ()  # what happened since the last reading
 
 
 class Collector(Protocol):
@@ -110,6 +111,7 @@ class Lane:
         self.set_aside: deque[Snapshot] = deque(maxlen=self.SET_ASIDE)
         self.refused = 0
         self.outcome: Outcome | None = None  # of the last try, read by the loop
+        self.taken: Snapshot | None = None  # the last one that was, read by the loop
         self._sender = sender
         self._clock = clock
         # half an interval of grace: a min_interval that equals the interval must not drop every second snapshot
@@ -165,6 +167,7 @@ class Lane:
         except Exception as error:  # a fault of one sender must stop neither its lane nor the others
             self._failure(snapshot, error, self._clock.monotonic() - started)
         else:
+            self.taken = snapshot
             self._success(self._clock.monotonic() - started)
             self._done(snapshot)
 
@@ -213,8 +216,11 @@ class Mole:
     """Takes a snapshot every `interval` (s) on the host's own phase, and offers it to each lane.
 
     `alive` is called in the loop itself, before each round and at least every `alive_seconds` of a pause, so that its
-    silence means that the loop hangs.
+    silence means that the loop hangs. An event stands in each snapshot until the first lane has handed on one that
+    holds it.
     """
+
+    EVENTS_KEPT = 200
 
     def __init__(
         self,
@@ -226,6 +232,7 @@ class Mole:
         clock: Clock,
         count: Callable[[], int] | None = None,
         labels: Mapping[str, str] | None = None,
+        past: HostPast | None = None,
         alive: Callable[[], None] = lambda: None,
         alive_seconds: float = math.inf,
     ) -> None:
@@ -236,6 +243,8 @@ class Mole:
         self._clock = clock
         self._count = count
         self._labels = labels or {}
+        self._past = past
+        self._events: list[dict[str, object]] = []
         self._alive = alive
         self._alive_seconds = alive_seconds
         self._failing: dict[str, str | None] = {}
@@ -271,6 +280,7 @@ class Mole:
         now = self._clock.now()
         general = self._host.general(now, self._labels)
         parts: dict[str, object] = {"general": general, "cpu": {}}
+        events: list[Event] = []
         outcomes: dict[str, Outcome] = {}
         for collector in self._collectors:
             started = self._clock.monotonic()
@@ -282,12 +292,17 @@ class Mole:
             seconds = round(self._clock.monotonic() - started, 6)
             general |= reading.general
             parts |= reading.parts
+            events += reading.events
             outcome = Outcome(ok=reading.ok, seconds=seconds, error=clean(reading.error) if reading.error else None)
             self._say(collector.name, outcome)
             outcomes[collector.name] = outcome
         if "gpu" not in parts:
             failed = outcomes.get("gpu")
             parts["gpu"] = gpu_error(failed.error if failed and failed.error else "not read")
+        if self._past:
+            events += self._past.changes(general, now)
+        if pending := self._pending(events):
+            parts["events"] = pending
         for lane in self._lanes:
             if lane.outcome:
                 outcomes[f"send_{lane.name}"] = lane.outcome
@@ -302,6 +317,15 @@ class Mole:
             parts=parts,
             collectors=outcomes,
         )
+
+    def _pending(self, events: Sequence[Event]) -> list[dict[str, object]]:
+        """Return the events to be told: these, and earlier ones that no snapshot that was taken held."""
+        told = self._lanes[0].taken if self._lanes else None
+        taken = told.parts.get("events") if told else None
+        if isinstance(taken, list):
+            self._events = [event for event in self._events if event not in taken]
+        self._events = [*self._events, *map(asdict, events)][-self.EVENTS_KEPT :]
+        return list(self._events)
 
     def _say(self, name: str, outcome: Outcome) -> None:
         """Log what changed: a collector that begins to fail, fails otherwise, or works again."""

@@ -20,6 +20,21 @@ class Outcome:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """Something that happened at a moment (Unix s): `gpu` is an index, `code` the driver's number.
+
+    It stands in each snapshot until one that holds it was taken, so a server may see it twice: `at`, `kind`, `gpu` and
+    `code` together tell it from all others of its host.
+    """
+
+    at: float
+    kind: str
+    text: str
+    gpu: int | None = None
+    code: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
     """All a mole saw at one instant.
 

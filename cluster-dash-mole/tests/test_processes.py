@@ -64,7 +64,8 @@ def recorded(folder: Path, *, uid: int) -> str:
 
 def test_a_process_that_is_not_dumpable_is_not_taken_for_roots(tmp_path: Path) -> None:
     table = ProcessTable(recorded(tmp_path, uid=1001), owner_of=lambda _: 0, user_of=lambda uid: f"user{uid}")
-    assert table.read(42, 1e9) == Process(user="user1001", name="python3", cpu_seconds=3.0)
+    expected = Process(user="user1001", name="python3", cpu_seconds=3.0, details={"user_from": "process"})
+    assert table.read(42, 1e9) == expected
 
 
 def test_a_process_that_may_not_be_looked_into_keeps_its_owner(tmp_path: Path) -> None:
@@ -86,8 +87,10 @@ def test_a_users_name_is_asked_for_once(tmp_path: Path) -> None:
     assert asked == [1001]
 
 
-def test_a_user_nobody_knows_is_a_number() -> None:
-    assert user_name(4_000_000_001) == "4000000001"
+def test_a_user_nobody_knows_is_a_number(tmp_path: Path) -> None:
+    assert user_name(4_000_000_001) is None
+    table = ProcessTable(recorded(tmp_path, uid=4_000_000_001), owner_of=lambda _: 0)
+    assert table.read(42, 1e9).user == "4000000001"
 
 
 @given(st.binary(max_size=15))
