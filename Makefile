@@ -41,6 +41,9 @@ soak: setup ## the long runs; `make test` has their short form
 bench: setup ## the benchmarks, each beside its reference
 	$(BIN)/python bench/run.py
 
+dist: setup ## one archive that installs server or mole without git and without internet
+	$(BIN)/python dev/dist.py
+
 format: setup ## format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
@@ -65,4 +68,4 @@ $(MOLE): cluster-dash-mole/requirements.lock cluster-dash-mole/pyproject.toml
 $(ROOT): requirements.lock pyproject.toml cluster-dash-server/pyproject.toml cluster-dash-mole/pyproject.toml
 	@dev/venv .
 
-.PHONY: help run demo test check soak bench format screenshots goldens lock setup
+.PHONY: help run demo test check soak bench dist format screenshots goldens lock setup

@@ -15,7 +15,13 @@ from cluster_dash_server.settings import Settings
 from cluster_dash_server.states import STATES
 from tests.processes import BIN, TOP
 
-DOCS = [*sorted((TOP / "docs").glob("*.md")), TOP / "README.md", TOP / "CONTRIBUTING.md"]
+DOCS = [
+    *sorted((TOP / "docs").glob("*.md")),
+    TOP / "README.md",
+    TOP / "CONTRIBUTING.md",
+    TOP / "setup.md",
+    TOP / "SECURITY.md",
+]
 SERVER_SECTIONS = {section.name: section.default_factory for section in dataclasses.fields(Settings)}
 SECTIONS = {**SERVER_SECTIONS, **mole_config.SECTIONS}
 
@@ -64,6 +70,21 @@ def test_the_shipped_server_toml_holds_every_setting_with_its_default(tmp_path: 
         for field in dataclasses.fields(kind):  # type: ignore[arg-type]
             if field.name not in free:
                 assert getattr(getattr(loaded, name), field.name) == field.default, field.name
+
+
+def test_the_shipped_mole_toml_holds_every_setting(tmp_path: Path) -> None:
+    text = (TOP / "etc" / "mole.toml").read_text()
+    shipped = tmp_path / "mole.toml"
+    shipped.write_text(text)
+    config = mole_config.load(shipped, {})
+    assert (config.poll.poll_interval_in_secs, config.json_sender.use, config.labels) == (5, True, {})
+    raw = tomllib.loads(re.sub(r"^#(?=\w+ = )", "", text, flags=re.MULTILINE))
+    for name, kind in mole_config.SECTIONS.items():
+        assert set(raw[name]) == {field.name for field in dataclasses.fields(kind)}, name
+        for field in dataclasses.fields(kind):
+            commented = f"#{field.name} = " in text and f"\n{field.name} = " not in text
+            free = field.default is None  # has no default to compare with
+            assert free or not commented or raw[name][field.name] == field.default, field.name
 
 
 @pytest.mark.parametrize("name", ["config.toml", "config_example-host.toml"])

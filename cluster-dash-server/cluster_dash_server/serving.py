@@ -87,11 +87,10 @@ SERVERS: dict[str, Callable[[Settings, LogOptions], None]] = {"waitress": by_wai
 
 def allow_open_files(hosts: int) -> None:
     """Raise this process's limit of open files, as far as it may, so that so many hosts can be connected at once."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = hosts + SPARE_FILES if hard == resource.RLIM_INFINITY else min(hosts + SPARE_FILES, hard)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        # a sandbox may forbid it; the doctor says what the limit is
-        with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError):  # a sandbox may forbid it; the doctor says what the limit is
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        wanted = hosts + SPARE_FILES if hard == resource.RLIM_INFINITY else min(hosts + SPARE_FILES, hard)
+        if soft != resource.RLIM_INFINITY and soft < wanted:
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 

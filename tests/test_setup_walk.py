@@ -1,0 +1,161 @@
+"""Walks setup.md, the README and the docs: each command runs, or stands in a block that says why it cannot here.
+
+A block is marked by a line in italics above it: root, a GPU, another machine. What is in such a block is checked as far
+as that goes without running it: its shell, the paths, our own commands and their options.
+"""
+
+import dataclasses
+import os
+import re
+import shlex
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import tomllib
+
+from cluster_dash_mole import config as mole_config
+from cluster_dash_server import settings
+from cluster_dash_server.settings import Settings
+from tests.processes import BIN, TOP, Listening, start_server
+
+PAGES = [
+    "setup.md",
+    "README.md",
+    "SECURITY.md",
+    "CONTRIBUTING.md",
+    *(f"docs/{p.name}" for p in (TOP / "docs").glob("*.md")),
+]
+WHY_NOT_HERE = ("as root", "with internet", "GPU host", "systemd of your own login")
+FENCED = re.compile(r"(?:^\*(?P<mark>[^*\n]+):\*\n\n?)?^```(?P<kind>\w*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
+INDENTED = re.compile(r"(?<=\n\n)(?:^    \S.*\n)+", re.MULTILINE)
+PROVED = (TOP / "tests" / "test_commands.py").read_text()
+"""Starts what serves or sets up in a fresh clone, line by line."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Block:
+    """A block of code of a page; `mark` is the line in italics above it."""
+
+    page: str
+    kind: str
+    mark: str | None
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.page}:{self.text.splitlines()[0][:40]}"
+
+    @property
+    def commands(self) -> list[str]:
+        """Its commands, each in one line, without comments."""
+        lines = self.text.replace("\\\n", " ").splitlines()
+        return [line for line in (re.sub(r"(^|\s+)# .*", "", line).strip() for line in lines) if line]
+
+
+def blocks() -> Iterator[Block]:
+    for page in PAGES:
+        text = (TOP / page).read_text()
+        for found in FENCED.finditer(text):
+            yield Block(page=page, kind=found["kind"], mark=found["mark"], text=found["text"])
+        for found in INDENTED.finditer(FENCED.sub("", text)):
+            yield Block(page=page, kind="sh", mark=None, text=re.sub("^    ", "", found[0], flags=re.MULTILINE))
+
+
+BLOCKS = list(blocks())
+SHELL = [block for block in BLOCKS if block.kind == "sh"]
+RUN = [block for block in SHELL if block.mark is None]
+
+
+def proved_elsewhere(command: str) -> bool:
+    """Say whether test_commands.py types this line, or test_docs.py looks for its make target."""
+    if command.startswith("make ") or command in PROVED:
+        return True
+    folder, _, rest = command.partition(" && ")
+    if re.fullmatch(r"cd cluster-dash-(server|mole)", folder):
+        # its fixture `synced` types `cd HALF && uv sync`
+        return all(part in PROVED for part in rest.split(" && "))
+    return False
+
+
+@pytest.fixture(scope="module")
+def served() -> Iterator[Listening]:
+    with start_server(environment={"CLUSTER_DASH_INGEST__PASSCODE": "lab_cluster_2025"}) as server:
+        yield server
+
+
+@pytest.mark.parametrize("block", RUN, ids=str)
+def test_each_command_that_is_not_marked_runs(block: Block, served: Listening, tmp_path: Path) -> None:
+    port = served.url.rpartition(":")[2]
+    environment = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", "CLUSTER_DASH_SERVER__PORT": port}
+    for command in block.commands:
+        if proved_elsewhere(command):
+            continue
+        if "cluster-dash-server serve" in command:
+            assignment, _, rest = command.partition(".venv/bin/")
+            own = dict(part.split("=", 1) for part in shlex.split(assignment))
+            program, *options = shlex.split(rest)
+            options[options.index("--host") + 1] = "127.0.0.1"
+            with Listening([BIN / program, *options, "--port", "0"], environment=own):
+                continue
+        typed = command.replace("8080", port)
+        done = subprocess.run(
+            ["sh", "-ec", typed], cwd=TOP, env=environment, capture_output=True, text=True, check=False, timeout=60
+        )
+        assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
+        if command.startswith("curl "):
+            assert done.stdout.startswith("{") is ("gpu-summary" not in command)
+
+
+def test_each_block_is_run_or_says_why_not_here() -> None:
+    assert len(RUN) >= 4
+    assert [str(block) for block in SHELL if block.mark and not any(why in block.mark for why in WHY_NOT_HERE)] == []
+
+
+@pytest.mark.parametrize("block", [block for block in SHELL if block.mark], ids=str)
+def test_what_a_marked_block_types_is_there(block: Block) -> None:
+    subprocess.run(["sh", "-n"], input=block.text, text=True, check=True)
+    for command in block.commands:
+        for path in re.findall(r"(?<![\w/.-])(?:etc|systemd|docs|dev)/[\w./@-]*", command):
+            assert (TOP / path).exists(), path
+        if "install.sh" in command:
+            assert re.search(r"install\.sh (server|mole)\b", command)
+        for program, name in re.findall(r"bin/(cluster-dash-\w+) ([a-z][\w-]*|--\w+)", command):
+            helped = subprocess.run([BIN / program, "--help"], capture_output=True, text=True, check=True).stdout
+            assert name in helped
+        for unit in re.findall(r"systemctl (?:--user )?(?:enable|disable|restart)(?: --now)? ([\w -]+)", command):
+            assert [each for each in unit.split() if not (TOP / "systemd" / f"{each}.service").exists()] == []
+
+
+@pytest.mark.parametrize("block", [block for block in BLOCKS if block.kind == "toml"], ids=str)
+def test_each_example_of_a_configuration_loads(block: Block, tmp_path: Path) -> None:
+    file = tmp_path / "example.toml"
+    file.write_text(block.text)
+    if set(tomllib.loads(block.text)) & set(mole_config.SECTIONS):
+        mole_config.load(file, {})
+    else:
+        settings.load(file, environment={})
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_each_setting_that_a_page_names_exists(page: str) -> None:
+    known = {
+        **{section.name: section.default_factory for section in dataclasses.fields(Settings)},
+        **mole_config.SECTIONS,
+    }
+    keys = {name: {field.name for field in dataclasses.fields(kind)} for name, kind in known.items()}  # type: ignore[arg-type]
+    by_variable = {f"{name}__{key}".upper() for name, has in keys.items() for key in has}
+    text = (TOP / page).read_text()
+    for variable in re.findall(r"CLUSTER_DASH_(\w+__\w+)", text):
+        assert variable in by_variable, variable
+    for section, key in re.findall(r"\[(\w+)\] ([a-z]\w*_\w+|passcode)\b", text):
+        assert key in keys[section], (section, key)
+
+
+def test_the_trouble_table_has_each_code_that_a_program_says() -> None:
+    said: set[str] = set()
+    for half in ("cluster-dash-server/cluster_dash_server", "cluster-dash-mole/cluster_dash_mole"):
+        for source in (TOP / half).rglob("*.py"):
+            said |= set(re.findall(r"\bCD\d{3}\b", source.read_text()))
+    assert set(re.findall(r"^\| (CD\d{3}) \|", (TOP / "setup.md").read_text(), re.MULTILINE)) == said
