@@ -265,3 +265,10 @@ def test_processes_are_counted_by_user_and_pure_graphics_does_no_work(make_snaps
     seen = read(_with(make_snapshot(), "gpu.0.users", users), received_at=1.0)
     assert seen.gpus[0].users == {"alice": 2, "gdm": 1}
     assert seen.gpus[0].working == 2
+
+
+def test_bounds_of_the_schema_are_written_as_integers() -> None:
+    """At a bound such as 1e18 the compiled engine compares at any precision: the check takes three times as long."""
+    numbers: list[object] = []
+    json.loads(module.schema_text(), parse_float=lambda text: numbers.append(text))
+    assert numbers == []
