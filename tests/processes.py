@@ -47,11 +47,13 @@ class Process:
     def __init__(
         self, command: Sequence[str | Path], *, environment: Mapping[str, str] | None = None, folder: Path = TOP
     ) -> None:
+        self._state = tempfile.TemporaryDirectory(prefix="cluster-dash-test-")  # not in the home of who tests
+        self.state_home = Path(self._state.name)
         self._output = tempfile.NamedTemporaryFile(prefix="cluster-dash-test-")  # noqa: SIM115 - closed in __exit__
         self.popen = subprocess.Popen(
             [str(part) for part in command],
             cwd=folder,
-            env={**os.environ, **(environment or {})},
+            env={**os.environ, "XDG_STATE_HOME": str(self.state_home), **(environment or {})},
             stdin=subprocess.DEVNULL,
             stdout=self._output,
             stderr=subprocess.STDOUT,
@@ -63,6 +65,7 @@ class Process:
     def __exit__(self, *_: object) -> None:
         self.stop()
         self._output.close()
+        self._state.cleanup()
 
     def stop(self, seconds: float = 20) -> int:
         """End it by SIGTERM and return its exit code; SIGKILL where it does not end in time."""

@@ -106,3 +106,12 @@ def test_it_starts_without_loading_what_only_a_chart_needs() -> None:
     )
     done = subprocess.run([BIN / "python", "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+def test_a_command_reaches_the_process_that_serves(either: Listening) -> None:
+    post(either, body_of(snapshot("forgettable")))
+    command = [BIN / "cluster-dash-server", "forget", "forget*", "--data", either.state_home / "cluster-dash"]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert said == "forgot forgettable\n"
+    again = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (again.returncode, "no such host" in again.stderr) == (1, True)

@@ -1,9 +1,11 @@
 """`create_app`: reads the site's files, builds the parts, hands each what it uses."""
 
+import os
 import time
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import click
@@ -13,6 +15,7 @@ from werkzeug.exceptions import HTTPException
 from cluster_dash_server import settings as settings_of_site
 from cluster_dash_server.auth import Passcode, names_loopback
 from cluster_dash_server.cluster import Cluster
+from cluster_dash_server.control import Control, data_folder
 from cluster_dash_server.events import EventLog
 from cluster_dash_server.ingest import Ingest
 from cluster_dash_server.live import Live
@@ -84,18 +87,21 @@ def create_app(settings: Settings | None = None, clock: Callable[[], float] = ti
     """Build the server.
 
     Args:
-        settings: all settings; None: this site's.
+        settings: all settings; None: this site's. Who gives them starts `app.extensions["control"]` itself.
         clock: Unix s.
 
     Raises:
         ConfigError: a setting that cannot be used.
     """
+    is_loaded_by_others = settings is None  # flask, waitress-serve: nobody tells the application that it serves
     settings = load_settings() if settings is None else settings
     events = EventLog(settings.states)
     cluster = Cluster(settings.states, settings.limits.max_hosts, events.witness)
     passcode = Passcode(settings.ingest.passcode)
     ingest = Ingest(cluster=cluster, passcode=passcode, check=checker(), limits=settings.limits, clock=clock)
+    control = Control(data_folder(settings.server.data, os.environ), cluster, events, clock)
     app = Flask(__name__, static_folder=None)
+    app.extensions["control"] = control
     if app.debug:
         _keep_the_debugger_at_home()
     app.config["MAX_CONTENT_LENGTH"] = settings.limits.body_bytes
@@ -154,8 +160,20 @@ def create_app(settings: Settings | None = None, clock: Callable[[], float] = ti
         base_path=settings.server.base_path,
         trusted_hosts=settings.viewers.trusted_hosts,
     )
+    if is_loaded_by_others:
+        app.wsgi_app = _started_by_a_request(app.wsgi_app, control)  # type: ignore[method-assign]
     waitress_limits.apply(settings.limits.body_bytes)
     return app
+
+
+def _started_by_a_request(serve: Callable[..., Any], control: Control) -> Callable[..., Any]:
+    """Open the socket for commands in the process that serves: neither flask's reloader nor `flask routes` does."""
+
+    def served(*request: Any) -> Any:
+        control.start()
+        return serve(*request)
+
+    return served
 
 
 def _keep_the_debugger_at_home() -> None:

@@ -4,16 +4,21 @@ import argparse
 import dataclasses
 import io
 import logging
+import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from cluster_dash_server import app, check_config, doctor, logs, notify, serving
+from cluster_dash_server import app, check_config, control, doctor, logs, notify, serving
 from cluster_dash_server.settings import ConfigError
+from cluster_dash_server.snapshot import printable
 
 log = logging.getLogger(__name__)
 
-EXIT_DONE, EXIT_PROBLEM, EXIT_USAGE, EXIT_CONFIG = 0, 1, 2, 78
+EXIT_DONE, EXIT_PROBLEM, EXIT_USAGE, EXIT_NO_SERVER, EXIT_REFUSED, EXIT_CONFIG = 0, 1, 2, 69, 77, 78
+
+DATA_HELP = "folder for what the server keeps; the socket for commands is in it"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -58,8 +63,31 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--port", type=int, help="port to listen on (default 8080; 0: any free one)")
     command.add_argument("--server", choices=tuple(serving.SERVERS), help="what serves (default waitress)")
     command.set_defaults(run=serve)
-    command.add_argument("--data", metavar="DIR", help="folder for what the server keeps (this release keeps nothing)")
+    command.add_argument("--data", metavar="DIR", help=DATA_HELP)
+    command = commands.add_parser(
+        "forget",
+        parents=[configured],
+        help="make a running server forget hosts",
+        description="Make a running server forget hosts. One that still posts comes back with its next snapshot.",
+    )
+    command.add_argument(
+        "hosts", metavar="HOST", help="a name, a hostlist such as gpu[01-03], or a pattern with * and ?"
+    )
+    command.add_argument(
+        "--silent-for", type=_seconds, metavar="SPAN", help="only hosts that have been silent for so long: 90s 12h 7d"
+    )
+    command.add_argument("--gpu", metavar="UUID", help="forget this missing GPU of theirs only")
+    command.add_argument("--data", metavar="DIR", help=DATA_HELP)
+    command.set_defaults(run=forget)
     return parser
+
+
+def _seconds(text: str) -> float:
+    """Read a span such as `7d`."""
+    match = re.fullmatch(r"([0-9]{1,9})([smhdw])", text)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected a number and a unit, such as 90s, 12h or 7d")
+    return int(match[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}[match[2]]
 
 
 def serve(options: argparse.Namespace) -> int:
@@ -107,6 +135,31 @@ def examine(options: argparse.Namespace) -> int:
         sys.stdout.write(f"{finding}\n")
         code = EXIT_PROBLEM if finding.is_problem else code
     return code
+
+
+def forget(options: argparse.Namespace) -> int:
+    """Have the running server forget hosts, and print which.
+
+    Raises:
+        ConfigError: a setting that cannot be used.
+    """
+    data = options.data or app.load_settings(options.config).server.data
+    wish = control.Forget(hosts=options.hosts, silent_for_seconds=options.silent_for, gpu=options.gpu)
+    try:
+        answer = control.ask(control.data_folder(data, os.environ), {"forget": dataclasses.asdict(wish)})
+    except control.ControlError as error:
+        log.error("%s", error)
+        return EXIT_REFUSED if error.refused else EXIT_NO_SERVER
+    if not answer["success"]:
+        log.error("%s", answer["msg"])
+        return EXIT_USAGE
+    for host in answer["forgotten"]:
+        sys.stdout.write(f"forgot {printable(host)}{'' if options.gpu is None else f' GPU {options.gpu}'}\n")
+    if answer["forgotten"]:
+        return EXIT_DONE
+    what = "no such host is known" if options.gpu is None else "no such GPU is missing on such a host"
+    log.error("%s: %s", options.hosts, what if options.silent_for is None else f"{what} that is silent for so long")
+    return EXIT_PROBLEM
 
 
 def _log_options(options: argparse.Namespace) -> logs.LogOptions:

@@ -42,7 +42,7 @@ class ServerSettings:
 
     data: str | None = field(
         default=None,
-        metadata={"help": "folder for what the server keeps (this release keeps nothing)"},
+        metadata={"help": "folder of the socket for commands; else $STATE_DIRECTORY, $XDG_STATE_HOME/cluster-dash"},
     )
 
     @property

@@ -1,0 +1,211 @@
+"""Commands that change a running server reach it by a Unix socket in its data folder: a line of JSON each way.
+
+Only the user who runs the server, and root, may speak to it: the socket is theirs alone (0600, in a folder of 0700
+where the server makes it), and the kernel says whose process is at the other end.
+"""
+
+import json
+import logging
+import os
+import socket
+import socketserver
+import struct
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from cluster_dash_server.cluster import Cluster
+from cluster_dash_server.events import EventLog
+from cluster_dash_server.hostlist import HostlistError, matcher
+from cluster_dash_server.snapshot import Json, printable
+
+log = logging.getLogger(__name__)
+
+SOCKET = "control.sock"
+SECONDS = 10.0
+"""How long each side waits for the other."""
+LINE_BYTES = 65_536
+_CREDENTIALS = struct.Struct("iII")  # pid, uid, gid
+
+
+class ControlError(Exception):
+    """A command that did not reach a server.
+
+    Attributes:
+        refused: a server is there and does not let this user in; else there is none.
+    """
+
+    def __init__(self, text: str, *, refused: bool = False) -> None:
+        super().__init__(text)
+        self.refused = refused
+
+
+def data_folder(given: str | None, environment: Mapping[str, str]) -> Path:
+    """Return the folder for what a server keeps: the one given, systemd's, else the user's."""
+    if given is not None:
+        return Path(given)
+    if environment.get("STATE_DIRECTORY"):
+        return Path(environment["STATE_DIRECTORY"].partition(":")[0])
+    state_home = environment.get("XDG_STATE_HOME")
+    return (Path(state_home) if state_home else Path.home() / ".local" / "state") / "cluster-dash"
+
+
+# ------------------------------------------------------------------------------------------------------ commands
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Forget:
+    """Which hosts to forget, or which missing GPU of them.
+
+    Attributes:
+        hosts: a name, a hostlist, or a pattern.
+        silent_for_seconds: only hosts that have been silent for so long; None: whether they are silent or not.
+        gpu: the uuid of the missing GPU that is not expected any more; None: the whole host.
+    """
+
+    hosts: str
+    silent_for_seconds: float | None = None
+    gpu: str | None = None
+
+
+def forget(wish: Forget, cluster: Cluster, events: EventLog, now: float) -> list[str]:
+    """Forget what is wished; return the names of the hosts that it touched.
+
+    Raises:
+        HostlistError: see `hostlist.expand`.
+    """
+    meant = matcher(wish.hosts)
+    least = wish.silent_for_seconds
+    names = [
+        host.host
+        for host in cluster.hosts(now)
+        if meant(host.host) and (least is None or now - host.seen.received_at >= least)
+    ]
+    if wish.gpu is not None:
+        return [name for name in names if cluster.forget_gpu(name, wish.gpu)]
+    cluster.forget(names)
+    events.forget(names)
+    return names
+
+
+# ---------------------------------------------------------------------------------------------------- the server
+
+
+class Control:
+    """The server's end of the socket.
+
+    Args:
+        folder: the data folder; made where it is not there.
+        cluster: what commands change.
+        events: what is forgotten with a host.
+        clock: Unix s.
+    """
+
+    def __init__(self, folder: Path, cluster: Cluster, events: EventLog, clock: Callable[[], float]) -> None:
+        self._path = folder / SOCKET
+        self._cluster = cluster
+        self._events = events
+        self._clock = clock
+        self._once = threading.Lock()  # taken by the first start, and never given back
+
+    def start(self) -> None:
+        """Listen in a thread of its own from now on; once. A server that cannot listen serves without."""
+        if not self._once.acquire(blocking=False):
+            return
+        try:
+            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if _answers(self._path):
+                log.warning("%s: another server listens there: commands reach that one", self._path)
+                return
+            self._path.unlink(missing_ok=True)
+            server = _Server(str(self._path), self)
+            self._path.chmod(0o600)
+        except OSError as error:
+            log.warning("%s: commands such as forget cannot reach this server: %s", self._path, error)
+            return
+        threading.Thread(target=server.serve_forever, name="control", daemon=True).start()
+
+    def answer(self, line: bytes, uid: int) -> Json:
+        """Do what a line says; never raises.
+
+        Args:
+            line: the command as JSON.
+            uid: whose process sent it.
+        """
+        if uid not in (0, os.geteuid()):
+            return {"success": False, "refused": True, "msg": f"user {uid} may not: only root and the server's user"}
+        try:
+            command = json.loads(line)
+            wish = Forget(**command["forget"])
+            forgotten = forget(wish, self._cluster, self._events, self._clock())
+        except HostlistError as error:
+            return {"success": False, "msg": str(error)}
+        except (ValueError, TypeError, KeyError):
+            return {
+                "success": False,
+                "msg": "this server does not know the command: it and the server differ in version",
+            }
+        for name in forgotten:
+            log.info("forgot %s%s", printable(name), "" if wish.gpu is None else f" GPU {printable(wish.gpu, 64)}")
+        return {"success": True, "forgotten": forgotten}
+
+
+class _Server(socketserver.UnixStreamServer):
+    def __init__(self, path: str, control: Control) -> None:
+        super().__init__(path, _Handler)
+        self.control = control
+
+
+class _Handler(socketserver.StreamRequestHandler):
+    timeout = SECONDS
+    server: _Server
+
+    def handle(self) -> None:
+        packed = self.connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+        _, uid, _ = _CREDENTIALS.unpack(packed)
+        try:
+            line = self.rfile.readline(LINE_BYTES)
+            self.wfile.write(json.dumps(self.server.control.answer(line, uid)).encode() + b"\n")
+        except OSError:
+            log.info("a command went away before it was answered")
+
+
+def _answers(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(SECONDS)
+        try:
+            probe.connect(str(path))
+        except (FileNotFoundError, ConnectionRefusedError):
+            return False
+        return True
+
+
+# --------------------------------------------------------------------------------------------------- the command
+
+
+def ask(folder: Path, command: Json) -> Json:
+    """Send a command to the server of a data folder and return its answer.
+
+    Raises:
+        ControlError: there is no server, or it does not let this user in.
+    """
+    path = folder / SOCKET
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(SECONDS)
+        try:
+            connection.connect(str(path))
+            connection.sendall(json.dumps(command).encode() + b"\n")
+            with connection.makefile("rb") as lines:
+                answer = json.loads(lines.readline(2**24))
+        except PermissionError:
+            raise ControlError(f"{path}: only root and the user who runs the server may", refused=True) from None
+        except (OSError, ValueError) as error:
+            why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+            raise ControlError(
+                f"no server answers at {path} ({why}); this release keeps nothing on disk, so without a server there "
+                "is nothing to forget. Does it run with another --data, or as another user?"
+            ) from None
+    if answer.get("refused"):
+        raise ControlError(str(answer.get("msg")), refused=True)
+    return dict(answer)
