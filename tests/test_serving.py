@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import orjson
@@ -110,7 +111,13 @@ def test_it_starts_without_loading_what_only_a_chart_needs() -> None:
 
 def test_a_command_reaches_the_process_that_serves(either: Listening) -> None:
     post(either, body_of(snapshot("forgettable")))
-    command = [BIN / "cluster-dash-server", "forget", "forget*", "--data", either.state_home / "cluster-dash"]
+    command: list[str | Path] = [
+        BIN / "cluster-dash-server",
+        "forget",
+        "forget*",
+        "--data",
+        either.state_home / "cluster-dash",
+    ]
     said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert said == "forgot forgettable\n"
     again = subprocess.run(command, capture_output=True, text=True, check=False)
