@@ -26,9 +26,12 @@ SECRET = "planted-s3cret"
 Script = Callable[[socket.socket], None]
 
 
+NOW = "(when it is sent)"
+
+
 def answer(status: int, msg: str, **headers: str) -> bytes:
     body = json.dumps({"success": status == 200, "msg": msg})
-    every = {"Content-Type": "application/json", "Accept-Encoding": "gzip, zstd", "Date": formatdate(usegmt=True)}
+    every = {"Content-Type": "application/json", "Accept-Encoding": "gzip, zstd", "Date": NOW}
     every |= {name.replace("_", "-"): value for name, value in headers.items()}
     lines = [f"HTTP/1.1 {status} Words", *(f"{name}: {value}" for name, value in every.items())]
     return "\r\n".join([*lines, f"Content-Length: {len(body)}", "", body]).encode()
@@ -72,7 +75,7 @@ class Server:
             head = b"".join(iter(stream.readline, b"\r\n"))
             length = re.search(rb"Content-Length: (\d+)", head)
             self.bodies.append(json.loads(stream.read(int(length[1]) if length else 0)))
-            connection.sendall(self._says)
+            connection.sendall(self._says.replace(NOW.encode(), formatdate(usegmt=True).encode()))
 
 
 def http(address: str, ca_file: Path | None = None) -> HttpSender:
