@@ -260,13 +260,14 @@ def google(sheets: GoogleSheetsSender) -> Finding:
     try:
         return Finding(mark="✔", what="Google Sheets", measured=f"{sheets.open()} can be opened")
     except SendError as error:
-        return Finding(
-            mark="✘",
-            what="Google Sheets",
-            measured=str(error),
-            cause="the extra, the key file, the spreadsheet's id, or who it is shared with",
-            command="curl -v https://sheets.googleapis.com/",
-        )
+        if isinstance(error.__cause__, ModuleNotFoundError):
+            cause, command = "the extra of this package was not installed with it", "uv sync --extra sheets"
+        elif error.row is Row.TROUBLE:
+            cause, command = "no way to Google from this host", "curl -v https://sheets.googleapis.com/"
+        else:
+            cause = "the key file, the spreadsheet's id, or with whom the spreadsheet is shared"
+            command = f"grep client_email {quote(sheets.key_file)}"
+        return Finding(mark="✘", what="Google Sheets", measured=str(error), cause=cause, command=command)
 
 
 def hardware(kinds: Sequence[Collector], *, sys: str = "/sys") -> Iterator[Finding]:

@@ -203,11 +203,13 @@ def test_a_proxy_is_named() -> None:
     assert f"127.0.0.1:{proxy.port}" in found[0].measured
 
 
-def test_google_sheets_without_a_key_file(tmp_path: Path) -> None:
+def test_google_sheets_without_a_key_file_or_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sheets = GoogleSheetsSender(key_file=str(tmp_path / "key"), spreadsheet_id="1", worksheet_name="x")
     finding = doctor.google(sheets)
-    assert finding.mark == "✘"
+    assert (finding.mark, finding.command) == ("✘", f"grep client_email {tmp_path}/key")
     assert "service_account_file_path" in finding.measured
+    monkeypatch.setitem(sys.modules, "gspread", None)
+    assert doctor.google(sheets).command == "uv sync --extra sheets"
 
 
 def gpu(**more: object) -> dict[str, object]:

@@ -38,7 +38,7 @@ class GoogleSheetsSender:
     name = "google_sheets"
 
     def __init__(self, *, key_file: str, spreadsheet_id: str, worksheet_name: str) -> None:
-        self._key_file = key_file
+        self.key_file = key_file
         self._spreadsheet_id = spreadsheet_id
         self._worksheet_name = worksheet_name
         self._worksheet: gspread.Worksheet | None = None
@@ -97,10 +97,10 @@ class GoogleSheetsSender:
                 row=Row.WHO_ARE_YOU,
             ) from error
         try:
-            client = gspread.service_account(self._key_file, scopes=["https://www.googleapis.com/auth/spreadsheets"])
+            client = gspread.service_account(self.key_file, scopes=["https://www.googleapis.com/auth/spreadsheets"])
         except Exception as error:  # it trusts the file's shape: a list in it is an AttributeError
             why = error.strerror if isinstance(error, OSError) else "not the key of a service account, as JSON"
-            raise SendError(f"service_account_file_path: {self._key_file}: {why}", row=Row.WHO_ARE_YOU) from error
+            raise SendError(f"service_account_file_path: {self.key_file}: {why}", row=Row.WHO_ARE_YOU) from error
         client.set_timeout((CONNECT_SECONDS, READ_SECONDS))
         return client.open_by_key(self._spreadsheet_id)
 
