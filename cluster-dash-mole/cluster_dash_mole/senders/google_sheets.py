@@ -59,6 +59,8 @@ class GoogleSheetsSender:
             )
             if not (isinstance(answer, dict) and "updates" in answer):
                 raise _not_google()
+        except SendError:
+            raise
         except Exception as error:  # gspread lets through what requests, google-auth and json raise
             failure = judge(error)
             if failure.row not in (Row.TROUBLE, Row.NOT_NOW):
@@ -74,6 +76,8 @@ class GoogleSheetsSender:
         """
         try:
             return self._open().title
+        except SendError:
+            raise
         except Exception as error:  # as in send()
             raise judge(error) from error
 
@@ -124,8 +128,6 @@ def row_of(snapshot: Snapshot) -> list[Cell]:
 
 def judge(error: Exception) -> SendError:
     """Return what an error of gspread, requests or google-auth means by the contract's table of answers."""
-    if isinstance(error, SendError):
-        return error
     import gspread
     import requests
     from google.auth import exceptions as auth
