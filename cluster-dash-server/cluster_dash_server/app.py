@@ -1,17 +1,17 @@
 """`create_app`: reads the site's files, builds the parts, hands each what it uses."""
 
 import os
+import secrets
 import time
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import click
 from flask import Config, Flask, Response, render_template, request
 from werkzeug.exceptions import HTTPException
 
+from cluster_dash_server import __version__
 from cluster_dash_server import settings as settings_of_site
 from cluster_dash_server.auth import Passcode, names_loopback
 from cluster_dash_server.cluster import Cluster
@@ -24,7 +24,7 @@ from cluster_dash_server.snapshot import checker
 from cluster_dash_server.viewers import scope_of
 from cluster_dash_server.web import api, charts, edge, lists, pages, post, waitress_limits
 
-VERSION = version("cluster-dash-server")
+VERSION = __version__
 
 SECURITY_HEADERS = {
     "Content-Security-Policy": (
@@ -120,7 +120,7 @@ def create_app(settings: Settings | None = None, clock: Callable[[], float] = ti
 
     site = pages.Site(name=settings.site.name, version=VERSION, notices=notices)
     posts = post.ways(ingest)
-    looks = api.way(Live(cluster, uuid4().hex[:8]), clock)
+    looks = api.way(Live(cluster, secrets.token_hex(4)), clock)
     app.register_blueprint(post.blueprint(*posts))
     app.register_blueprint(api.blueprint(cluster, looks, clock, VERSION))
     app.register_blueprint(lists.blueprint(cluster, events, clock))

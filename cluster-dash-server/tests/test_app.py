@@ -1,6 +1,7 @@
 """What `create_app` wires: scopes, headers, one shape of errors."""
 
 from collections.abc import Callable
+from importlib.metadata import version
 from typing import Any
 
 import pytest
@@ -8,7 +9,7 @@ from flask import Flask
 from flask.cli import FlaskGroup
 from flask.testing import FlaskClient
 
-from cluster_dash_server.app import create_app
+from cluster_dash_server.app import VERSION, create_app
 from cluster_dash_server.settings import IngestSettings, ServerSettings, Settings, SiteSettings, ViewerSettings
 from cluster_dash_server.viewers import SCOPES, needs, scope_of
 
@@ -199,3 +200,7 @@ def test_flask_s_debugger_is_offered_on_loopback_only(
     with pytest.raises(SystemExit) as ended:
         FlaskGroup().main(["run", *arguments], prog_name="flask")
     assert (ended.value.code == 0, len(served)) == (starts, starts)
+
+
+def test_the_version_is_that_of_the_package() -> None:
+    assert version("cluster-dash-server") == VERSION

@@ -5,9 +5,9 @@ stands a route that calls the same function, so that the route map is whole.
 """
 
 import logging
+import secrets
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, NamedTuple
-from uuid import uuid4
 
 from cluster_dash_server.auth import Caller
 from cluster_dash_server.viewers import Scope
@@ -107,7 +107,7 @@ class Edge:
 
 def numbered(error: Exception, method: str, path: str) -> str:
     """Log an error of our own under a number, and word it for the caller, who learns nothing else."""
-    number = uuid4().hex[:12]
+    number = secrets.token_hex(6)
     log.error("error %s in %s %s", number, method, path, exc_info=error)
     return f"request: an error of the server; its log names it {number}"
 
