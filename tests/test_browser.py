@@ -146,6 +146,7 @@ class Site:
                 cpu={"cpu_percent": 97.2, "load_avgs": [140, 99, 80], "num_cpus": 64},
             ),
             snapshot("gpu04", [gpu(index, name="NVIDIA A100-SXM4-40GB", total_mem=40960.0) for index in range(4)]),
+            snapshot("gpu10", [gpu(0), working(1, "bob"), working(2, "bob", read_at=self.now - 360)]),
             snapshot("dense-64", [working(i, f"user{i % 5}", util=i) if i % 3 else gpu(i) for i in range(64)]),
             snapshot("head", [], collectors={"gpu": {"ok": False, "seconds": 0.01, "error": "driver not loaded"}}),
             {
@@ -299,7 +300,7 @@ def without_scripts(browser: Browser, site: Site, path: str, *selectors: str) ->
 @pytest.mark.parametrize(
     ("path", "selectors"),
     [
-        ("/", ("#hosts > tr", "#notes > li", "#legend > li", "#sentence", "title", "#count")),
+        ("/", ("#hosts > tr", "#notes > li", "#cards > li", "#legend > li", "#sentence", "title", "#count")),
         ("/gpu-data", ("#gpus > tr",)),
     ],
 )
@@ -310,7 +311,9 @@ def test_the_live_update_draws_the_cells_that_the_server_drew(
     until(page, "document.getElementById('freshness').dataset.freshness === 'live'")
     # tear out what the server drew: what stands there then is all the scripts' work
     with page.expect_response("**/api/v1/cluster*", timeout=TICK_MS):
-        page.evaluate("() => document.querySelectorAll('tbody, #notes').forEach((each) => each.replaceChildren())")
+        page.evaluate(
+            "() => document.querySelectorAll('tbody, #notes, #cards').forEach((each) => each.replaceChildren())"
+        )
     until(page, "document.querySelectorAll('tbody tr').length > 3")
     for selector, drawn in zip(selectors, without_scripts(browser, seat.site, path, *selectors), strict=True):
         assert drawn, selector

@@ -84,6 +84,20 @@ def test_no_page_holds_a_script_or_a_handler_inline(
     assert not [name for _, attributes in page.elements for name in attributes if name.startswith("on")]
 
 
+def test_what_is_free_now_is_said_by_model_with_its_hosts_and_a_line_to_copy(
+    client: FlaskClient, post: Post, make_snapshot: Any, make_gpu: Any
+) -> None:
+    assert 'aria-labelledby="free-now-title" data-root="http://localhost/" hidden' in client.get("/").text
+    quote = {"name": "it's a GPU' ; ls #", "total_mem": None}
+    for host in ("gpu01", "gpu02", "gpu04"):
+        post(make_snapshot(host, [make_gpu(0), make_gpu(1), make_gpu(2, **quote)]))
+    page = html.unescape(client.get("/").text)
+    assert '<b>H100 80G</b> <span class="count">×6</span> <code class="where">gpu[01-02,04]</code>' in page
+    assert "<code>curl -s 'http://localhost/api/v1/free?model=H100%2080G&format=text'</code>" in page
+    assert "?model=it%27s%20a%20GPU%27%20%3B%20ls%20%23&format=text'</code>" in page
+    assert 'free-now-title" data-root="http://localhost/" hidden' not in page
+
+
 def test_an_empty_overview_says_which_lines_to_paste(client: FlaskClient) -> None:
     text = get(client, "/").text
     assert 'curl -d "@etc/example_data1.json" -H "Content-Type: application/json" -X POST http://localhost' in text
@@ -99,6 +113,18 @@ def test_a_cell_is_named_with_all_it_shows(
     clock.now += 1801
     post(make_snapshot("gpu02", [held], interval_seconds=5))
     assert label_of(client) == "gpu02 GPU 4, held, carol, 61 of 80 GiB, busy 0 % for 30 min"
+
+
+def test_figures_that_are_too_old_stand_in_brackets_and_in_no_sum(
+    client: FlaskClient, post: Post, make_snapshot: Any, make_gpu: Any, clock: Any
+) -> None:
+    old = make_gpu(1, gpu_util=90.0, used_mem=40_000.0, read_at=clock.now - 360)
+    post(make_snapshot("gpu01", [make_gpu(0, gpu_util=20.0), old], interval_seconds=5, timestamp=clock.now))
+    assert label_of(client, 1) == "gpu01 GPU 1, unknown, 39 of 80 GiB, busy 90 %, figures of 6 min ago"
+    row = row_of(client, "gpu01")
+    for title, text in (("mean of 1 GPU", "20 %"), ("0 of 80 GiB on 1 GPU", "0 %")):
+        assert re.search(rf'title="{title}; 1 of 2 reporting">\s*<span class="figure">{text}<', row)
+    assert "(90 %)" in client.get("/gpu-data").text
 
 
 def test_what_is_not_known_is_a_dash_with_its_reason(client: FlaskClient, post: Post, make_snapshot: Any) -> None:

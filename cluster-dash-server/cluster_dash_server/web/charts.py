@@ -15,10 +15,10 @@ from typing import Any, cast
 from flask import Blueprint, Response, request
 
 from cluster_dash_server.cluster import Cluster, HostView
+from cluster_dash_server.hostlist import natural
 from cluster_dash_server.snapshot import dumps, loads
 from cluster_dash_server.viewers import needs
 from cluster_dash_server.web import words
-from cluster_dash_server.web.rows import natural
 
 MOST_BARS = 60
 """Bars in one figure; the table beside it holds more, the API all."""

@@ -12,6 +12,7 @@ from typing import Any, cast
 
 from flask import Blueprint, Response, abort, render_template, request, url_for
 
+from cluster_dash_server import free
 from cluster_dash_server.cluster import Cluster, HostView
 from cluster_dash_server.events import EventLog
 from cluster_dash_server.snapshot import loads
@@ -33,6 +34,8 @@ GPU_METRICS = (
 )
 MOST_ROWS = 200
 """Rows of one table: what a browser patches in a tick without being felt."""
+MOST_CARDS = 8
+"""Models of which the overview says where they are free."""
 GPU_PLOT_PX = 220
 MIMETYPES = {"css": "text/css", "js": "text/javascript", "json": "application/json", "svg": "image/svg+xml"}
 """Of static files, by ending: what the machine's own table says may differ, and a browser refuses such modules."""
@@ -104,6 +107,7 @@ def blueprint(cluster: Cluster, log: EventLog, clock: Callable[[], float], site:
     for name, say in words.FILTERS.items():
         pages.add_app_template_filter(say, name)
     pages.add_app_template_filter(utc)
+    pages.add_app_template_filter(curl)
 
     @pages.app_context_processor
     def frame() -> dict[str, object]:
@@ -141,6 +145,7 @@ def blueprint(cluster: Cluster, log: EventLog, clock: Callable[[], float], site:
             icon=rows.icon(hosts),
             sentence=sentence_of(hosts),
             notes=rows.attention(hosts, now),
+            cards=free.cards(hosts)[:MOST_CARDS],
             counts=rows.state_counts(hosts),
             meanings=list(rows.meanings(cluster.thresholds).items()),
             rows=rows.rows(hosts, now),
@@ -253,6 +258,12 @@ def blueprint(cluster: Cluster, log: EventLog, clock: Callable[[], float], site:
 def utc(at: float) -> str:
     """Return a moment as `12:03:10 UTC`: the server does not know the reader's zone, a script may."""
     return datetime.fromtimestamp(at, UTC).strftime("%H:%M:%S UTC")
+
+
+def curl(card: free.Card, root: str) -> str:
+    """Return the line that says in a terminal which GPUs of a card are free; names in it are a mole's: none ends it."""
+    wanted = words.segment(card.model).replace("'", "%27")
+    return f"curl -s '{root}api/v1/free?model={wanted}&format=text'"
 
 
 # --------------------------------------------------------------------------------------------------- one host

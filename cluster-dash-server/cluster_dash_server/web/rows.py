@@ -3,12 +3,12 @@
 A browser test holds the two to each other, cell by cell.
 """
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from cluster_dash_server.cluster import GpuView, HostView
+from cluster_dash_server.hostlist import natural
 from cluster_dash_server.states import STATES, State, Thresholds
 from cluster_dash_server.summary import model
 from cluster_dash_server.web import words
@@ -97,11 +97,6 @@ def gpu_rows(hosts: Sequence[HostView]) -> list[GpuRow]:
     return [_gpu_row(host, gpu) for host in sorted(hosts, key=lambda each: natural(each.host)) for gpu in host.gpus]
 
 
-def natural(host: str) -> str:
-    """Return what sorts host names as people count: gpu2 before gpu10."""
-    return re.sub("[0-9]+", lambda digits: digits[0].zfill(12), host)
-
-
 def _order(host: HostView) -> tuple[int, int, str]:
     state = host.headline.state
     free = sum(gpu.state == "free" for gpu in host.gpus)
@@ -146,6 +141,7 @@ def _row(host: HostView, now: float) -> Row:
 
 def _gpu_row(host: HostView, gpu: GpuView) -> GpuRow:
     silent = host.silent is not None
+    last = silent or gpu.old
     facts = gpu.gpu
     return GpuRow(
         host=host.host,
@@ -156,17 +152,17 @@ def _gpu_row(host: HostView, gpu: GpuView) -> GpuRow:
         silent=silent,
         model=words.cut(model(facts), 40),
         users=_users((gpu,)),
-        busy=_last_known(_busy((gpu,)), silent),
+        busy=_last_known(_busy((gpu,)), last),
         memory=_last_known(
             Figure(
                 text=words.used_of(facts.used_mem, facts.total_mem),
                 title="" if words.known(facts.used_mem) else "memory: not reported",
                 share=_bar(words.share(facts.used_mem, facts.total_mem)),
             ),
-            silent,
+            last,
         ),
-        temperature=_last_known(_measured(facts.temperature_c, "°C", "temperature"), silent),
-        power=_last_known(_measured(facts.power_w, "W", "power"), silent),
+        temperature=_last_known(_measured(facts.temperature_c, "°C", "temperature"), last),
+        power=_last_known(_measured(facts.power_w, "W", "power"), last),
     )
 
 
@@ -175,7 +171,7 @@ def _measured(value: float | None, unit: str, name: str) -> Figure:
 
 
 def _last_known(figure: Figure, silent: bool) -> Figure:
-    """Put the figures of a silent host in brackets: they are its last, not what is."""
+    """Put figures of a silent host, and those read too long ago, in brackets: they are the last, not what is."""
     if not silent or figure.text == words.DASH:
         return figure
     said = f"last known: {figure.title}" if figure.title else "last known"
@@ -213,6 +209,8 @@ def cell(host: HostView, view: GpuView, now: float) -> Cell:
         parts.append(f"missing for {words.age(now - view.missing_since)}")
     elif gpu.error is not None:
         parts.append(words.cut(gpu.error))
+    if view.old and gpu.read_at is not None:
+        parts.append(f"figures of {words.age(now - gpu.read_at)} ago")
     return Cell(
         index=gpu.index,
         state=view.state,
@@ -243,10 +241,15 @@ def _bar(value: float | None) -> str | None:
     return None if value is None else words.whole(value)
 
 
+def _fresh(gpus: Sequence[GpuView]) -> Sequence[GpuView]:
+    """Return those whose figures go into a sum: of several, the ones that were not read too long ago."""
+    return gpus if len(gpus) == 1 else [gpu for gpu in gpus if not gpu.old]
+
+
 def _busy(gpus: Sequence[GpuView]) -> Figure:
     if not gpus:
         return Figure(text=words.DASH, title="no GPU")
-    values = [gpu.gpu.gpu_util for gpu in gpus if gpu.gpu.gpu_util is not None]
+    values = [gpu.gpu.gpu_util for gpu in _fresh(gpus) if gpu.gpu.gpu_util is not None]
     if not values:
         return Figure(text=words.DASH, title="busy %: not reported")
     mean = sum(values) / len(values)
@@ -258,7 +261,7 @@ def _memory(gpus: Sequence[GpuView]) -> Figure:
     if not gpus:
         return Figure(text=words.DASH, title="no GPU")
     used, total, count = 0.0, 0.0, 0
-    for view in gpus:
+    for view in _fresh(gpus):
         if view.gpu.used_mem is not None and view.gpu.total_mem is not None:
             used += view.gpu.used_mem
             total += view.gpu.total_mem

@@ -4,6 +4,7 @@ import * as api from "./api.js";
 import { h, patchChildren, say } from "./dom.js";
 import { GLYPHS, clock, plural } from "./format.js";
 import { live } from "./frame.js";
+import { drawFree } from "./free.js";
 import { drawLegend } from "./legend.js";
 import { Cluster, attention, hostRow, icon, iconLink, stateCounts, title } from "./rows.js";
 
@@ -28,6 +29,7 @@ function draw() {
   const shape = iconLink(icon(hosts));
   if (byId("icon").getAttribute("href") !== shape) byId("icon").setAttribute("href", shape);
   drawNotes(attention(hosts, cluster.at));
+  drawFree(hosts);
   drawLegend(byId("legend"), stateCounts(hosts));
   byId("empty").hidden = hosts.length > 0;
   byId("fleet").hidden = hosts.length === 0;

@@ -95,7 +95,7 @@ export function hostRow(host, now) {
 
 /** One row of the table below the GPU charts; the GPU as `Cluster.gpus` gives it. */
 export function gpuRow(gpu) {
-  const last = (figure) => lastKnown(figure, gpu.silent);
+  const last = (figure) => lastKnown(figure, gpu.silent || gpu.read_at !== null);
   const used = {
     text: usedOf(gpu.used_mem, gpu.total_mem),
     title: known(gpu.used_mem) ? "" : "memory: not reported",
@@ -161,6 +161,7 @@ function cell(host, gpu, now) {
   parts.push(gpu.gpu_util === null ? "busy % not reported" : `busy ${percent(gpu.gpu_util)}${idle}`);
   if (missing(gpu)) parts.push(`missing for ${age(now - gpu.since)}`);
   else if (gpu.error !== null) parts.push(cut(gpu.error));
+  if (gpu.read_at !== null) parts.push(`figures of ${age(now - gpu.read_at)} ago`);
   const label = parts.join(", ");
   const fill = gpu.state === "busy" && gpu.gpu_util !== null ? `--share:${whole(gpu.gpu_util)}%` : null;
   return h(
@@ -179,7 +180,7 @@ function cell(host, gpu, now) {
 
 // -------------------------------------------------------------------------------------------------- figures
 
-/** Put the figures of a silent host in brackets: they are its last, not what is. */
+/** Put figures of a silent host, and those read too long ago, in brackets: they are the last, not what is. */
 function lastKnown(figure, silent) {
   if (!silent || figure.text === DASH) return figure;
   const title = figure.title ? `last known: ${figure.title}` : "last known";
@@ -210,9 +211,12 @@ function users(gpus) {
 const bar = (value) => (value === null ? null : whole(value));
 const lacking = (some, all) => (some === all ? "" : `; ${some} of ${all} reporting`);
 
+/** Those whose figures go into a sum: of several, the ones that were not read too long ago. */
+const fresh = (gpus) => (gpus.length === 1 ? gpus : gpus.filter((gpu) => gpu.read_at === null));
+
 function busy(gpus) {
   if (!gpus.length) return { text: DASH, title: "no GPU" };
-  const values = gpus.map((gpu) => gpu.gpu_util).filter(known);
+  const values = fresh(gpus).map((gpu) => gpu.gpu_util).filter(known);
   if (!values.length) return { text: DASH, title: "busy %: not reported" };
   const mean = values.reduce((sum, value) => sum + value, 0) / values.length;
   const title = gpus.length === 1 ? "" : `mean of ${plural(values.length, "GPU")}${lacking(values.length, gpus.length)}`;
@@ -221,7 +225,7 @@ function busy(gpus) {
 
 function memory(gpus) {
   if (!gpus.length) return { text: DASH, title: "no GPU" };
-  const telling = gpus.filter((gpu) => known(gpu.used_mem) && known(gpu.total_mem));
+  const telling = fresh(gpus).filter((gpu) => known(gpu.used_mem) && known(gpu.total_mem));
   const used = telling.reduce((sum, gpu) => sum + gpu.used_mem, 0);
   const total = telling.reduce((sum, gpu) => sum + gpu.total_mem, 0);
   const full = share(used, total);

@@ -1,0 +1,70 @@
+// The cards "Free now": which models are free, how many, where, and the line that asks for them in a terminal.
+
+import { h, patchChildren } from "./dom.js";
+import { compare, cut } from "./format.js";
+import { compress } from "./hostlist.js";
+
+const MOST_CARDS = 8;
+const SAID_MS = 1500;
+const section = document.getElementById("free-now");
+const list = document.getElementById("cards");
+
+/** @param {import("./rows.js").Host[]} hosts by name */
+export function drawFree(hosts) {
+  const free = new Map();
+  for (const { host, gpus } of hosts) {
+    for (const { model, state } of gpus) {
+      if (state !== "free") continue;
+      if (!free.has(model)) free.set(model, []);
+      free.get(model).push(host);
+    }
+  }
+  const byCount = [...free].sort(([one, many], [other, more]) => more.length - many.length || compare(one, other));
+  section.hidden = byCount.length === 0;
+  patchChildren(list, byCount.slice(0, MOST_CARDS).map(([model, names]) => card(model, names)));
+}
+
+function card(model, names) {
+  const wanted = encodeURIComponent(model).replaceAll("'", "%27");
+  const line = `curl -s '${section.dataset.root}api/v1/free?model=${wanted}&format=text'`;
+  return h(
+    "li",
+    { "data-key": model },
+    h(
+      "span",
+      { class: "card" },
+      h("b", {}, cut(model, 40)),
+      " ",
+      h("span", { class: "count" }, `×${names.length}`),
+      " ",
+      h("code", { class: "where" }, cut(compress(names), 120)),
+    ),
+    h(
+      "span",
+      { class: "line" },
+      h("code", {}, line),
+      h("button", { type: "button", class: "copy needs-js", "aria-label": `Copy the line for ${cut(model, 40)}` }, "Copy"),
+    ),
+  );
+}
+
+list.addEventListener("click", async (event) => {
+  const button = event.target.closest("button.copy");
+  if (!button) return;
+  const copied = await copy(button.previousElementSibling);
+  button.textContent = copied ? "Copied" : "Selected";
+  setTimeout(() => {
+    button.textContent = "Copy";
+  }, SAID_MS);
+});
+
+/** Copy a text; where the page may not (a site without TLS), select it, so that a key press does. */
+async function copy(element) {
+  try {
+    await navigator.clipboard.writeText(element.textContent);
+    return true;
+  } catch {
+    getSelection().selectAllChildren(element);
+    return false;
+  }
+}
