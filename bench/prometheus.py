@@ -21,8 +21,10 @@ from tests.processes import Process, body_of, snapshot, start_server, wait_until
 AT_LEAST = 2
 TARGETS = 150
 SECONDS = 10
-FIXED = {"index", "minor_number", "total_mem", "temperature_slowdown_c", "power_limit_w", "sm_clock_max_mhz"}
-FIXED |= {"memory_clock_max_mhz", "pstate"}
+CONSTANTS = {
+    *("index", "minor_number", "total_mem", "temperature_slowdown_c", "power_limit_w", "pstate"),
+    *("sm_clock_max_mhz", "memory_clock_max_mhz", "gen", "gen_max", "width", "width_max", "active"),
+}
 """Numbers of a GPU entry that are no figures over time."""
 
 
@@ -30,9 +32,11 @@ def figures_of(body: dict[str, Any]) -> int:
     """Count the values of a snapshot that a history stores: figures of GPUs and host, no process, no constant."""
 
     def numbers(part: dict[str, Any]) -> int:
-        return sum(isinstance(value, int | float) and not isinstance(value, bool) for value in part.values())
+        own = [value for name, value in part.items() if name not in CONSTANTS and not isinstance(value, bool)]
+        inner = [value for name, value in part.items() if name in ("pcie", "nvlink", "ecc")]
+        return sum(isinstance(value, int | float) for value in own) + sum(map(numbers, inner))
 
-    gpus = sum(numbers({key: gpu[key] for key in gpu.keys() - FIXED}) for gpu in body["gpu"].values())
+    gpus = sum(map(numbers, body["gpu"].values()))
     host = 1 + len(body["cpu"]["load_avgs"]) + 2 + numbers(body["network"])  # CPU, loads, memory used and available
     return gpus + host + len(body["disk"])
 

@@ -189,14 +189,16 @@ def sleepers(count: int) -> list[Process]:
 
 
 def snapshot(host: str = "gpu01", gpus: int = 8, processes: int = 32) -> dict[str, Any]:
-    """Return a snapshot as a mole of ours sends it: by default 8 GPUs and 32 processes, some 9 KB of JSON."""
+    """Return a snapshot as a mole of ours sends it: by default 8 GPUs and 32 processes, some 14 KB of JSON."""
     entries = {}
     for index in range(gpus):
         uuid = f"GPU-{index:02x}a1c0f3-0f6b-4f0e-9a53-2d1f6c1b7e{index:02x}"
         users: dict[str, dict[str, Any]] = {}
         for number in range(index, processes, gpus):
             users.setdefault(("alice", "bob", "carol")[number % 3], {})[str(40_000 + 37 * number)] = {
-                **{"mem": 4000.0 + 300 * number, "time": 1203.9 + 111.7 * number, "name": "python3", "type": "C"}
+                **{"mem": 4000.0 + 300 * number, "time": 1203.9 + 111.7 * number, "name": "python3", "type": "C"},
+                **{"started_at": 1.789e9 + number, "command": "python3.11", "job_id": str(4711 + number)},
+                **{"user_from": "process", "gpu_util": 11 + number},
             }
         entries[f"{index}_NVIDIA-H100-80GB-HBM3_{uuid[4:10]}"] = {
             **{"name": "NVIDIA H100 80GB HBM3", "uuid": uuid, "index": index, "minor_number": index},
@@ -208,7 +210,18 @@ def snapshot(host: str = "gpu01", gpus: int = 8, processes: int = 32) -> dict[st
             },
             **{"temperature_slowdown_c": 90, "power_w": 420.5 + 20 * index, "power_limit_w": 700.0},
             **{"sm_clock_mhz": 1755, "sm_clock_max_mhz": 1980, "memory_clock_mhz": 2619, "memory_clock_max_mhz": 2619},
-            **{"pstate": 0, "users": users},
+            **{"memory_temperature_c": 60 + index, "energy_j": 81234.5 + index, "encoder_util": 0, "decoder_util": 0},
+            **{"pstate": 0, "throttle_reasons": [], "persistence": True, "compute_mode": "default"},
+            "pcie": {
+                **{"gen": 5, "gen_max": 5, "width": 16, "width_max": 16},
+                **{"tx_kib_s": 120_000 + index, "rx_kib_s": 340_000 + index, "replays": 0},
+            },
+            "nvlink": {"active": 18, "errors": 0, "tx": 18432 + index, "rx": 36864 + index},
+            "ecc": {
+                **{"corrected": 0, "uncorrected": 0, "remapped_rows": 0, "retired_pages": 0},
+                **{"remap_pending": False, "remap_failed": False},
+            },
+            **{"unattributed_mem": 512, "users": users},
         }
     return {
         **{"hostname": host, "timestamp": time.time(), "schema_version": 1, "interval_seconds": 5},
