@@ -75,7 +75,7 @@ def test_it_ends_at_once_and_with_0(kind: str) -> None:
 @pytest.mark.parametrize("kind", ["waitress", "granian"])
 def test_a_port_in_use_is_said_by_both(kind: str, either: Listening) -> None:
     port = str(urlsplit(either.url).port)
-    with pytest.raises(RuntimeError, match="in use.*--port"):
+    with pytest.raises(RuntimeError, match=r"in use.*--port"):
         start_server("--server", kind, "--port", port)
 
 
