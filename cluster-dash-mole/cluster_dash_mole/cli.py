@@ -12,7 +12,8 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from cluster_dash_mole import __version__, collectors
+from cluster_dash_mole import __version__, collectors, pick
+from cluster_dash_mole.collectors.gpu import GpuCollector
 from cluster_dash_mole.config import Config, ConfigError, load
 from cluster_dash_mole.host import HostPast, SnapshotCounter, read_host, state_folder
 from cluster_dash_mole.mole import Lane, Mole, Row, Sender, SendError, SystemClock
@@ -43,6 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _end_on_signals(PROBLEM if given.once or given.show else DONE)
     if given.command == "simulate":
         return _simulate(given)
+    if given.command == "pick":
+        return _pick(given)
     if given.command == "doctor":
         return _doctor(given.config)
     try:
@@ -71,8 +74,38 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     commands.add_parser("run", help="take and send a snapshot every interval, for ever", parents=[options])
     commands.add_parser("doctor", help="look for what may keep this host from the dashboard", parents=[options])
+    _add_pick(commands.add_parser("pick", help="choose free GPUs of this host: prints CUDA_VISIBLE_DEVICES=…"))
     _add_simulate(commands.add_parser("simulate", help="post snapshots of hosts that do not exist"))
     return parser
+
+
+def _add_pick(parser: argparse.ArgumentParser) -> None:
+    parser.description = "Prints CUDA_VISIBLE_DEVICES=… of free GPUs of this host; 1 where there are not enough."
+    parser.add_argument("-n", "--count", type=_whole(1), default=1, metavar="N", help="how many GPUs (default: 1)")
+    parser.add_argument(
+        "--min-free", type=_size, default=0.0, metavar="SIZE", help="memory free on each, such as 20G (20 × 2^30 bytes)"
+    )
+    parser.add_argument("--uuid", action="store_true", help="name them by uuid, not by index")
+
+
+def _size(text: str) -> float:
+    try:
+        return pick.parse_size(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _pick(given: argparse.Namespace) -> int:
+    gpus = GpuCollector(interval=ONE_SHOT_INTERVAL, clock=SystemClock()).collect().parts["gpu"]
+    if not isinstance(gpus, Mapping) or not (found := pick.candidates(gpus)):
+        sys.stderr.write(f"{pick.why_none(gpus)}\n")
+        return PROBLEM
+    chosen = pick.choose(found, count=given.count, min_free_mib=given.min_free)
+    if isinstance(chosen, str):
+        sys.stderr.write(f"{chosen}\n")
+        return PROBLEM
+    sys.stdout.write(f"{pick.variable(chosen, by_uuid=given.uuid or pick.differ(gpus))}\n")
+    return DONE
 
 
 def _add_simulate(parser: argparse.ArgumentParser) -> None:

@@ -112,7 +112,7 @@ class HostPast:
         rebooted = self._boot_id != self._now_id
         if rebooted and self._boot_id is not None:
             at = boottime if isinstance(boottime, float) else now
-            events.append(Event(at=at, kind="reboot", text="the host was started anew"))
+            events.append(Event(at=at, kind="rebooted", text="the host was started anew"))
         other = isinstance(driver, str) and driver != self._driver
         if other and self._driver is not None:
             events.append(Event(at=now, kind="driver_changed", text=f"driver {driver}, before {self._driver}"))

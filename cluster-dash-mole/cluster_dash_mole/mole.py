@@ -324,6 +324,8 @@ class Mole:
         taken = told.parts.get("events") if told else None
         if isinstance(taken, list):
             self._events = [event for event in self._events if event not in taken]
+        if not self._lanes:
+            self._events = []
         self._events = [*self._events, *map(asdict, events)][-self.EVENTS_KEPT :]
         return list(self._events)
 

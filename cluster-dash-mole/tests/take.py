@@ -1,7 +1,8 @@
 """Take snapshots of a recorded machine: a process of its own, as NVML's library is chosen when Python starts.
 
-Its one argument is JSON: {machine: folder, interval, deadline, retry, mismatch_retry: s}. For each line of input it
-prints one: {"document": a snapshot, "took": s, "children": the pids of the processes it has begotten}.
+Its one argument is JSON: {machine: folder, proc: another /proc, interval, deadline, patience, retry, mismatch_retry,
+renew: s}. For each line of input it prints one: {"document": a snapshot, "took": s, "children": the pids of the
+processes it has begotten}.
 """
 
 import json
@@ -49,17 +50,18 @@ def main() -> None:
     tree = machine if (machine / "proc").exists() else machine.parent / "common"
     proc, sysfs = str(tree / "proc"), str((machine if (machine / "sys").exists() else tree) / "sys")
     clock = RunningClock() if given.get("retry") is not None else StandingClock()
+    recorded = ProcessTable(proc, owner_of=lambda _: 0, user_of=USERS.get, uptime=lambda: 9e9)
     gpu = GpuCollector(
         interval=given.get("interval", 20),
         clock=clock,
-        proc=proc,
+        proc=given.get("proc", proc),
         sys=sysfs,
-        processes=ProcessTable(
-            proc, owner_of=lambda _: 0, user_of=lambda uid: USERS.get(uid, str(uid)), uptime=lambda: 9e9
-        ),
+        processes=None if "proc" in given else recorded,
         deadline_seconds=given.get("deadline"),
+        patience_seconds=given.get("patience"),
         retry_seconds=given.get("retry") or 60.0,
         mismatch_retry_seconds=given.get("mismatch_retry", 300.0),
+        renew_seconds=given.get("renew", 86_400.0),
     )
     usage = SimpleNamespace(f_frsize=4096, f_blocks=244_000_000, f_bfree=90_000_000, f_bavail=78_000_000)
     kinds: list[Collector] = [

@@ -56,9 +56,18 @@ class Machine:
             "gpu": document["gpu"],
             "ok": document["collectors"]["gpu"]["ok"],
             "error": document["collectors"]["gpu"]["error"],
+            "events": document.get("events", []),
             "took": taken["took"],
             "children": taken["children"],
         }
+
+    def take_for(self, seconds: float, every: float = 0.1) -> list[dict[str, Any]]:
+        """Take a snapshot `every` s, as a mole does."""
+        begun, taken = time.monotonic(), []
+        while time.monotonic() < begun + seconds:
+            taken.append(self.take())
+            time.sleep(max(0.0, begun + len(taken) * every - time.monotonic()))
+        return taken
 
     def take_until(self, right: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
         until = time.monotonic() + 10
@@ -123,6 +132,114 @@ def test_a_hanging_call_delays_one_snapshot_to_the_deadline_and_the_next_not_at_
         "pci_bus_id": entry["pci_bus_id"],
         "error": "GPU 2: no answer since 14:13 UTC",
     }
+
+
+def test_a_hanging_call_costs_its_own_gpu_only_and_at_most_one_process_more(machine: Callable[..., Machine]) -> None:
+    subject = machine(GPUS, interval=0.4, deadline=0.2, patience=0.1)
+    before = subject.take_until(lambda taken: bool(taken["ok"]))
+    subject.set(HANG)
+    taken = subject.take_for(4, every=0.4)
+    assert len(taken) >= 8
+    for each in taken[2:]:
+        assert errors(each) == [False, False, True, False]
+        assert [entry for entry in each["gpu"].values() if "read_at" in entry] == []
+        assert each["took"] < 0.3
+        assert (each["ok"], each["error"]) == (False, "timeout: GPU 2: no answer since 14:13 UTC")
+    assert errors(taken[0]) == errors(taken[1]) == [False] * 4  # an interval old at most
+    assert max(len(each["children"]) for each in taken) == len(before["children"]) + 1 == 3
+    subject.set(GPUS)
+    healed = subject.take_for(0.8, every=0.4)
+    assert (healed[-1]["ok"], errors(healed[-1])) == (True, [False] * 4)
+    assert len(subject.take_until(lambda taken: len(taken["children"]) == 2)["children"]) == 2
+
+
+def test_when_both_children_hang_there_is_no_third_and_all_gpus_say_so(machine: Callable[..., Machine]) -> None:
+    subject = machine(GPUS, interval=0.3, deadline=0.1, patience=0.05)
+    subject.take_until(lambda taken: bool(taken["ok"]))
+    subject.set(GPUS + "fault nvmlDeviceGetMemoryInfo* hang\n")
+    taken = subject.take_for(3, every=0.3)
+    assert errors(taken[-1]) == [True] * 4
+    assert max(len(each["children"]) for each in taken) == 3
+    assert all(each["took"] < 0.3 for each in taken)
+    subject.set(GPUS)
+    healed = subject.take_for(0.6, every=0.3)[-1]
+    assert (healed["ok"], errors(healed)) == (True, [False] * 4)
+
+
+def test_two_gpus_that_hang_leave_the_one_that_is_asked_first_after_the_second_returns(
+    machine: Callable[..., Machine],
+) -> None:
+    subject = machine(GPUS, interval=0.3, deadline=0.1, patience=0.05)
+    subject.take_until(lambda taken: bool(taken["ok"]))
+    subject.set(HANG + "fault nvmlDeviceGetMemoryInfo*@3 hang\n")
+    taken = subject.take_for(2, every=0.3)[-1]
+    assert errors(taken) == [True] * 4
+    subject.set(HANG)  # only GPU 2 hangs on
+    later = subject.take_for(1.5, every=0.3)
+    assert errors(later[-1]) == [False, False, True, False]
+    assert max(len(each["children"]) for each in later) == 3
+
+
+def test_a_child_grown_old_is_renewed_without_a_gap(machine: Callable[..., Machine]) -> None:
+    subject = machine(GPUS, interval=0.3, renew=0.5)
+    first = subject.take_until(lambda taken: bool(taken["ok"]))
+    taken = subject.take_for(2, every=0.3)
+    assert all(each["ok"] and errors(each) == [False] * 4 for each in taken)
+    assert max(len(each["children"]) for each in taken) == 3
+    assert set(taken[-1]["children"][1:]).isdisjoint(first["children"][1:])
+
+
+def test_a_child_that_cannot_be_renewed_goes_on(machine: Callable[..., Machine]) -> None:
+    subject = machine(GPUS, interval=0.3, renew=0.3)
+    child = subject.take_until(lambda taken: bool(taken["ok"]))["children"][1]
+    subject.set(GPUS + "fault nvmlInit* LIB_RM_VERSION_MISMATCH\n")  # an upgrade that the next boot completes
+    taken = subject.take_for(1.2, every=0.3)
+    assert all(each["ok"] and child in each["children"] for each in taken)
+
+
+def test_an_xid_is_told_once_with_its_meaning_also_while_a_call_hangs(machine: Callable[..., Machine]) -> None:
+    subject = machine(GPUS + "events = 1\nxid 1 0 13\n", interval=0.3, deadline=0.1, patience=0.05)
+    subject.take_until(lambda taken: bool(taken["ok"]))
+    time.sleep(0.2)  # its thread registers the GPUs
+    subject.set(HANG + "events = 1\nxid 1 0 13\nxid 2 2 119\nxid 3 2 119\nxid 4 1 4711\n")
+    told = [event for taken in subject.take_for(2, every=0.3) for event in taken["events"] if event["kind"] == "xid"]
+    assert [(event["gpu"], event["code"]) for event in told] == [(2, 119), (2, 119), (1, 4711)]
+    assert told[0]["at"] != told[1]["at"]
+    assert "own processor does not answer" in told[0]["text"]
+    assert abs(told[0]["at"] - time.time()) < 60
+
+
+def test_a_gpu_that_is_lost_and_comes_back_is_two_events(machine: Callable[..., Machine]) -> None:
+    subject = machine(GPUS)
+    assert subject.take()["events"] == []
+    subject.set(GPUS + "gpu.2.lost = 1\n")
+    (lost,) = subject.take()["events"]
+    assert (lost["kind"], lost["gpu"], lost["text"][:13]) == ("gpu_lost", 2, "NVML 15: lost")
+    assert subject.take()["events"] == []
+    subject.set(GPUS)
+    assert [(event["kind"], event["gpu"]) for event in subject.take()["events"]] == [("gpu_back", 2)]
+
+
+def test_a_process_of_a_mig_instance_that_is_taken_down_costs_no_other(machine: Callable[..., Machine]) -> None:
+    mig = GPUS + "gpu.1.mig = 1\ngpu.1.util_gpu = N/A\nproc 1 4101 100 C 0 0 0 0 0\n"
+    subject = machine(mig + "gpu.1.mig_instances = 2\n")
+    assert len(list(subject.take()["gpu"].values())[1]["mig"]["instances"]) == 2
+    subject.set(mig + "gpu.1.mig_instances = 1\nfault nvmlDeviceGetMemoryInfo*@1 NOT_FOUND\n")
+    entry = list(subject.take()["gpu"].values())[1]
+    assert "error" not in entry
+    assert entry["mig"] == {"instances": []}
+    assert list(entry["users"]["ada"]) == ["4101"]
+    subject.set(mig + "gpu.1.mig_instances = 1\n")
+    assert len(list(subject.take()["gpu"].values())[1]["mig"]["instances"]) == 1
+
+
+def test_slow_calls_wait_for_a_later_round(machine: Callable[..., Machine]) -> None:
+    subject = machine(GPUS + "fault nvmlDeviceGetPcieThroughput sleep 100\n", interval=5)
+    taken = subject.take()
+    assert taken["took"] < 0.7
+    assert ["pcie" in entry for entry in taken["gpu"].values()] == [True, True, False, False]
+    assert ["pcie" in entry for entry in subject.take()["gpu"].values()] == [True] * 4
+    assert subject.take()["took"] < 0.1
 
 
 def test_a_hang_that_ends_is_healed_in_the_next_round(machine: Callable[..., Machine]) -> None:

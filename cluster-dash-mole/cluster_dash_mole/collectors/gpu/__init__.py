@@ -70,7 +70,8 @@ class GpuCollector:
         self._mismatch_retry = mismatch_retry_seconds
         self._renew = renew_seconds
         self._child: _Child | None = None  # the one that is asked
-        self._elder: _Child | None = None  # hangs, or is to go when its successor works
+        self._elder: _Child | None = None  # hangs, and another has taken its place
+        self._heir: _Child | None = None  # will take the place of one that has grown old
         self._failure: Reading | None = None
         self._retry_at = float("-inf")
         self._pause = 0.0  # s, after both have hung: grows each time
@@ -91,7 +92,6 @@ class GpuCollector:
             return self._with_events(self._failure)
         if self._child is None:
             self._child = _Child(self._nursery.birth())
-        self._renew_child()
         if self._hangs(self._child):
             asked = self._call_another()
         elif asked := not self._child.busy and self._clock.monotonic() >= self._ask_at:
@@ -100,20 +100,27 @@ class GpuCollector:
             self._hear(self._child, self._deadline)
             if self._child and self._hangs(self._child):
                 self._call_another()
+        self._renew_child()
         return self._with_events(self._failure or self._reading())
 
     def close(self) -> None:
         """Let the children and the nursery end, each when its call returns."""
-        for child in (self._child, self._elder):
+        for child in (self._child, self._elder, self._heir):
             if child:
                 child.close()
-        self._child = self._elder = None
+        self._child = self._elder = self._heir = None
         self._nursery.close()
 
     def _take_stock(self) -> None:
-        """Take in what was said since the last round; an elder that speaks again, or has a successor, may go."""
+        """Take in what was said since the last round; an elder that speaks again may go, an heir that works begin."""
         if self._child:
             self._hear(self._child, 0)
+        if self._heir:
+            self._hear(self._heir, 0)
+        if self._heir and not self._heir.fresh:
+            if self._child:
+                self._child.close()
+            self._child, self._heir = self._heir, None
         elder = self._elder
         if elder is None:
             return
@@ -129,7 +136,7 @@ class GpuCollector:
             elder.hung = False
             if child:
                 child.hung = True
-        elif not child.fresh:
+        elif not child.fresh:  # there is no use for two
             self._elder = None
             elder.close()
             silent = elder.spoke - silent_since
@@ -147,21 +154,24 @@ class GpuCollector:
             return False
         child.hung = True
         if self._elder is None:
-            self._child, self._elder = _Child(self._nursery.birth()), child
-        elif not self._elder.busy:  # it was to be renewed, and works
+            self._child, self._elder, self._heir = self._heir or _Child(self._nursery.birth()), child, None
+        elif not self._elder.busy:  # it works again
             self._child, self._elder = self._elder, child
         else:
             self._ask_at = self._clock.monotonic() + self._pause
             self._pause = min(_LONGEST_PAUSE_SECONDS, max(self._interval, 2 * self._pause))
             return False
-        self._ask()
+        if not self._child.busy:
+            self._ask()
         return True
 
     def _renew_child(self) -> None:
         """Begin a new child beside one that has grown old: it may hold memory for good, or not know a new GPU."""
         child = self._child
-        if child and not child.busy and self._elder is None and time.monotonic() - child.born >= self._renew:
-            self._child, self._elder = _Child(self._nursery.birth()), child
+        if not child or child.busy or self._elder or self._heir or time.monotonic() - child.born < self._renew:
+            return
+        self._heir = _Child(self._nursery.birth())
+        self._heir.ask(self._clock.now(), set())
 
     def _ask(self) -> None:
         if self._child:
@@ -171,7 +181,7 @@ class GpuCollector:
     def _hear(self, child: "_Child", seconds: float) -> None:
         """Take in what a child says, for at most `seconds`, or until it has answered the question."""
         until = time.monotonic() + seconds
-        while child in (self._child, self._elder):
+        while child in (self._child, self._elder, self._heir):
             messages = child.hear(max(0.0, until - time.monotonic()))
             if messages is None:
                 self._bury(child, "CD404 the process that reads NVML ended")
@@ -209,7 +219,7 @@ class GpuCollector:
                     if not child.left_out:
                         self._pause = 0.0
             case {"failed": str() as why, "number": int() as number, "over": bool() as over}:
-                if over or child is self._elder or self._elder:
+                if over or child is not self._child or self._elder:
                     self._bury(child, why, number)
                 else:
                     self._fail(why, self._retry, number)
@@ -220,11 +230,12 @@ class GpuCollector:
         if child is self._elder:
             self._elder = None
             return
-        self._child = None
-        if self._elder and not self._elder.busy:  # its successor could not begin, but it works
-            self._child, self._elder = self._elder, None
-            self._child.born = time.monotonic()
+        if child is self._heir:  # it could not begin, but the one before it works: a driver that waits for a reboot
+            self._heir = None
+            if self._child:
+                self._child.born = time.monotonic()
             return
+        self._child = None
         self._fail(why, self._mismatch_retry if number == _MISMATCH else self._retry, number)
 
     def _fail(self, why: str, retry_seconds: float, number: int | None = None) -> None:

@@ -43,11 +43,7 @@ class Changes:
         for uuid, past in self._past.items():
             if uuid not in seen and past.troubled_at is None:
                 past.troubled_at = at
-                events.append(
-                    Event(
-                        at=at, kind="gpu_lost", gpu=past.index, text=f"GPU {past.index}: the driver no longer counts it"
-                    )
-                )
+                events.append(Event(at=at, kind="gpu_lost", gpu=past.index, text="the driver no longer counts it"))
         return events
 
     def fail(self, why: str, *, at: float) -> list[Event]:
@@ -67,10 +63,10 @@ class Changes:
         events = []
         if error and past.troubled_at is None:
             past.troubled_at = at
-            text = str(error) if str(error).startswith("GPU ") else f"GPU {index}: {error}"
+            text = str(error).removeprefix(f"GPU {index}: ")
             events.append(Event(at=at, kind="gpu_lost" if "lost" in text else "gpu_error", gpu=index, text=text))
         elif not error and past.troubled_at is not None:
-            text = f"GPU {index}: answers again{_after(past.troubled_at, at)}"
+            text = f"can be read again{_after(past.troubled_at, at)}"
             events.append(Event(at=at, kind="gpu_back", gpu=index, text=text))
             past.troubled_at = None
         if not error:
@@ -86,10 +82,10 @@ class Changes:
                 past.slowed_at = at
                 heat = entry.get("temperature_c")
                 where = "" if heat is None else f" at {heat} °C"
-                text = f"GPU {past.index}: slowed down{where}: {', '.join(by)}"
+                text = f"slowed down{where}: {', '.join(by)}"
                 return [Event(at=at, kind="throttling_began", gpu=past.index, text=text)]
         elif past.slowed_at is not None and at - past.last_slowed >= CALM_SECONDS:
-            text = f"GPU {past.index}: no longer slowed down{_after(past.slowed_at, past.last_slowed)}"
+            text = f"no longer slowed down{_after(past.slowed_at, past.last_slowed)}"
             past.slowed_at = None
             return [Event(at=at, kind="throttling_ended", gpu=past.index, text=text)]
         return []
