@@ -56,11 +56,16 @@ def silence(silent_seconds: float, interval_seconds: float, thresholds: Threshol
     return "stale" if silent_seconds > stale_after else None
 
 
+def counts_as_use(mib: float | None, total_mib: float | None, thresholds: Thresholds) -> bool | None:
+    """Say whether so much of a GPU's memory is more than what a driver takes; None where it is not known."""
+    if mib is None:
+        return None
+    return mib > max(thresholds.held_memory_mib, thresholds.held_memory_percent / 100 * (total_mib or 0))
+
+
 def memory_in_use(gpu: Gpu, thresholds: Thresholds) -> bool | None:
     """Say whether the GPU's memory is in use beyond what a driver takes; None where it is not known."""
-    if gpu.used_mem is None:
-        return None
-    return gpu.used_mem > max(thresholds.held_memory_mib, thresholds.held_memory_percent / 100 * (gpu.total_mem or 0))
+    return counts_as_use(gpu.used_mem, gpu.total_mem, thresholds)
 
 
 def idle_while_in_use(gpu: Gpu, thresholds: Thresholds) -> bool:

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import NamedTuple
 
 from cluster_dash_server.cluster import HostView
 from cluster_dash_server.snapshot import Gpu
@@ -125,3 +126,38 @@ _SILENT: tuple[State, ...] = ("stale", "down")
 
 def _plural(word: str, count: int) -> str:
     return word if count == 1 else word + "s"
+
+
+class Standing(NamedTuple):
+    """How a host stands, in a sentence that may end with a moment (Unix s): `Free since` 09:14."""
+
+    text: str
+    at: float | None
+
+
+def standing(host: HostView) -> Standing:
+    """Say of one host what somebody who looks for a GPU asks first."""
+    free = [gpu.free_since for gpu in host.gpus if gpu.state == "free"]
+    idle = [gpu.idle_since for gpu in host.gpus if gpu.state == "held"]
+    count = len(host.gpus)
+    if host.silent is not None:
+        return Standing("Silent since", host.seen.received_at)
+    if not count:
+        return Standing("No GPU" if host.seen.gpu_error is None else "Its GPUs cannot be read", None)
+    if len(free) == count:
+        return Standing("Free since", max((at for at in free if at is not None), default=None))
+    if free:
+        earliest = min((at for at in free if at is not None), default=None)
+        return Standing(
+            f"{len(free)} of {count} GPUs free, since"
+            if len(free) == 1
+            else f"{len(free)} of {count} GPUs free, the longest since",
+            earliest,
+        )
+    if idle:
+        earliest = min((at for at in idle if at is not None), default=None)
+        return Standing(f"No GPU free; {len(idle)} held, without work since", earliest)
+    busy = sum(gpu.state == "busy" for gpu in host.gpus)
+    if busy == count:
+        return Standing("Busy" if count == 1 else f"All {count} GPUs busy", None)
+    return Standing(f"No GPU free; {busy} of {count} busy", None)

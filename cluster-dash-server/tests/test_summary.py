@@ -8,7 +8,7 @@ import pytest
 from cluster_dash_server.cluster import Cluster
 from cluster_dash_server.snapshot import Seen, read
 from cluster_dash_server.states import Thresholds
-from cluster_dash_server.summary import Tally, model, sentence_of, tally
+from cluster_dash_server.summary import Tally, model, sentence_of, standing, tally
 
 MakeSeen = Callable[..., Seen]
 MakeGpu = Callable[..., dict[str, Any]]
@@ -73,3 +73,40 @@ def test_tallies_of_parts_add_up_and_what_is_taken_away_leaves_no_trace(make_see
     assert first + second - second == first
     assert first + second - first == second
     assert first - first == Tally()
+
+
+@pytest.mark.parametrize(
+    ("states", "said"),
+    [
+        ("f", ("Free since", NOW)),
+        ("ff", ("Free since", NOW)),
+        ("fb", ("1 of 2 GPUs free, since", NOW)),
+        ("ffb", ("2 of 3 GPUs free, the longest since", NOW)),
+        ("h", ("No GPU free; 1 held, without work since", NOW)),
+        ("hb", ("No GPU free; 1 held, without work since", NOW)),
+        ("b", ("Busy", None)),
+        ("bb", ("All 2 GPUs busy", None)),
+        ("be", ("No GPU free; 1 of 2 busy", None)),
+        ("", ("No GPU", None)),
+    ],
+)
+def test_a_host_stands_as_who_looks_for_a_gpu_asks(states: str, said: Any, make_seen: Any, make_gpu: Any) -> None:
+    fields: dict[str, dict[str, Any]] = {
+        "f": {},
+        "b": {"gpu_util": 50.0},
+        "h": {"used_mem": 9000.0},
+        "e": {"error": "lost"},
+    }
+    cluster = Cluster(Thresholds(held_seconds=100))
+    gpus = [make_gpu(index, **fields[state]) for index, state in enumerate(states)]
+    for after in (0, 100):
+        cluster.offer(make_seen(gpus=gpus, interval_seconds=300, received_at=NOW + after))
+    assert standing(cluster.hosts(NOW + 100)[0]) == said
+
+
+def test_a_host_that_is_silent_or_cannot_read_its_gpus_stands_so(make_seen: Any) -> None:
+    cluster = Cluster(Thresholds())
+    broken = {"gpu_error": {"name": "error", "uuid": "none", "index": 0, "error": "driver not loaded"}}
+    cluster.offer(make_seen(gpu=broken, interval_seconds=5, received_at=NOW))
+    assert standing(cluster.hosts(NOW)[0]) == ("Its GPUs cannot be read", None)
+    assert standing(cluster.hosts(NOW + 61)[0]) == ("Silent since", NOW)

@@ -8,17 +8,16 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import resources
 from importlib.resources.abc import Traversable
-from typing import Any, cast
 
 from flask import Blueprint, Response, abort, render_template, request, url_for
 
 from cluster_dash_server import free
-from cluster_dash_server.cluster import Cluster, HostView
+from cluster_dash_server.cluster import Cluster
 from cluster_dash_server.events import EventLog
-from cluster_dash_server.snapshot import loads
 from cluster_dash_server.summary import sentence_of
 from cluster_dash_server.viewers import needs
-from cluster_dash_server.web import charts, rows, theme, words
+from cluster_dash_server.web import charts, host_page, rows, theme, words
+from cluster_dash_server.web.lists import so_far
 
 NAV = (
     ("Overview", "", ("overview", "host")),
@@ -39,9 +38,6 @@ MOST_CARDS = 8
 GPU_PLOT_PX = 220
 MIMETYPES = {"css": "text/css", "js": "text/javascript", "json": "application/json", "svg": "image/svg+xml"}
 """Of static files, by ending: what the machine's own table says may differ, and a browser refuses such modules."""
-SKEW_SECONDS = 60
-
-Json = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,6 +104,8 @@ def blueprint(cluster: Cluster, log: EventLog, clock: Callable[[], float], site:
         pages.add_app_template_filter(say, name)
     pages.add_app_template_filter(utc)
     pages.add_app_template_filter(curl)
+    pages.add_app_template_filter(moment)
+    pages.add_app_template_filter(stamp)
 
     @pages.app_context_processor
     def frame() -> dict[str, object]:
@@ -227,7 +225,11 @@ def blueprint(cluster: Cluster, log: EventLog, clock: Callable[[], float], site:
             response.status_code = 404
             return response
         return page(
-            "host.html", page="host", now=now, json_path=f"api/v1/hosts/{words.segment(host)}", **host_words(view, now)
+            "host.html",
+            page="host",
+            now=now,
+            json_path=f"api/v1/hosts/{words.segment(host)}",
+            **host_page.words_of(view, so_far(cluster, log, now, host), cluster.thresholds, now),
         )
 
     @pages.get("/assets/<digest>/<path:name>")
@@ -255,6 +257,29 @@ def blueprint(cluster: Cluster, log: EventLog, clock: Callable[[], float], site:
     return pages
 
 
+def moment(at: float, now: float) -> str:
+    """Return a moment as `09:14 UTC`, with its day where that is another one than that of `now`."""
+    then = _datetime(at)
+    if then is None:
+        return words.DASH
+    day = "" if then.date() == datetime.fromtimestamp(now, UTC).date() else f"{then.day} {then:%b} "
+    return f"{day}{then:%H:%M} UTC"
+
+
+def stamp(at: float) -> str:
+    """Return a moment in full: `2026-03-01 09:14:03 UTC`."""
+    then = _datetime(at)
+    return words.DASH if then is None else f"{then:%Y-%m-%d %H:%M:%S} UTC"
+
+
+def _datetime(at: float) -> datetime | None:
+    """Return a moment; None where no calendar has it, for a mole may say so."""
+    try:
+        return datetime.fromtimestamp(at, UTC)
+    except (ValueError, OverflowError, OSError):
+        return None
+
+
 def utc(at: float) -> str:
     """Return a moment as `12:03:10 UTC`: the server does not know the reader's zone, a script may."""
     return datetime.fromtimestamp(at, UTC).strftime("%H:%M:%S UTC")
@@ -264,131 +289,3 @@ def curl(card: free.Card, root: str) -> str:
     """Return the line that says in a terminal which GPUs of a card are free; names in it are a mole's: none ends it."""
     wanted = words.segment(card.model).replace("'", "%27")
     return f"curl -s '{root}api/v1/free?model={wanted}&format=text'"
-
-
-# --------------------------------------------------------------------------------------------------- one host
-
-
-def host_words(view: HostView, now: float) -> dict[str, object]:
-    """Return what the page of one host says."""
-    snapshot = cast(Json, loads(view.seen.body))
-    glyph, headline = rows.badge(view)
-    gpus = [
-        {"row": row, "entry": entry, "heat": _heat(entry), "notes": _notes(gpu_view, entry, now)}
-        for row, gpu_view in zip(rows.gpu_rows([view]), view.gpus, strict=True)
-        for entry in [cast(Json, snapshot["gpu"].get(gpu_view.gpu.key) or {})]
-    ]
-    memory = snapshot.get("memory") or {}
-    skew = view.seen.skew_seconds
-    return {
-        "host": view,
-        "state": view.headline.state or "none",
-        "glyph": glyph,
-        "headline": headline,
-        "icon": rows.icon([view]),
-        "sentence": _gpus_in_words(view),
-        "no_gpu": rows.no_gpu(view),
-        "age_seconds": now - view.seen.received_at,
-        "skewed": skew is not None and abs(skew) > SKEW_SECONDS,
-        "skew_words": f"{words.age(abs(skew or 0))} {'ahead' if (skew or 0) > 0 else 'behind'}",
-        "gpus": gpus,
-        "processes": _processes(view, snapshot, now),
-        "cpu": snapshot["cpu"],
-        "memory": memory,
-        "memory_share": words.share(memory.get("used_gb"), memory.get("total_gb")),
-        "disks": _disks(snapshot),
-        "network": _network(snapshot),
-        "collectors": {name: said or {} for name, said in (snapshot.get("collectors") or {}).items()},
-        "events": snapshot.get("events") or [],
-        "facts": _facts(view, snapshot, now),
-    }
-
-
-def _gpus_in_words(view: HostView) -> str:
-    if not view.gpus:
-        return "GPUs"
-    return sentence_of([view]) if view.silent is None else f"{words.plural(len(view.gpus), 'GPU')}, as last seen"
-
-
-def _heat(entry: Json) -> str:
-    """Say `warm` or `hot` by the distance to where this very card slows itself down."""
-    temperature, slowdown = entry.get("temperature_c"), entry.get("temperature_slowdown_c")
-    if temperature is None or slowdown is None:
-        return ""
-    return "hot" if slowdown - temperature < 5 else "warm" if slowdown - temperature < 15 else ""
-
-
-def _notes(view: Any, entry: Json, now: float) -> list[str]:
-    """Say what is special about a GPU, in words."""
-    notes = []
-    if view.missing_since is not None:
-        notes.append(f"missing for {words.age(now - view.missing_since)}: the last snapshot does not hold it")
-    if view.gpu.error is not None:
-        notes.append(words.cut(view.gpu.error, 240))
-    if view.state == "held" and view.idle_since is not None:
-        notes.append(f"memory in use, no work for {words.age(now - view.idle_since)}")
-    reasons = [each.replace("_", " ") for each in entry.get("throttle_reasons") or () if "idle" not in each.lower()]
-    if reasons:
-        notes.append("slowed down: " + ", ".join(words.cut(each, 40) for each in reasons[:4]))
-    instances = (entry.get("mig") or {}).get("instances")
-    if instances:
-        notes.append("MIG: " + ", ".join(words.cut(each.get("profile") or "instance", 24) for each in instances[:8]))
-    return notes
-
-
-def _processes(view: HostView, snapshot: Json, now: float) -> list[Json] | None:
-    """Return the processes on all GPUs, None where none of the GPUs could say."""
-    found: list[Json] = []
-    known = False
-    for gpu in view.gpus:
-        users = (snapshot["gpu"].get(gpu.gpu.key) or {}).get("users")
-        known = known or users is not None
-        for user, processes in (users or {}).items():
-            for pid, process in processes.items():
-                started_at = process.get("started_at")
-                running = None if started_at is None else now - started_at
-                found.append(
-                    {"gpu": gpu.gpu.index, "user": user, "pid": pid, "process": process, "running_seconds": running}
-                )
-    return found if known else None
-
-
-def _disks(snapshot: Json) -> list[Json]:
-    disks = []
-    for key, each in (snapshot.get("disk") or {}).items():
-        disk = dict(each or {})
-        share = disk.get("percent_used")
-        if share is None:
-            share = words.share(disk.get("used_gb"), disk.get("total_gb"))
-        disks.append({**disk, "mount_point": disk.get("mount_point") or key, "share": share})
-    return disks
-
-
-def _network(snapshot: Json) -> list[tuple[str, str]]:
-    """Return each interface with what it received and sent; its shape is not in the schema, so any is expected."""
-    network = snapshot.get("network") or {}
-    interfaces = network.get("interfaces")
-    named = interfaces if isinstance(interfaces, dict) and interfaces else {"all": network}
-    said = []
-    for name, counts in named.items():
-        if isinstance(counts, dict) and (words.known(counts.get("rx_bytes")) or words.known(counts.get("tx_bytes"))):
-            received, sent = words.amount(counts.get("rx_bytes")), words.amount(counts.get("tx_bytes"))
-            said.append((words.cut(name, 40), f"{received} in, {sent} out"))
-    return said
-
-
-def _facts(view: HostView, snapshot: Json, now: float) -> list[tuple[str, str]]:
-    general = snapshot.get("general") or {}
-    boottime = general.get("boottime")
-    labels = ", ".join(f"{name}={value or ''}" for name, value in (general.get("labels") or {}).items())
-    said = (
-        ("Up for", None if boottime is None else words.age(now - boottime)),
-        ("System", general.get("os")),
-        ("Kernel", general.get("kernel")),
-        ("GPU driver", general.get("driver_version")),
-        ("CUDA", general.get("cuda_version")),
-        ("Mole", general.get("mole_version")),
-        ("Labels", labels or None),
-        ("Interval", words.age(view.interval_seconds)),
-    )
-    return [(name, words.cut(text)) for name, text in said if text is not None]

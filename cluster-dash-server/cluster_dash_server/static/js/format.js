@@ -62,6 +62,15 @@ export function age(seconds) {
 /** A moment (Unix s) as the viewer's clock shows it: 12:03:10. */
 export const clock = (at) => new Date(at * 1000).toLocaleTimeString("en-GB");
 
+/** A moment as the viewer's clock shows it, with its day where that is another one than that of now; null: no moment. */
+export function moment(at, now) {
+  const then = new Date(at * 1000);
+  if (Number.isNaN(then.getTime())) return null;
+  const time = then.toLocaleTimeString("en-GB", { hour: "2-digit", minute: "2-digit" });
+  if (then.toDateString() === new Date(now * 1000).toDateString()) return time;
+  return `${then.toLocaleDateString("en-GB", { day: "numeric", month: "short" })} ${time}`;
+}
+
 export const plural = (count, word) => (count === 1 ? `1 ${word}` : `${count} ${word}s`);
 
 /** Cut a text from a snapshot to so many characters. */

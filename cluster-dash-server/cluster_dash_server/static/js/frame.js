@@ -2,7 +2,7 @@
 
 import * as api from "./api.js";
 import { patch } from "./dom.js";
-import { age, clock } from "./format.js";
+import { age, clock, moment } from "./format.js";
 import { Poll } from "./poll.js";
 
 const root = document.documentElement;
@@ -36,6 +36,7 @@ export function live(load) {
  */
 export async function redraw(signal) {
   const fresh = await api.page(signal);
+  sayMoments(fresh, momentOf(fresh));
   document.title = fresh.title;
   patch(document.querySelector("main"), fresh.querySelector("main"));
   patch(document.getElementById("icon"), fresh.getElementById("icon"));
@@ -44,6 +45,13 @@ export async function redraw(signal) {
 
 /** @param {Document} page */
 export const momentOf = (page) => Number(page.documentElement.dataset.at);
+
+/** Say moments by the viewer's clock: the server knows no zone but UTC, which stays in the tooltip. */
+function sayMoments(page, now) {
+  for (const time of page.querySelectorAll("time[data-at]")) {
+    time.textContent = moment(Number(time.dataset.at), now) ?? time.textContent;
+  }
+}
 
 function sayFreshness(poll) {
   const [state, text] = freshness(poll);
@@ -80,4 +88,5 @@ function startThemeButton() {
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => showTheme(button));
 }
 
+sayMoments(document, Number(root.dataset.at));
 startThemeButton();
