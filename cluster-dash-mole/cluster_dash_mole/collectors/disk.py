@@ -72,13 +72,12 @@ class DiskCollector:
         self._statvfs = statvfs
         self._deadline = deadline_seconds
         self._stuck: dict[str, threading.Thread] = {}
+        self._text = ""
+        self._mounts: list[Mount] = []
 
     def collect(self) -> Reading:
         """Ask each file system for its size and use."""
-        mounts = real_mounts(
-            parse_mounts((self._proc / "self/mounts").read_text(errors="replace")),
-            nodev=parse_nodev((self._proc / "filesystems").read_text()),
-        )
+        mounts = self._real_mounts()
         usages = self._ask(mounts)
         disk: dict[str, object] = {}
         errors = [f"{clean(point)}: no answer" for point in self._stuck]
@@ -89,6 +88,13 @@ class DiskCollector:
             elif usage is not None and usage.f_blocks:
                 disk[key_of(mount)] = entry(mount, usage)
         return Reading(parts={"disk": disk}, ok=not errors, error="; ".join(errors) or None)
+
+    def _real_mounts(self) -> list[Mount]:
+        text = (self._proc / "self/mounts").read_text(errors="replace")
+        if text != self._text:  # hundreds of lines on a host with containers, and seldom others than before
+            nodev = parse_nodev((self._proc / "filesystems").read_text())
+            self._mounts, self._text = real_mounts(parse_mounts(text), nodev=nodev), text
+        return self._mounts
 
     def _ask(self, mounts: Iterable[Mount]) -> dict[str, Usage | OSError]:
         self._stuck = {point: thread for point, thread in self._stuck.items() if thread.is_alive()}

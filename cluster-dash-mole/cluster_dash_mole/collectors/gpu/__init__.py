@@ -24,6 +24,7 @@ _LIBRARY_NOT_FOUND, _MISMATCH = 12, 18  # NVML's numbers; this process does not 
 _FAULT = -1  # a number NVML does not use: the child failed, not NVML
 _START_SECONDS = 60.0  # that NVML may take to begin: without persistence mode a driver starts each GPU anew
 _LONGEST_PAUSE_SECONDS = 600.0
+_BREATH_SECONDS = 0.002  # between two looks at what comes: one waking for each GPU would cost as much as reading it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -192,6 +193,7 @@ class GpuCollector:
                     self._take(child, message)
                 if not child.busy:
                     return
+                time.sleep(min(_BREATH_SECONDS, max(0.0, until - time.monotonic())))
 
     def _take(self, child: "_Child", message: dict[str, object]) -> None:
         match message:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_ENCODER = json.JSONEncoder(allow_nan=False, separators=(",", ":"))
 _LONGEST_WAIT_SECONDS = 3600.0  # a slip of a server's clock must not silence a host for good
 _WARN_EVERY_SECONDS = 3600.0
 
@@ -95,10 +96,11 @@ class HttpSender:
                 headers["Authorization"] = f"Bearer {self._auth_code}"
             else:
                 document["auth_code"] = self._auth_code
-        body = json.dumps(document, allow_nan=False, separators=(",", ":")).encode()
+        body = _ENCODER.encode(document).encode()
         if packed:
             headers["Content-Encoding"] = "gzip"
-            packer = zlib.compressobj(wbits=31)  # 31: in gzip's own envelope
+            # the second level: half the time of the usual one for 10 % more; 31: in gzip's own envelope; 5: small tables
+            packer = zlib.compressobj(2, zlib.DEFLATED, 31, 5)
             body = packer.compress(body) + packer.flush()
         return headers, body
 
