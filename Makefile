@@ -33,7 +33,7 @@ check: setup ## the fast part of `make test`: format, lint, types, import rules,
 	$(BIN)/mypy cluster-dash-mole/tests
 	$(BIN)/mypy tests bench dev
 	$(BIN)/lint-imports
-	$(BIN)/pytest cluster-dash-server/tests cluster-dash-mole/tests
+	$(BIN)/pytest -n 4 --dist loadfile cluster-dash-server/tests cluster-dash-mole/tests
 
 soak: setup ## the long runs; `make test` has their short form
 	$(BIN)/pytest -m soak --timeout 36000 tests
