@@ -41,7 +41,7 @@ SAID = {
     "driver-mismatch": ["Its GPUs cannot be read.", "driver mismatch"],
     "geforce": ["PCIe ×8, it can ×16", "Free since"],
     "hidepid": ["owners hidden"],
-    "hung-call": ["no answer since", "2 of 4 GPUs free"],
+    "hung-call": ["no answer since", "GPUs 0, 1 are free, the longest since"],
     "mig-on-two-gpus": ["MIG instances", "busy %: not reported under MIG"],
     "no-gpu": ["No GPU."],
     "one-gpu-lost": ["fallen off the bus"],

@@ -128,6 +128,10 @@ def _plural(word: str, count: int) -> str:
     return word if count == 1 else word + "s"
 
 
+NAMED_GPUS = 8
+"""GPUs that the sentence on one host names one by one."""
+
+
 class Standing(NamedTuple):
     """How a host stands, in a sentence that may end with a moment (Unix s): `Free since` 09:14."""
 
@@ -138,6 +142,7 @@ class Standing(NamedTuple):
 def standing(host: HostView) -> Standing:
     """Say of one host what somebody who looks for a GPU asks first."""
     free = [gpu.free_since for gpu in host.gpus if gpu.state == "free"]
+    indices = [gpu.gpu.index for gpu in host.gpus if gpu.state == "free"]
     idle = [gpu.idle_since for gpu in host.gpus if gpu.state == "held"]
     count = len(host.gpus)
     if host.silent is not None:
@@ -148,12 +153,10 @@ def standing(host: HostView) -> Standing:
         return Standing("Free since", max((at for at in free if at is not None), default=None))
     if free:
         earliest = min((at for at in free if at is not None), default=None)
-        return Standing(
-            f"{len(free)} of {count} GPUs free, since"
-            if len(free) == 1
-            else f"{len(free)} of {count} GPUs free, the longest since",
-            earliest,
-        )
+        if len(free) == 1:
+            return Standing(f"GPU {indices[0]} is free since", earliest)
+        which = f"GPUs {', '.join(map(str, indices))}" if len(free) <= NAMED_GPUS else f"{len(free)} GPUs"
+        return Standing(f"{which} are free, the longest since", earliest)
     if idle:
         earliest = min((at for at in idle if at is not None), default=None)
         return Standing(f"No GPU free; {len(idle)} held, without work since", earliest)

@@ -112,7 +112,7 @@ def test_heat_is_the_distance_to_where_the_card_slows_down(fields: Json, said: s
 
 def test_a_host_says_since_when_it_is_free(client: FlaskClient, post: Any, make_gpu: Any, clock: Any) -> None:
     post("gpu01", [make_gpu(0), make_gpu(1, gpu_util=50.0)], interval_seconds=300)
-    assert "1 of 2 GPUs free, since 22:13 UTC ." in text_of(client)
+    assert "GPU 0 is free since 22:13 UTC ." in text_of(client)
     clock.now += 60
     post("gpu01", [make_gpu(0), make_gpu(1)], interval_seconds=300)
     assert "Free since 22:14 UTC ." in text_of(client)
@@ -168,8 +168,8 @@ def test_links_memory_and_modes_are_a_row_a_gpu(client: FlaskClient, post: Any, 
     }
     post("gpu01", [make_gpu(0, **full), make_gpu(1)])
     assert (
-        "0 gen 3 of 5, ×16 2.0 MiB · 0 B 2 18 active, 7 errors 4 · 0 1 71 °C 2619 MHz 0 % · – P0 2.0 kWh "
-        "exclusive process, persistent" in text_of(client)
+        "0 gen 3 of 5, ×16, 2 replays 2.0 MiB · 0 B 18 active, 7 errors 4 · 0 1 71 °C 2619 MHz 0 % · – 2.0 kWh "
+        "P0, exclusive process, persistent" in text_of(client)
     )
 
 

@@ -80,8 +80,9 @@ def test_tallies_of_parts_add_up_and_what_is_taken_away_leaves_no_trace(make_see
     [
         ("f", ("Free since", NOW)),
         ("ff", ("Free since", NOW)),
-        ("fb", ("1 of 2 GPUs free, since", NOW)),
-        ("ffb", ("2 of 3 GPUs free, the longest since", NOW)),
+        ("fb", ("GPU 0 is free since", NOW)),
+        ("ffb", ("GPUs 0, 1 are free, the longest since", NOW)),
+        ("fffffffffb", ("9 GPUs are free, the longest since", NOW)),
         ("h", ("No GPU free; 1 held, without work since", NOW)),
         ("hb", ("No GPU free; 1 held, without work since", NOW)),
         ("b", ("Busy", None)),

@@ -191,13 +191,9 @@ def health(view: GpuView, entry: Json) -> Json:
     traffic = [
         words.amount(None if each is None else each * 1024) for each in (pcie.get("rx_kib_s"), pcie.get("tx_kib_s"))
     ]
-    pstate = entry.get("pstate")
     said: Json = {
-        "PCIe": f"gen {_of(pcie.get('gen'), pcie.get('gen_max'))}, ×{_of(pcie.get('width'), pcie.get('width_max'))}"
-        if pcie
-        else words.DASH,
+        "PCIe": ", ".join(_link(pcie)) or words.DASH,
         "PCIe in · out, /s": " · ".join(traffic),
-        "Replays": words.whole(pcie.get("replays")),
         "NVLink": f"{words.whole(nvlink.get('active'))} active, {words.whole(nvlink.get('errors'))} errors"
         if nvlink
         else words.DASH,
@@ -206,7 +202,6 @@ def health(view: GpuView, entry: Json) -> Json:
         "Memory temp.": words.unit(entry.get("memory_temperature_c"), "°C"),
         "Memory clock": f"{_of(entry.get('memory_clock_mhz'), entry.get('memory_clock_max_mhz'))} MHz",
         "Enc. · dec.": f"{words.percent(entry.get('encoder_util'))} · {words.percent(entry.get('decoder_util'))}",
-        "P-state": words.DASH if pstate is None else f"P{pstate}",
         "Energy": words.DASH if entry.get("energy_j") is None else f"{words.short(entry['energy_j'] / 3.6e6)} kWh",
         "Mode": ", ".join(_modes(entry)) or words.DASH,
     }
@@ -222,7 +217,18 @@ def _of(value: float | None, most: float | None) -> str:
     return words.whole(value) if most is None or value == most else f"{words.whole(value)} of {words.whole(most)}"
 
 
+def _link(pcie: Json) -> Iterator[str]:
+    if pcie.get("gen") is not None:
+        yield f"gen {_of(pcie['gen'], pcie.get('gen_max'))}"
+    if pcie.get("width") is not None:
+        yield f"×{_of(pcie['width'], pcie.get('width_max'))}"
+    if pcie.get("replays"):
+        yield words.plural(pcie["replays"], "replay")
+
+
 def _modes(entry: Json) -> Iterator[str]:
+    if entry.get("pstate") is not None:
+        yield f"P{entry['pstate']}"
     if entry.get("compute_mode") is not None:
         yield words.cut(entry["compute_mode"].replace("_", " "), 40)
     if entry.get("persistence") is not None:
