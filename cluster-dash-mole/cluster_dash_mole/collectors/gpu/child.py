@@ -126,12 +126,18 @@ class Reader:
     """NVML, and what has been learnt of its GPUs: what never changes is read once, what a GPU has not is asked once."""
 
     def __init__(
-        self, processes: ProcessTable, proc: str = "/proc", load: Callable[[str], object] = ctypes.CDLL
+        self,
+        processes: ProcessTable,
+        proc: str = "/proc",
+        *,
+        load: Callable[[str], object] = ctypes.CDLL,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.ready = False
         self._processes = processes
         self._proc = proc
         self._load = load
+        self._clock = clock
         self._shares = ProcessShares()
         self._gpus: dict[int, Gpu] = {}
         self._facts: dict[int, Fields] = {}  # of all GPUs seen, lost ones too
@@ -208,7 +214,7 @@ class Reader:
         return entry
 
     def _read_seldom(self, index: int, gpu: Gpu) -> None:
-        started = time.monotonic()
+        started = self._clock()
         if started - gpu.seldom_at < SELDOM_SECONDS or self._seldom_spent >= SELDOM_BUDGET_SECONDS:
             return
         fields: dict[str, object] = {}
@@ -224,7 +230,7 @@ class Reader:
             if error.value not in _UNSUPPORTED:
                 self._failed(index, "nvmlDeviceGetMigMode", error.value)
         gpu.seldom, gpu.seldom_at = fields, started
-        self._seldom_spent += time.monotonic() - started
+        self._seldom_spent += self._clock() - started
 
     def _ask(self, index: int, gpu: Gpu, probe: Callable[[Handle], Fields]) -> Fields:
         """Return the fields of a probe; none where the GPU has them not."""
