@@ -102,7 +102,8 @@ def changes(before: KnownHost, after: KnownHost, thresholds: Thresholds) -> list
     drivers = first.driver_version, second.driver_version
     if None not in drivers and drivers[0] != drivers[1]:
         found.append(event("driver_changed", f"the driver changed from {drivers[0]} to {drivers[1]}"))
-    found += [event(*each) for each in _gpu_changes(before, after)]
+    if not _gpus_are_as_before(before, after):
+        found += [event(*each) for each in _gpu_changes(before, after)]
     return found
 
 
@@ -118,6 +119,19 @@ class _GpuChange(NamedTuple):
     text: str
     gpu: int | None = None
     code: str | None = None
+
+
+def _gpus_are_as_before(before: KnownHost, after: KnownHost) -> bool:
+    """Say, quickly, that no GPU has changed in what events are made of: so it is after nearly every post."""
+    if len(before.gpus) != len(after.gpus):
+        return False
+    for was, known in zip(before.gpus, after.gpus, strict=True):
+        old, new = was.gpu, known.gpu
+        if old.uuid != new.uuid or old.error != new.error or old.throttle_reasons != new.throttle_reasons:
+            return False
+        if (was.missing_since is None) != (known.missing_since is None):
+            return False
+    return True
 
 
 def _gpu_changes(before: KnownHost, after: KnownHost) -> Iterator[_GpuChange]:
