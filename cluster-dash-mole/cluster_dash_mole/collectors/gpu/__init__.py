@@ -66,7 +66,7 @@ class GpuCollector:
         self._sys = sys
         self._interval = interval
         self._deadline = min(10.0, interval / 2) if deadline_seconds is None else deadline_seconds
-        self._patience = max(1.0, self._deadline / 2) if patience_seconds is None else patience_seconds
+        self._patience = max(0.25, self._deadline / 2) if patience_seconds is None else patience_seconds
         self._retry = retry_seconds
         self._mismatch_retry = mismatch_retry_seconds
         self._renew = renew_seconds
@@ -99,8 +99,8 @@ class GpuCollector:
             self._ask()
         if asked:
             self._hear(self._child, self._deadline)
-            if self._child and self._hangs(self._child):
-                self._call_another()
+            if self._child and self._hangs(self._child) and self._call_another() and len(self._seen) < self._count - 1:
+                self._hear(self._child, self._deadline)  # the first round, and the only one of --print and pick
         self._renew_child()
         return self._with_events(self._failure or self._reading())
 

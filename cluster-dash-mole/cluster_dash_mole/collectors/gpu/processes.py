@@ -20,13 +20,16 @@ _FILES_KEPT = 512  # half of what a process may usually have open
 _NO_UID = 2**32 - 1
 UNKNOWN_USER = "unknown"
 
+# what is below a user's own slice could be of that user's making
 _SLURM = re.compile(
+    r"^\d*:[^:\n]*:(?!/user\.slice/)[^\n]*?"
     r"(?:/slurm(?:_[^/\n]+)?/uid_(?P<uid>\d+)|/(?:[^/\n]+_)?slurmstepd\.scope)/job_(?P<job>\d{1,19})(?:/|$)",
     re.MULTILINE,
 )
-_SESSION = re.compile(r"/user-(?P<uid>\d{1,10})\.slice(?:/|$)", re.MULTILINE)
+_SESSION = re.compile(r":/user\.slice/user-(?P<uid>\d{1,10})\.slice(?:/|$)", re.MULTILINE)
 _CONTAINER = re.compile(
-    r"[/:](?:(?P<runtime>docker|libpod|cri-containerd|containerd|crio|nerdctl)[-/])?(?P<id>[0-9a-f]{64})(?:\.scope)?(?:/|$)",
+    r"[/:](?:(?P<runtime>docker|libpod|cri-containerd|containerd|crio|nerdctl)[-/:])?"
+    r"(?P<id>[0-9a-f]{64})(?:\.scope)?(?:/|$)",
     re.MULTILINE,
 )
 _RUNTIMES = {"libpod": "podman", "cri-containerd": "containerd", "crio": "cri-o"}

@@ -99,7 +99,7 @@ class HttpSender:
         body = _ENCODER.encode(document).encode()
         if packed:
             headers["Content-Encoding"] = "gzip"
-            # the second level: half the time of the usual one for 10 % more; 31: in gzip's own envelope; 5: small tables
+            # level 2: half the time of the usual one for 10 % more; 31: in gzip's own envelope; 5: small tables
             packer = zlib.compressobj(2, zlib.DEFLATED, 31, 5)
             body = packer.compress(body) + packer.flush()
         return headers, body
