@@ -111,7 +111,7 @@ class Lane:
         self.set_aside: deque[Snapshot] = deque(maxlen=self.SET_ASIDE)
         self.refused = 0
         self.outcome: Outcome | None = None  # of the last try, read by the loop
-        self.taken: Snapshot | None = None  # the last one that was, read by the loop
+        self.finished: Snapshot | None = None  # the last one that was taken or set aside, read by the loop
         self._sender = sender
         self._clock = clock
         # half an interval of grace: a min_interval that equals the interval must not drop every second snapshot
@@ -167,11 +167,11 @@ class Lane:
         except Exception as error:  # a fault of one sender must stop neither its lane nor the others
             self._failure(snapshot, error, self._clock.monotonic() - started)
         else:
-            self.taken = snapshot
             self._success(self._clock.monotonic() - started)
             self._done(snapshot)
 
     def _done(self, snapshot: Snapshot) -> None:
+        self.finished = snapshot
         with self._changed:
             if self._slot is snapshot:
                 self._slot = None
@@ -216,8 +216,8 @@ class Mole:
     """Takes a snapshot every `interval` (s) on the host's own phase, and offers it to each lane.
 
     `alive` is called in the loop itself, before each round and at least every `alive_seconds` of a pause, so that its
-    silence means that the loop hangs. An event stands in each snapshot until the first lane has handed on one that
-    holds it.
+    silence means that the loop hangs. An event stands in each snapshot until the first lane has done with one that
+    holds it: taken, or refused for good, which another with the same event might be, too.
     """
 
     EVENTS_KEPT = 200
@@ -319,11 +319,11 @@ class Mole:
         )
 
     def _pending(self, events: Sequence[Event]) -> list[dict[str, object]]:
-        """Return the events to be told: these, and earlier ones that no snapshot that was taken held."""
-        told = self._lanes[0].taken if self._lanes else None
-        taken = told.parts.get("events") if told else None
-        if isinstance(taken, list):
-            self._events = [event for event in self._events if event not in taken]
+        """Return the events to be told: these, and earlier ones that the first lane has not done with."""
+        finished = self._lanes[0].finished if self._lanes else None
+        told = finished.parts.get("events") if finished else None
+        if isinstance(told, list):
+            self._events = [event for event in self._events if event not in told]
         if not self._lanes:
             self._events = []
         self._events = [*self._events, *map(asdict, events)][-self.EVENTS_KEPT :]

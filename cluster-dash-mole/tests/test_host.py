@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 from cluster_dash_mole.host import (
+    HostPast,
     SnapshotCounter,
     machine_id_of,
     parse_boottime,
@@ -113,3 +114,42 @@ def test_two_moles_on_one_folder_never_give_the_same_number(tmp_path: Path) -> N
 def test_a_folder_that_cannot_be_made_does_not_stop_the_counting(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     assert counter(tmp_path / "file" / "below").next() == FRESH
+
+
+def past(folder: Path, driver: str | None = "550", boot_id: str = "boot-1") -> list[tuple[str, float, str]]:
+    """Return the events of a mole that starts now."""
+    general = {"boottime": 5.0, **({"driver_version": driver} if driver else {})}
+    return [(event.kind, event.at, event.text) for event in HostPast(folder, boot_id=boot_id).changes(general, NOW)]
+
+
+def test_a_first_start_and_one_with_nothing_new_make_no_event(tmp_path: Path) -> None:
+    for _ in range(3):
+        assert past(tmp_path) == []
+
+
+def test_another_boot_is_a_reboot_at_its_time_and_another_driver_is_told(tmp_path: Path) -> None:
+    past(tmp_path)
+    rebooted = ("rebooted", 5.0, "the host was started anew")
+    assert past(tmp_path, "560", "boot-2") == [rebooted, ("driver_changed", NOW, "driver 560, before 550")]
+    assert past(tmp_path, "560", "boot-2") == []
+
+
+def test_a_driver_that_is_away_for_a_while_has_not_changed(tmp_path: Path) -> None:
+    past(tmp_path)
+    assert past(tmp_path, None) == []
+    assert past(tmp_path) == []
+    subject = HostPast(tmp_path, boot_id="boot-1")
+    assert [event.kind for event in subject.changes({"driver_version": "560"}, NOW)] == ["driver_changed"]
+    assert subject.changes({"driver_version": "560"}, NOW) == []
+
+
+@pytest.mark.parametrize("damage", [b"", b"\xff\x00", b"cluster-dash-mole 9\nboot_id old\n", b"boot_id old\n"])
+def test_a_damaged_or_foreign_past_makes_no_event(tmp_path: Path, damage: bytes) -> None:
+    (tmp_path / "host").write_bytes(damage)
+    assert past(tmp_path) == []
+    assert [kind for kind, _, _ in past(tmp_path, boot_id="boot-2")] == ["rebooted"]
+
+
+def test_a_past_that_cannot_be_kept_is_no_failure(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    assert past(tmp_path / "file") == []

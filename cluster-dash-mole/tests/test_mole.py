@@ -7,7 +7,7 @@ import pytest
 
 from cluster_dash_mole.host import Host
 from cluster_dash_mole.mole import Collector, Lane, Mole, Reading, Row, SendError, SystemClock, phase_wait
-from cluster_dash_mole.snapshot import Snapshot
+from cluster_dash_mole.snapshot import Event, Snapshot
 
 HOST = Host(hostname="gpu01", boot_id="boot", machine_id="id", boottime=1.0, os="Linux", kernel="6")
 
@@ -407,3 +407,68 @@ def test_a_sender_that_hangs_delays_neither_the_loop_nor_another_sender() -> Non
         assert arrived.wait(5)
     finally:
         release.set()
+
+
+class Eventful:
+    """A GPU collector that tells each event once."""
+
+    name = "gpu"
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+
+    def collect(self) -> Reading:
+        events, self.events = self.events, []
+        return Reading(parts={"gpu": {}}, events=events)
+
+
+def codes(told: Snapshot) -> list[int | None]:
+    events = told.parts.get("events", [])
+    assert isinstance(events, list)
+    return [event["code"] for event in events]
+
+
+def test_an_event_is_told_until_a_snapshot_that_holds_it_was_taken_and_no_longer(clock: FakeClock) -> None:
+    gpu, sender = Eventful(), Scripted(SendError("away", row=Row.TROUBLE), SendError("away", row=Row.TROUBLE))
+    way = lane(sender, clock)
+    subject = mole(clock, gpu, lanes=[way])
+    gpu.events = [Event(at=1.0, kind="xid", text="", gpu=2, code=79)]
+    for code in (79, 13, 31, 48):
+        subject.round()
+        way.step()
+        clock.pass_time(60)
+        gpu.events = [Event(at=float(code), kind="xid", text="", gpu=2, code={79: 13, 13: 31, 31: 48}.get(code, 45))]
+    assert [codes(told) for told in sender.sent] == [[79], [79, 13], [79, 13, 31], [48]]
+
+
+def test_two_equal_events_in_a_row_are_two(clock: FakeClock) -> None:
+    gpu = Eventful()
+    gpu.events = [Event(at=1.0, kind="xid", text="", code=63), Event(at=1.5, kind="xid", text="", code=63)]
+    way = lane(Scripted(), clock)
+    subject = mole(clock, gpu, lanes=[way])
+    first = subject.snapshot()
+    assert codes(first) == [63, 63]
+    way.offer(first)
+    way.step()
+    gpu.events = [Event(at=2.0, kind="xid", text="", code=63)]
+    second = subject.snapshot()
+    assert codes(second) == [63]
+    assert "events" not in mole(clock, Eventful()).snapshot().document()
+
+
+def test_an_event_that_a_server_refuses_does_not_spoil_every_snapshot_to_come(clock: FakeClock) -> None:
+    gpu, sender = Eventful(), Scripted(SendError("422 events/0", row=Row.NEVER))
+    gpu.events = [Event(at=1.0, kind="xid", text="", code=79)]
+    way = lane(sender, clock)
+    subject = mole(clock, gpu, lanes=[way])
+    for _ in range(2):
+        subject.round()
+        way.step()
+    assert [codes(told) for told in sender.sent] == [[79], []]
+
+
+def test_a_server_that_is_away_for_long_finds_the_newest_events(clock: FakeClock) -> None:
+    gpu = Eventful()
+    gpu.events = [Event(at=float(code), kind="xid", text="", code=code) for code in range(1000)]
+    subject = mole(clock, gpu, lanes=[lane(Scripted(), clock)])
+    assert codes(subject.snapshot()) == list(range(1000 - Mole.EVENTS_KEPT, 1000))
