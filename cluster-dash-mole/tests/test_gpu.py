@@ -336,3 +336,14 @@ def test_a_device_of_nvidia_is_found_by_its_vendor(tmp_path: Path) -> None:
     assert not has_nvidia_device(str(tmp_path))
     (device / "vendor").write_text("0x10de\n")
     assert has_nvidia_device(str(tmp_path))
+
+
+def test_an_xid_that_both_children_hear_of_is_one(machine: Callable[..., Machine]) -> None:
+    subject = machine(GPUS + "events = 1\n", interval=0.3, deadline=0.1, patience=0.05)
+    subject.take_until(lambda taken: bool(taken["ok"]))
+    subject.set(HANG + "events = 1\n")
+    subject.take_until(lambda taken: errors(taken) == [False, False, True, False] and len(taken["children"]) == 3)
+    time.sleep(0.3)  # the thread of the second registers the GPUs
+    subject.set(HANG + "events = 1\nxid 1 1 63\n")
+    told = [event for taken in subject.take_for(1, every=0.2) for event in taken["events"]]
+    assert [event["code"] for event in told if event["kind"] == "xid"] == [63]

@@ -1,6 +1,7 @@
 import contextlib
 import os
 import pwd
+import signal
 import subprocess
 import sys
 import time
@@ -252,3 +253,38 @@ def test_what_is_told_of_a_process_holds_no_argument_and_no_variable() -> None:
         assert abs(float(str(told.details["started_at"])) - time.time()) < 120
         assert "planted" not in str(told)
         process.kill()
+
+
+def forked(name: str) -> int:
+    pid = os.fork()
+    if pid == 0:
+        Path("/proc/self/comm").write_text(name)
+        time.sleep(60)
+        os._exit(0)
+    while Path(f"/proc/{pid}/comm").read_text().strip() != name:
+        time.sleep(0.001)
+    return pid
+
+
+def end(pid: int) -> None:
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+
+
+@pytest.mark.skipif(not os.access("/proc/sys/kernel/ns_last_pid", os.W_OK), reason="needs the right to choose a pid")
+def test_a_pid_that_was_given_to_another_process_is_the_other_one() -> None:
+    table = ProcessTable()
+    first = forked("first")
+    assert table.read(first, table.mark()).name == "first"
+    end(first)
+    try:
+        Path("/proc/sys/kernel/ns_last_pid").write_text(str(first - 1))
+    except OSError as error:
+        pytest.skip(f"needs the right to choose a pid: {error}")
+    second = forked("second")
+    try:
+        if second != first:
+            pytest.skip("another process was quicker")
+        assert table.read(second, table.mark()).name == "second"
+    finally:
+        end(second)
