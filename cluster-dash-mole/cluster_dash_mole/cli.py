@@ -180,6 +180,9 @@ def _end_on_signals(code: int) -> None:
     """End the main thread wherever it is; the others are daemons, and the NVML child ends by itself."""
 
     def stop(number: int, _: FrameType | None) -> NoReturn:
+        # a second signal while the first one is obeyed would print a trace
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
         raise SystemExit(code)
 
     signal.signal(signal.SIGTERM, stop)

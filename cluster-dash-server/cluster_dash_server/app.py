@@ -101,6 +101,7 @@ def create_app(settings: Settings | None = None, clock: Callable[[], float] = ti
     ingest = Ingest(cluster=cluster, passcode=passcode, check=checker(), limits=settings.limits, clock=clock)
     control = Control(data_folder(settings.server.data, os.environ), cluster, events, clock)
     app = Flask(__name__, static_folder=None)
+    app.url_map.merge_slashes = False  # its redirect names the Host header, which anybody can forge
     app.extensions["control"] = control
     if app.debug:
         _keep_the_debugger_at_home()
@@ -143,7 +144,9 @@ def create_app(settings: Settings | None = None, clock: Callable[[], float] = ti
         status = error.code or 500
         text = f"request: {error.name.lower()}"
         if _is_for_machines():
-            return api.failure(status, text)
+            answer = api.failure(status, text)
+            answer.headers.extend(header for header in error.get_headers() if header[0] == "Allow")
+            return answer
         return render_template("error.html", title=error.name, text=error.description or text), status
 
     @app.errorhandler(Exception)

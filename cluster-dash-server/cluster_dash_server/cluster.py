@@ -323,6 +323,10 @@ class Cluster:
         with self._lock:
             return set(self._hosts)
 
+    def knows(self, name: str) -> bool:
+        """Say whether a host of this name has been seen and not been forgotten."""
+        return name in self._hosts
+
     def changed_since(self, change: int) -> list[str]:
         """Return the hosts whose snapshot came after the change of that number."""
         with self._lock:

@@ -8,7 +8,6 @@ import re
 from collections.abc import Callable, Iterable
 from fnmatch import fnmatchcase
 from itertools import product
-from math import prod
 
 MOST_NAMES = 100_000
 """How many names a hostlist may stand for."""
@@ -66,9 +65,13 @@ def expand(hostlist: str) -> list[str]:
     names: list[str] = []
     for part in _parts(hostlist):
         pieces = _RANGES.split(part)  # text, inside of a bracket, text, …
-        choices = [_numbers(piece) if place % 2 else [piece] for place, piece in enumerate(pieces)]
-        if len(names) + prod(len(choice) for choice in choices) > MOST_NAMES:
-            raise HostlistError(f"{hostlist[:64]} stands for more than {MOST_NAMES} names")
+        count = 1
+        choices = []
+        for place, piece in enumerate(pieces):
+            choices.append(_numbers(piece) if place % 2 else [piece])
+            count *= len(choices[-1])
+            if len(names) + count > MOST_NAMES:  # at once: each bracket more would take memory
+                raise HostlistError(f"{hostlist[:64]} stands for more than {MOST_NAMES} names")
         names += ["".join(chosen) for chosen in product(*choices) if any(chosen)]
     return names
 

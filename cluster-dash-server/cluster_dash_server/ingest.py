@@ -1,6 +1,8 @@
 """A post, from bytes to the live view: a pure function of the request and the clock. Knows no HTTP library."""
 
 import logging
+import threading
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
@@ -24,7 +26,12 @@ class Limits:
     max_hosts: int = field(
         default=10_000, metadata={"help": "hosts in the live view; one more is answered 429", "minimum": 1}
     )
+    new_hosts_per_minute: int = field(
+        default=600, metadata={"help": "hosts not seen before, in a minute; this machine itself is free", "minimum": 1}
+    )
     gpus: int = field(default=64, metadata={"help": "GPUs of one host", "minimum": 1})
+    processes: int = field(default=2000, metadata={"help": "processes on the GPUs of one host", "minimum": 1})
+    mounts: int = field(default=500, metadata={"help": "disks of one host", "minimum": 1})
     body_bytes: int = field(default=2 * 2**20, metadata={"help": "size of a post as it comes in", "minimum": 1024})
     inflated_bytes: int = field(
         default=8 * 2**20, metadata={"help": "size of a snapshot when inflated", "minimum": 1024}
@@ -80,6 +87,8 @@ class Ingest:
         self._passcode = passcode
         self._check = check
         self._clock = clock
+        self._lock = threading.Lock()
+        self._new_hosts: deque[float] = deque()  # when each host of the last minute that was not known came
 
     def __call__(self, post: Post) -> Answer:
         """Take one snapshot, or say why not; never raises."""
@@ -97,7 +106,10 @@ class Ingest:
         be taken for want of room, the whole batch is answered 429.
         """
         try:
-            lines = [line for line in self._open(post, self.limits.batch_bytes).splitlines() if line.strip()]
+            whole = self._open(post, self.limits.batch_bytes)
+            lines = [line for line in whole.splitlines() if line.strip()]
+            if lines and not lines[0].rstrip().endswith(b"}"):
+                lines = [whole]  # one snapshot, laid out over lines
             if len(lines) > self.limits.batch_lines:
                 raise SnapshotError(f"body: {len(lines)} lines, limit {self.limits.batch_lines}", 413)
             if not lines:
@@ -133,12 +145,12 @@ class Ingest:
     def _take(self, body: bytes, post: Post, received_at: float) -> Json:
         """Take one snapshot; return what its answer says beyond success."""
         snapshot, presented, compact = decode(body)
-        if presented is None:
+        if presented in (None, ""):
             presented = bearer(post.headers.get("authorization"))
         self._passcode.check(presented, post.caller)
         self._check(snapshot)
-        if len(snapshot["gpu"]) > self.limits.gpus:
-            raise SnapshotError(f"gpu: {len(snapshot['gpu'])} entries, limit {self.limits.gpus}", 422)
+        self._refuse_too_many(snapshot)
+        self._refuse_a_flood_of_names(snapshot["hostname"], post.caller, received_at)
         sent_at = date(post.headers.get("date"))
         skew_seconds = None if sent_at is None else sent_at - received_at
         seen = read(snapshot, received_at=received_at, skew_seconds=skew_seconds, compact=compact)
@@ -146,6 +158,36 @@ class Ingest:
         if seen.boot_id is None or seen.seq is None:
             return {}
         return {"duplicate": not is_new, "next_seconds": seen.interval_seconds}
+
+    def _refuse_too_many(self, snapshot: Json) -> None:
+        """Refuse what no real host has: pages and memory must stay bounded."""
+        users = [gpu.get("users") or {} for gpu in snapshot["gpu"].values()]
+        counts = (
+            ("gpu", "entries", len(snapshot["gpu"]), self.limits.gpus),
+            (
+                "gpu.users",
+                "processes",
+                sum(len(each) for all_of in users for each in all_of.values()),
+                self.limits.processes,
+            ),
+            ("gpu.users", "users", sum(map(len, users)), self.limits.processes),
+            ("disk", "entries", len(snapshot.get("disk") or ()), self.limits.mounts),
+        )
+        for name, what, count, limit in counts:
+            if count > limit:
+                raise SnapshotError(f"{name}: {count} {what}, limit {limit}", 422)
+
+    def _refuse_a_flood_of_names(self, host: str, caller: Caller, now: float) -> None:
+        """Refuse invented host names at a high rate, by which one secret could fill the live view."""
+        if caller.local or self._cluster.knows(host):
+            return
+        with self._lock:
+            while self._new_hosts and self._new_hosts[0] <= now - 60:
+                self._new_hosts.popleft()
+            if len(self._new_hosts) >= self.limits.new_hosts_per_minute:
+                most = self.limits.new_hosts_per_minute
+                raise Refused(429, f"hostname: more than {most} new hosts in a minute: [limits] new_hosts_per_minute")
+            self._new_hosts.append(now)
 
     def _refuse(self, refusal: "SnapshotError | AuthError | InflateError | Refused", post: Post) -> Answer:
         log.info("refused %d from %s: %s", refusal.status, post.caller.peer, refusal.text)

@@ -194,7 +194,7 @@ class Live:
     def _number(self, since: str | None) -> int | None:
         """Return the number of a version of this life, None for any other text."""
         life, _, number = (since or "").rpartition("-")
-        if life != self._life or not (number.isascii() and number.isdigit()):
+        if life != self._life or not (number.isascii() and number.isdigit() and len(number) <= 18):
             return None
         return int(number) if self._gone_is_whole_from <= int(number) <= self._version else None
 
@@ -204,6 +204,7 @@ class Live:
         if self._refreshed_at is not None and 0 <= now - self._refreshed_at < pause:
             return
         begin = time.perf_counter()
+        self._cost_seconds = 0.0
         self._refreshed_at = now
         changes = self._cluster.changes
         due = set(self._cluster.changed_since(self._seen_changes))

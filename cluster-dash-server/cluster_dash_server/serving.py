@@ -39,7 +39,7 @@ def by_waitress(settings: Settings, log_options: LogOptions) -> None:
     app = create_app(settings)
     try:
         server: Any = create_server(app, host=host, port=port)
-    except OSError as error:
+    except (OSError, ValueError) as error:  # waitress makes a ValueError of a name that does not resolve
         raise _cannot_listen(settings, error) from None
     app.extensions["control"].start()
     signal.signal(signal.SIGTERM, _end)
@@ -115,9 +115,10 @@ def _free_port(settings: Settings) -> int:
         raise _cannot_listen(settings, error) from None
 
 
-def _cannot_listen(settings: Settings, error: OSError) -> ConfigError:
-    host, port, why = settings.server.host, settings.server.port, error.strerror
-    if error.errno == errno.EADDRINUSE:
+def _cannot_listen(settings: Settings, error: Exception) -> ConfigError:
+    host, port = settings.server.host, settings.server.port
+    why = error.strerror if isinstance(error, OSError) else "no address of this machine"
+    if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
         why = (
             f"CD601 port {port} in use by {holder_of(port) or 'a process that cannot be seen'}: choose another, --port"
         )
@@ -125,7 +126,8 @@ def _cannot_listen(settings: Settings, error: OSError) -> ConfigError:
 
 
 def _say(settings: Settings, port: int) -> None:
-    where = f"http://{settings.server.host}:{port}{settings.server.base_path}"
+    host = f"[{settings.server.host}]" if ":" in settings.server.host else settings.server.host
+    where = f"http://{host}:{port}{settings.server.base_path}"
     log.info("cluster-dash-server %s listens on %s", VERSION, where)
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import math
 import os
 import types
 import typing
@@ -9,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import tomllib
 
@@ -48,7 +49,7 @@ class ServerSettings:
     @property
     def base_path(self) -> str:
         """The path of `public_url`, without its last slash: '' or '/dash'."""
-        return "" if self.public_url is None else urlsplit(self.public_url).path.rstrip("/")
+        return "" if self.public_url is None else unquote(urlsplit(self.public_url).path).rstrip("/")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,10 +156,24 @@ def read(
         kind = _section_type(section.name)
         values[section.name] = _section(kind, section.name, raw.get(section.name, {}), source, environment, origins)
     settings = Settings(**values)
+    _check_public_url(settings.server.public_url, origins.get("server.public_url", source))
     ingest = _with_passcode(settings.ingest, site or {})
     if ingest.passcode != settings.ingest.passcode:
         origins["ingest.passcode"] = site_file if ingest.passcode_file is None else str(ingest.passcode_file)
     return Reading(settings=dataclasses.replace(settings, ingest=ingest), file=file, origins=origins)
+
+
+def _check_public_url(url: str | None, source: str) -> None:
+    """Refuse an address that links cannot be built from."""
+    if url is None:
+        return
+    try:
+        parts = urlsplit(url)
+        usable = parts.scheme in ("http", "https") and parts.hostname and not parts.query and not parts.fragment
+    except ValueError:
+        usable = False
+    if not usable:
+        raise ConfigError(f"{source}: server.public_url: got {url!r}, expected http:// or https://, a host and a path")
 
 
 def _section_type(name: str) -> type:
@@ -205,8 +220,13 @@ def _section(
             raise ConfigError(f"{source}: {name}: unknown key {key}{_nearest(key, list(fields))}")
         values[key] = _value(value, hints[key], fields[key].metadata, f"{source}: {name}.{key}")
         origins[f"{name}.{key}"] = source
+    prefix = f"{ENVIRONMENT_PREFIX}{name}__".upper()
+    for variable in environment:
+        key = variable.removeprefix(prefix).lower()
+        if variable.startswith(prefix) and key not in fields:
+            raise ConfigError(f"{variable}: unknown key {key}{_nearest(key, list(fields))}")
     for key, each in fields.items():
-        variable = f"{ENVIRONMENT_PREFIX}{name}__{key}".upper()
+        variable = f"{prefix}{key.upper()}"
         if variable in environment:
             values[key] = _value(_from_text(environment[variable], hints[key]), hints[key], each.metadata, variable)
             origins[f"{name}.{key}"] = variable
@@ -220,9 +240,10 @@ def _from_text(text: str, hint: object) -> object:
     if _plain(hint) is tuple:
         return [part.strip() for part in text.split(",") if part.strip()]
     try:
-        return tomllib.loads(f"value = {text}")["value"]
+        read = tomllib.loads(f"value = {text}")
     except tomllib.TOMLDecodeError:
         return text
+    return read["value"] if len(read) == 1 else text
 
 
 def _plain(hint: object) -> object:
@@ -248,8 +269,13 @@ def _value(value: object, hint: object, metadata: Mapping[str, Any], where: str)
             return tuple(value)
         raise ConfigError(f"{where}: got {shown}, expected a list of texts")
     numbers = (int,) if kind is int else (int, float)
-    fits = isinstance(value, numbers) and not isinstance(value, bool)
-    if fits and (low is None or value >= low) and (high is None or value <= high):
+    if (
+        isinstance(value, numbers)
+        and not isinstance(value, bool)
+        and math.isfinite(value)
+        and (low is None or value >= low)
+        and (high is None or value <= high)
+    ):
         return value
     word = "a whole number" if kind is int else "a number"
     bounds = "".join(f" {sign} {bound}" for sign, bound in ((">=", low), ("<=", high)) if bound is not None)

@@ -9,17 +9,24 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module, resources
+from itertools import islice
 from typing import Any, Literal, NamedTuple, NotRequired, TypedDict, cast
 
 MAX_DEPTH = 32
 """Levels of nesting a body may have: a snapshot of ours has 7. Deeper ones would break encoders later."""
 
+AHEAD_SECONDS = 600
+"""How far ahead of ours the clock of a host may be for its timestamp to count."""
+MOST_ERRORS = 100
+"""How many violations of the schema are looked at for the one that is told."""
+
 Json = dict[str, Any]
 Engine = Literal["compiled", "reference"]
 
 _BRACKETS_ONLY = bytes(sorted(set(range(256)) - set(b"[]{}")))
-_STRINGS = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+# possessive, and a string that never ends matches too: else each of its quotes would be tried anew, in quadratic time
+_STRINGS = re.compile(rb'"(?:[^"\\]++|\\.)*+(?:"|\\?\Z)', re.DOTALL)
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 class SnapshotError(Exception):
@@ -81,6 +88,8 @@ def _too_deep(body: bytes) -> bool:
             brackets = brackets.replace(b"{}", b"").replace(b"[]", b"")
         return bool(brackets)
 
+    if body.count(b"[") + body.count(b"{") <= MAX_DEPTH:
+        return False  # the parser says better what is wrong with it
     # brackets inside of strings can only make the quick look too strict; the strings are cut out when it says so
     return survives(body) and survives(_STRINGS.sub(b"", body))
 
@@ -132,8 +141,14 @@ class _TopLevel(dict[str, object]):
 
     def __init__(self, pairs: list[tuple[str, object]]) -> None:
         super().__init__(pairs)
-        names = [name for name, _ in pairs]
-        self.twice = next((name for name in self if names.count(name) > 1), None) if len(names) > len(self) else None
+        self.twice: str | None = None
+        if len(pairs) > len(self):
+            seen: set[str] = set()
+            for name, _ in pairs:
+                if name in seen:
+                    self.twice = name
+                    break
+                seen.add(name)
 
 
 class Decoded(NamedTuple):
@@ -225,7 +240,8 @@ def _compiled_checker(schema: Json) -> Callable[[Json], None]:
 
     def check(snapshot: Json) -> None:
         if not is_valid(snapshot):
-            error = min(validator.iter_errors(snapshot), key=lambda each: _order(each.instance_path, each.message))
+            errors = islice(validator.iter_errors(snapshot), MOST_ERRORS)
+            error = min(errors, key=lambda each: _order(each.instance_path, each.message))
             types = error.kind.types if error.schema_path[-1] == "type" else []
             raise _wrong(error.instance_path, error.message, error.schema_path, error.instance, types)
 
@@ -238,7 +254,7 @@ def _reference_checker(schema: Json) -> Callable[[Json], None]:
     validator = Draft202012Validator(schema)
 
     def check(snapshot: Json) -> None:
-        errors = list(validator.iter_errors(snapshot))
+        errors = list(islice(validator.iter_errors(snapshot), MOST_ERRORS))
         if errors:
             error = min(errors, key=lambda each: _order(each.absolute_path, each.message))
             types = error.validator_value if error.validator == "type" else []
@@ -368,6 +384,11 @@ def _gpu(key: str, entry: GpuEntry) -> Gpu:
     )
 
 
+def _possible(timestamp: float, received_at: float) -> float:
+    """Return a timestamp, or the moment of receipt in place of one that cannot be: example files work for ever."""
+    return timestamp if 0 < timestamp <= received_at + AHEAD_SECONDS else received_at
+
+
 def read(
     snapshot: Json, *, received_at: float, skew_seconds: float | None = None, compact: bytes | None = None
 ) -> Seen:
@@ -387,7 +408,7 @@ def read(
     return Seen(
         host=snapshot["hostname"],
         received_at=received_at,
-        timestamp=snapshot["timestamp"],
+        timestamp=_possible(snapshot["timestamp"], received_at),
         boot_id=snapshot.get("boot_id"),
         seq=snapshot.get("seq"),
         machine_id=snapshot.get("machine_id"),

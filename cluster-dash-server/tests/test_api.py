@@ -167,3 +167,16 @@ def test_the_schema_and_the_health_are_served(client: FlaskClient) -> None:
     assert json.loads(client.get("/api/v1/schema").text)["title"] == "Snapshot"
     assert client.get("/healthz").json == {"success": True}
     assert client.get("/readyz").json == {"success": True, "failing": [], "hosts": 0, "version": VERSION}
+
+
+@pytest.mark.parametrize("hours", ["9" * 30, "-1", "abc", "nan", "1e5", "", "²"])
+def test_hours_that_make_no_sense_are_named(client: FlaskClient, hours: str) -> None:
+    answer = client.get("/api/history-data", query_string={"hours": hours})
+    assert answer.status_code == 400
+    assert answer.json is not None
+    assert answer.json["msg"].startswith("hours: got ")
+
+
+def test_a_version_of_thousands_of_digits_is_just_unknown(client: FlaskClient) -> None:
+    life = client.get("/api/v1/cluster").json["version"].partition("-")[0]  # type: ignore[index]
+    assert client.get(f"/api/v1/cluster?since={life}-{'9' * 5000}").json["full"]  # type: ignore[index]

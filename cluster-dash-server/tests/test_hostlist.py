@@ -44,7 +44,14 @@ def test_a_list_becomes_names(hostlist: str, names: list[str]) -> None:
 
 @pytest.mark.parametrize(
     "hostlist",
-    ["gpu[3-1]", "gpu[1-999999]", "a[1-999]b[1-999]", "a[1-60000],b[1-60000]", "a[" + 20_000 * "1-9," + "1]"],
+    [
+        "gpu[3-1]",
+        "gpu[1-999999]",
+        "a[1-999]b[1-999]",
+        "a[1-60000],b[1-60000]",
+        "a[" + 20_000 * "1-9," + "1]",
+        1800 * "[0-99998]",
+    ],
     ids=lambda hostlist: hostlist[:20],
 )
 def test_a_list_that_means_too_much_is_refused(hostlist: str) -> None:

@@ -247,3 +247,47 @@ def test_a_batch_of_which_no_line_has_room_is_answered_429(clock: Callable[[], f
 def test_a_page_may_not_post_a_batch_either(bench: Bench, example: Snapshot) -> None:
     page = dataclasses.replace(LOCAL, origin="https://evil.example")
     assert bench.ingest.batch(Post(caller=page, headers={}, body=lines(example))).status == 403
+
+
+def test_what_no_real_host_has_is_refused(bench: Bench, example: Snapshot) -> None:
+    processes: Snapshot = {str(pid): {} for pid in range(1, 2002)}
+    for body, says in [
+        (
+            {**example, "gpu": {"0_X_0": {"index": 0, "users": {"a": processes}}}},
+            "gpu.users: 2001 processes, limit 2000",
+        ),
+        (
+            {**example, "gpu": {"0_X_0": {"index": 0, "users": {f"u{i}": {} for i in range(2001)}}}},
+            "gpu.users: 2001 users",
+        ),
+        ({**example, "disk": {f"/{i}": {} for i in range(501)}}, "disk: 501 entries, limit 500"),
+    ]:
+        answer = bench.post(body)
+        assert answer.status == 422
+        assert answer.body["msg"].startswith(says)
+
+
+def test_invented_names_from_afar_are_slowed_and_known_hosts_and_this_machine_are_not(
+    clock: Any, example: Snapshot
+) -> None:
+    bench = Bench(clock, passcode="of the site", new_hosts_per_minute=2)
+    afar = dataclasses.replace(LOCAL, peer="192.0.2.7")
+    example["auth_code"] = "of the site"
+
+    def status(host: str, caller: Caller = afar) -> int:
+        return bench.post({**example, "hostname": host}, caller=caller).status
+
+    assert [status(host) for host in ("a", "b", "c", "a", "b")] == [200, 200, 429, 200, 200]
+    assert status("d", LOCAL) == 200
+    clock.now += 61
+    assert status("c") == 200
+
+
+def test_one_snapshot_laid_out_over_lines_is_a_batch_of_one(bench: Bench, example: Snapshot) -> None:
+    answer = bench.batch(json.dumps(example, indent=2).encode())
+    assert (answer.body["accepted"], answer.body["rejected"]) == (1, [])
+
+
+def test_an_empty_auth_code_leaves_the_word_to_the_header(bench: Bench, example: Snapshot) -> None:
+    secret, example["auth_code"] = example["auth_code"], ""
+    assert bench.post(example, authorization=f"Bearer {secret}").status == 200

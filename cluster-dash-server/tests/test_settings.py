@@ -46,6 +46,9 @@ def test_other_names_in_the_environment_are_nobody_s_business() -> None:
         ("[server]\nport = 70000", "server.port: got 70000, expected a whole number >= 0 <= 65535"),
         ("[server]\nport = true", "server.port: got True, expected a whole number"),
         ("[states]\nbusy_percent = -1", "states.busy_percent: got -1, expected a number >= 0 <= 100"),
+        ("[states]\nheld_seconds = inf", "states.held_seconds: got inf, expected a number >= 0"),
+        ("[server]\npublic_url = 'lab/dash'", "server.public_url: got 'lab/dash', expected http://"),
+        ("[server]\npublic_url = 'http://[x'", "server.public_url: got 'http://[x', expected http://"),
         ("[server]\nserver = 'apache'", "server.server: got 'apache', expected waitress or granian"),
         ("[server]\nhost = ''", "server.host: got '', expected a text"),
         ("[ingest]\npasscode = 12345", "ingest.passcode: got ***, expected a text"),
@@ -67,6 +70,15 @@ def test_what_cannot_be_used_is_named_with_file_key_and_what_was_expected(
 def test_a_bad_value_of_the_environment_names_the_variable() -> None:
     with pytest.raises(ConfigError, match="CLUSTER_DASH_SERVER__PORT: got 'x'"):
         load(environment={"CLUSTER_DASH_SERVER__PORT": "x"})
+
+
+def test_an_unknown_key_of_our_section_in_the_environment_is_an_error() -> None:
+    with pytest.raises(
+        ConfigError, match=r"CLUSTER_DASH_INGEST__PASCODE: unknown key pascode, did you mean passcode\?"
+    ):
+        load(environment={"CLUSTER_DASH_INGEST__PASCODE": "x"})
+    with pytest.raises(ConfigError, match="CLUSTER_DASH_SERVER__PORT"):
+        load(environment={"CLUSTER_DASH_SERVER__PORT": "80\nfoo=1"})
 
 
 def test_a_named_file_that_is_missing_is_an_error(tmp_path: Path) -> None:

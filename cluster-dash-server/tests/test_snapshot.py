@@ -159,6 +159,9 @@ def test_fields_and_words_nobody_knows_are_taken(make_snapshot: MakeSnapshot) ->
 BROKEN: list[tuple[str, Any, str]] = [
     ("hostname", None, "hostname: "),
     ("hostname", "", "hostname: "),
+    ("hostname", "..", "hostname: "),
+    ("cpu.load_avgs", [1.7e308, 1, 1], "cpu.load_avgs.0: "),
+    ("network", {"interfaces": {"b": {"rx_bytes": 1, "tx_bytes": -1.7e308}}}, "network.interfaces.b.tx_bytes: "),
     ("hostname", "a/b", "hostname: must hold no control character"),
     ("hostname", "gpu01\n", "hostname: must hold no control character"),
     ("hostname", "x" * 254, "hostname: "),
@@ -272,3 +275,31 @@ def test_bounds_of_the_schema_are_written_as_integers() -> None:
     numbers: list[object] = []
     json.loads(module.schema_text(), parse_float=lambda text: numbers.append(text))
     assert numbers == []
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"[" * 40 + b'"\\' * 500_000,
+        b"{" + b",".join(b'"k%d":1' % number for number in range(100_000)) + b',"k99999":1}',
+        b"[" * 40 + b'"' + b"x\\" * 500_000,
+    ],
+    ids=["a string that never ends", "a key given twice among many", "backslashes"],
+)
+def test_no_body_takes_long_to_refuse(body: bytes) -> None:
+    begin = time.process_time()
+    with pytest.raises(SnapshotError):
+        decode(body)
+    assert time.process_time() - begin < 3
+
+
+def test_a_bracket_too_many_is_no_deep_nesting() -> None:
+    for body in (b"{", b"xx{", b"[[["):
+        with pytest.raises(SnapshotError, match="not JSON"):
+            decode(body)
+
+
+@pytest.mark.parametrize("timestamp", [-1, 0, 1e300, 2e9])
+def test_a_timestamp_that_cannot_be_becomes_the_time_of_receipt(timestamp: float, make_snapshot: MakeSnapshot) -> None:
+    assert read(make_snapshot(timestamp=timestamp), received_at=1.7e9).timestamp == 1.7e9
+    assert read(make_snapshot(timestamp=1.7e9 - 5), received_at=1.7e9).timestamp == 1.7e9 - 5

@@ -97,7 +97,9 @@ class Edge:
         except Exception as error:  # as Flask does for its routes: the caller gets a number, the log the traceback
             text = numbered(error, environ["REQUEST_METHOD"], environ["PATH_INFO"])
             return _plain(start_response, "500 Internal Server Error", text)
-        start_response(status, [*headers, *self._headers, ("Content-Length", str(len(content)))])
+        if not status.startswith("304"):
+            headers = [*headers, ("Content-Length", str(len(content)))]
+        start_response(status, [*headers, *self._headers])
         return [content]
 
     def _trusts(self, host: str) -> bool:

@@ -81,5 +81,5 @@ def apply(body_bytes: int) -> None:
         setattr(Adjustments, name, value)
     # Past its limit waitress answers and closes while the client still sends, and a reset may eat the answer. What is
     # a little too large is read to its end, so that the application's 413 arrives.
-    Adjustments.max_request_body_size = 2 * body_bytes
+    Adjustments.max_request_body_size = 8 * body_bytes
     HTTPChannel.parser_class = RequestParser
