@@ -67,10 +67,17 @@ def _is_loopback(address: str) -> bool:
     return ip.is_loopback
 
 
+def name_of(host: str) -> str:
+    """Return the name in a Host header: without its port, brackets, last dot and case."""
+    if host.startswith("["):
+        return host[1:].partition("]")[0].lower()
+    name, _, port = host.rpartition(":")
+    return (name if name and ":" not in name and port.isdigit() else host).rstrip(".").lower()
+
+
 def names_loopback(host: str) -> bool:
     """Say whether a Host header names this machine (DNS rebinding reaches loopback under another name)."""
-    name = host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() else host
-    name = name.strip("[]").rstrip(".").lower()
+    name = name_of(host)
     return name == "localhost" or name.endswith(".localhost") or _is_loopback(name)
 
 

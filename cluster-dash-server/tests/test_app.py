@@ -128,7 +128,7 @@ def test_it_lives_under_a_path_whether_the_proxy_cuts_it_off_or_not(clock: Calla
 
 
 def test_only_trusted_names_are_answered_where_the_site_names_them(clock: Callable[[], float]) -> None:
-    client = create_app(Settings(viewers=ViewerSettings(trusted_hosts=("dash.lab",))), clock=clock).test_client()
+    client = create_app(Settings(viewers=ViewerSettings(trusted_hosts=("dash.lab:8080",))), clock=clock).test_client()
     assert client.get("/", headers={"Host": "DASH.lab:8080"}).status_code == 200
     assert client.get("/", headers={"Host": "rebound.example"}).status_code == 421
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from cluster_dash_server.auth import SHIPPED_PASSCODE, AuthError, Caller, Passcode
+from cluster_dash_server.auth import SHIPPED_PASSCODE, AuthError, Caller, Passcode, name_of
 
 
 def caller(**facts: Any) -> Caller:
@@ -81,3 +81,19 @@ def test_what_counts_as_this_machine(facts: Any, local: bool) -> None:
 )
 def test_a_post_of_a_page_is_known_by_its_headers(facts: Any, page: bool) -> None:
     assert caller(**facts).from_a_page is page
+
+
+@pytest.mark.parametrize(
+    ("host", "name"),
+    [
+        ("Dash.Lab:8080", "dash.lab"),
+        ("dash.lab.", "dash.lab"),
+        ("[::1]:8080", "::1"),
+        ("::1", "::1"),
+        ("10.0.0.1:80", "10.0.0.1"),
+        ("a:b", "a:b"),
+        ("", ""),
+    ],
+)
+def test_the_name_in_a_host_header(host: str, name: str) -> None:
+    assert name_of(host) == name

@@ -9,7 +9,7 @@ import secrets
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, NamedTuple
 
-from cluster_dash_server.auth import Caller
+from cluster_dash_server.auth import Caller, name_of
 from cluster_dash_server.viewers import Scope
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ class Edge:
         self._answers = {(way.method, way.path): way.answer for way in self.ways}
         self._headers = list(headers)
         self._base_path = base_path
-        self._trusted_hosts = frozenset(host.lower() for host in trusted_hosts)
+        self._trusted_hosts = frozenset(map(name_of, trusted_hosts))
 
     def __call__(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
         """Answer a request."""
@@ -103,8 +103,7 @@ class Edge:
         return [content]
 
     def _trusts(self, host: str) -> bool:
-        name = host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() else host
-        return name.lower() in self._trusted_hosts
+        return name_of(host) in self._trusted_hosts
 
 
 def numbered(error: Exception, method: str, path: str) -> str:

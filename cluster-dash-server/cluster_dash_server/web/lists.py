@@ -18,7 +18,7 @@ from cluster_dash_server.viewers import needs
 from cluster_dash_server.web import words
 from cluster_dash_server.web.api import failure, json_response
 
-GPU_COLUMNS = ("host", "index", "uuid", "model", "free_mem", "total_mem", "since")
+FREE_COLUMNS = ("host", "index", "uuid", "model", "free_mem", "total_mem", "since")
 EVENT_COLUMNS = ("at", "host", "gpu", "kind", "code", "text")
 MOST_GPUS = 64
 
@@ -54,7 +54,7 @@ def blueprint(cluster: Cluster, log: EventLog, clock: Callable[[], float]) -> Bl
             return Response(free_text(offers, wish, now), mimetype="text/plain")
         gpus = [_free_gpu(offer.host, view) for offer in offers for view in offer.gpus]
         if form == "csv":
-            return csv_response(GPU_COLUMNS, gpus)
+            return csv_response(FREE_COLUMNS, gpus)
         hosts = [{"host": offer.host, "count": len(offer.gpus)} for offer in offers]
         return json_response({"at": now, "gpus": gpus, "hosts": hosts})
 
@@ -98,7 +98,7 @@ def _event(event: Event) -> Json:
 def _free_gpu(host: str, view: GpuView) -> Json:
     gpu = view.gpu
     said = (host, gpu.index, gpu.uuid, model(gpu), free.free_mem(view), gpu.total_mem, view.free_since)
-    return dict(zip(GPU_COLUMNS, said, strict=True))
+    return dict(zip(FREE_COLUMNS, said, strict=True))
 
 
 def free_text(offers: Sequence[free.Offer], wish: free.Wish, now: float) -> str:
