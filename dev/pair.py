@@ -48,6 +48,8 @@ def run_both(
     other = None
     try:
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+        # a shell starts what runs in its background with Ctrl-C ignored
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         until = time.monotonic() + PATIENCE_SECONDS
         while not answers(url):
             if server.poll() is not None or time.monotonic() > until:

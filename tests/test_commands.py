@@ -184,4 +184,4 @@ def test_make_bench_prints_its_table(clone: Path, environment: dict[str, str]) -
         [TOP / ".venv" / "bin" / "python", "bench/run.py", "ingest", "--runs", "1"],
         **{"cwd": TOP, "capture_output": True, "text": True, "check": False, "timeout": 300},  # type: ignore[call-overload]
     ).stdout
-    assert "| server CPU per accepted post" in printed
+    assert "| server CPU per snapshot: single posts" in printed

@@ -12,6 +12,8 @@ from importlib import import_module, resources
 from itertools import islice
 from typing import Any, Literal, NamedTuple, NotRequired, TypedDict, cast
 
+from cluster_dash_server.inflate import pack, unpack
+
 MAX_DEPTH = 32
 """Levels of nesting a body may have: a snapshot of ours has 7. Deeper ones would break encoders later."""
 
@@ -334,7 +336,7 @@ class Seen:
         gpu_error: why the host could read no GPU at all, in its words.
         ephemeral: the host is one that comes and goes, a pod: it leaves the lists some time after it went down.
         events: what the snapshot says has happened, as on the wire.
-        body: the snapshot as it came, less the secret: compact JSON.
+        packed: the snapshot as it came, less the secret: JSON, packed. `snapshot` gives it back.
     """
 
     host: str
@@ -358,7 +360,12 @@ class Seen:
     booted_at: float | None
     ephemeral: bool
     events: tuple[Json, ...]
-    body: bytes
+    packed: bytes
+
+    @property
+    def snapshot(self) -> Json:
+        """The snapshot as it came, less the secret, read anew at each call."""
+        return cast(Json, loads(unpack(self.packed)))
 
 
 def _gpu(key: str, entry: GpuEntry) -> Gpu:
@@ -431,7 +438,5 @@ def read(
         booted_at=general.get("boottime"),
         ephemeral=general.get("ephemeral") is True,
         events=tuple(snapshot.get("events") or ()),
-        body=bytes(
-            memoryview(dumps(snapshot) if compact is None else compact)
-        ),  # a copy of its size: an encoder's own buffer may be twice as large
+        packed=pack(dumps(snapshot) if compact is None else compact),
     )

@@ -10,7 +10,7 @@ from werkzeug.http import parse_etags
 
 from cluster_dash_server.cluster import Cluster, GpuView, HostView
 from cluster_dash_server.live import Live, choose_encoding
-from cluster_dash_server.snapshot import Json, dumps, loads, printable, schema_text
+from cluster_dash_server.snapshot import Json, dumps, printable, schema_text
 from cluster_dash_server.viewers import needs
 from cluster_dash_server.web.edge import Reply, Way
 
@@ -124,7 +124,7 @@ def blueprint(cluster: Cluster, looks: Way, clock: Callable[[], float], version:
                 "received_at": view.seen.received_at,
                 "state": view.headline.state,
                 "skew_seconds": view.seen.skew_seconds,
-                "snapshot": loads(view.seen.body),
+                "snapshot": view.seen.snapshot,
             }
         )
 
@@ -141,7 +141,7 @@ def blueprint(cluster: Cluster, looks: Way, clock: Callable[[], float], version:
 
 def gpu_entries(host: HostView, now: float) -> Json:
     """Return the GPU entries of a host's snapshot, each with the age of the snapshot."""
-    snapshot: Json = loads(host.seen.body)  # type: ignore[assignment]
+    snapshot = host.seen.snapshot
     age_seconds = now - host.seen.received_at
     ages = {"received_timestamp": age_seconds, "time_received_mins": age_seconds / 60}
     return {key: {**entry, **ages} for key, entry in snapshot["gpu"].items()}

@@ -10,13 +10,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import distribution
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from flask import Blueprint, Response, request
 
 from cluster_dash_server.cluster import Cluster, HostView
 from cluster_dash_server.hostlist import natural
-from cluster_dash_server.snapshot import dumps, loads
+from cluster_dash_server.snapshot import dumps
 from cluster_dash_server.viewers import needs
 from cluster_dash_server.web import words
 
@@ -189,7 +189,7 @@ METRICS: Mapping[str, _Metric] = {
 def chart(metric: str, hosts: Sequence[HostView]) -> Chart:
     """Measure all hosts: the longest bar first, hosts that do not report last."""
     kind = METRICS[metric]
-    measures = [each for host in hosts for each in kind.measure(host, cast(Json, loads(host.seen.body)))]
+    measures = [each for host in hosts for each in kind.measure(host, host.seen.snapshot)]
     measures.sort(key=lambda each: (each.bar.value is None, -(each.bar.value or 0), natural(each.bar.host)))
     known = [each for each in measures if each.bar.value is not None]
     shown = measures[:MOST_ROWS]

@@ -6,7 +6,6 @@ from typing import Any, cast
 
 from cluster_dash_server.cluster import GpuView, HostView
 from cluster_dash_server.events import Event
-from cluster_dash_server.snapshot import loads
 from cluster_dash_server.states import Thresholds, counts_as_use
 from cluster_dash_server.summary import sentence_of, standing
 from cluster_dash_server.web import rows, words
@@ -42,7 +41,7 @@ def words_of(view: HostView, events: Sequence[Event], thresholds: Thresholds, no
         thresholds: the settings in force.
         now: Unix s.
     """
-    snapshot = cast(Json, loads(view.seen.body))
+    snapshot = view.seen.snapshot
     glyph, headline = rows.badge(view)
     entries = [cast(Json, snapshot["gpu"].get(gpu.gpu.key) or {}) for gpu in view.gpus]
     anchors = _anchors(view)
