@@ -162,16 +162,21 @@ class Swarm:
         until = math.inf if seconds is None else began + seconds
         step = self._interval / len(self._bodies)
         self._due = [(began + place * step, place) for place in range(len(self._bodies))]
-        while (now := time.monotonic()) < until:
-            self._start_due(now)
-            if now - said >= PROGRESS_SECONDS:
-                say(f"{now - began:.0f} s: {self._window.words(now - said)}")
-                said = now
-                self.total()
-            wake = min(self._due[0][0], until, said + PROGRESS_SECONDS)
-            for key, _ in self._selector.select(max(0.0, wake - time.monotonic())):
-                self._continue(key.data)
-            self._give_up_on_slow(time.monotonic())
+        try:
+            while (now := time.monotonic()) < until:
+                self._start_due(now)
+                if now - said >= PROGRESS_SECONDS:
+                    say(f"{now - began:.0f} s: {self._window.words(now - said)}")
+                    said = now
+                    self.total()
+                wake = min(self._due[0][0], until, said + PROGRESS_SECONDS)
+                for key, _ in self._selector.select(max(0.0, wake - time.monotonic())):
+                    self._continue(key.data)
+                self._give_up_on_slow(time.monotonic())
+        finally:
+            for post in list(self._open.values()):  # under way when the time is over
+                self._end(post)
+            self._selector.close()
 
     def _start_due(self, now: float) -> None:
         for _ in range(_STARTS_AT_ONCE):
