@@ -49,8 +49,9 @@ def pack(plain: bytes) -> bytes:
     context: Any = getattr(_thread, "packer", None)
     if context is None:
         context = _thread.packer = import_module("zstandard").ZstdCompressor(level=1)
-    packed: bytes = context.compress(plain)
-    return packed
+    return bytes(
+        memoryview(context.compress(plain))
+    )  # a copy of its size: the packer's own buffer is as large as `plain`
 
 
 def unpack(packed: bytes) -> bytes:
