@@ -22,6 +22,7 @@ demo: $(SERVER) $(MOLE) ## a simulated fleet with faults, nothing kept: http://l
 test: setup ## everything CI runs, with real parts: NVML stand-in, processes, Chromium
 	dev/parts
 	$(MAKE) --no-print-directory check
+	$(BIN)/pytest -m clocked cluster-dash-server/tests cluster-dash-mole/tests
 	$(BIN)/pytest tests
 
 check: setup ## the fast part of `make test`: format, lint, types, import rules, unit tests
@@ -33,7 +34,7 @@ check: setup ## the fast part of `make test`: format, lint, types, import rules,
 	$(BIN)/mypy cluster-dash-mole/tests
 	$(BIN)/mypy tests bench dev
 	$(BIN)/lint-imports
-	$(BIN)/pytest -n 4 --dist loadfile cluster-dash-server/tests cluster-dash-mole/tests
+	$(BIN)/pytest -n 4 --dist loadfile -m "not soak and not clocked" cluster-dash-server/tests cluster-dash-mole/tests
 
 soak: setup ## the long runs; `make test` has their short form
 	$(BIN)/pytest -m soak --timeout 36000 tests

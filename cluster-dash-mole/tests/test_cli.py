@@ -92,8 +92,8 @@ def eventually(right: object, seconds: float = 10) -> None:
 def ends_at_once(process: "subprocess.Popen[str]", number: int = signal.SIGTERM) -> str:
     sent = time.monotonic()
     process.send_signal(number)
-    _, log = process.communicate(timeout=5)
-    assert time.monotonic() - sent < 1
+    _, log = process.communicate(timeout=20)
+    assert time.monotonic() - sent < 5  # a post or a driver that hangs would hold it far longer
     assert process.returncode == 0
     return log
 

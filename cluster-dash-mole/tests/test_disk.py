@@ -83,16 +83,14 @@ def test_a_mount_that_hangs_is_left_out_with_the_reason_and_comes_back(tmp_path:
             answer.wait(20)
         return usage()
 
-    collector = DiskCollector(root(tmp_path, "/a", "/b", "/c"), statvfs=statvfs, deadline_seconds=0.2)
+    collector = DiskCollector(root(tmp_path, "/a", "/b", "/c"), statvfs=statvfs, deadline_seconds=1)
     try:
         first = collector.collect()
         assert list(first.parts["disk"]) == ["/a", "/c"]  # type: ignore[call-overload]
         assert (first.ok, first.error) == (False, "/b: no answer")
-        started = time.monotonic()
         for _ in range(5):
             assert collector.collect().error == "/b: no answer"
-        assert time.monotonic() - started < 0.2  # known to hang: not waited for again
-        assert asked.count("/b") == 1
+        assert asked.count("/b") == 1  # known to hang: not asked again
     finally:
         answer.set()
     until = time.monotonic() + 5
