@@ -16,11 +16,13 @@ PARTS = {
     "make": "Debian's package make",
     "git": "Debian's package git",
     "systemd-analyze": "Debian's package systemd",
+    "slurmctld": "tests/slurm-lab/install.sh",
 }
 """Programs that a package brings: with CI=true a missing one is a failure."""
 
 FORBIDDEN = {
     "a GPU": lambda: Path("/dev/nvidiactl").exists(),
+    "root": lambda: os.geteuid() == 0,
 }
 """What a machine has or has not, whatever is installed: tests of it are skipped and named."""
 
