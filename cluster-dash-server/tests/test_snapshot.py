@@ -76,10 +76,24 @@ def test_brackets_inside_of_strings_are_no_nesting() -> None:
     assert decode(json.dumps({"a": "[" * 100, "b": '\\"{' * 50}).encode()).snapshot["a"] == "[" * 100
 
 
-def test_nesting_of_32_levels_is_taken_and_33_are_not() -> None:
-    decode(b'{"a":' * 32 + b"1" + b"}" * 32)
-    with pytest.raises(SnapshotError):
-        decode(b'{"a":' * 33 + b"1" + b"}" * 33)
+@pytest.mark.parametrize("engine", ["orjson", "json"])
+@pytest.mark.parametrize(("opening", "closing"), [(b'{"a":', b"}"), (b"[", b"]")], ids=["objects", "arrays"])
+def test_nesting_of_32_levels_is_taken_and_33_are_not(
+    engine: str, opening: bytes, closing: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if engine == "json":
+        monkeypatch.setattr(module, "loads", module._loads_reference)
+        monkeypatch.setattr(module, "dumps", module._dumps_reference)
+    decode(b'{"b":1,"a":' + opening * 31 + b"1" + closing * 31 + b"}")
+    for more in (1, 200, 221, 222, 223, 300, 990, 1100, 100_000):
+        with pytest.raises(SnapshotError, match="nested deeper than 32 levels"):
+            decode(b'{"b":1,"a":' + opening * (31 + more) + b"1" + closing * (31 + more) + b"}")
+
+
+def test_a_deep_secret_is_refused_like_all_that_is_deep() -> None:
+    for depth in (40, 900, 1000, 2000):
+        with pytest.raises(SnapshotError, match="nested deeper"):
+            decode(b'{"auth_code":' + b"[" * depth + b"]" * depth + b',"a":1,"a":2}')
 
 
 def test_a_key_that_returns_deeper_down_is_not_given_twice(example: Snapshot) -> None:
@@ -88,6 +102,13 @@ def test_a_key_that_returns_deeper_down_is_not_given_twice(example: Snapshot) ->
     secret = example.pop("auth_code")
     decoded = decode(json.dumps({"auth_code": secret, **example}).encode())
     assert (decoded.snapshot, decoded.auth_code, json.loads(decoded.compact)) == (example, secret, example)
+
+
+@pytest.mark.parametrize("secret", [b"", b',"auth_code":"x:y"'], ids=["no secret", "a secret"])
+def test_a_key_given_twice_is_seen_however_long_the_numbers_beside_it_become(secret: bytes) -> None:
+    twice = b'{"a":"' + b"x" * 7 + b'","n":1e9,"m":1e9,"a":"x"' + secret + b"}"
+    with pytest.raises(SnapshotError, match="a: given twice"):
+        decode(twice)
 
 
 @pytest.mark.parametrize("secret", ["a:b", "", None, 5, [1], {"a": {"b": 1}}, "é", "\\"])
