@@ -16,6 +16,10 @@ PARTS = {
     "make": "Debian's package make",
     "git": "Debian's package git",
     "systemd-analyze": "Debian's package systemd",
+    "prometheus": "Debian's package prometheus",
+    "promtool": "Debian's package prometheus",
+    "nginx": "Debian's package nginx-light",
+    "caddy": "Debian's package caddy",
     "slurmctld": "tests/slurm-lab/install.sh",
 }
 """Programs that a package brings: with CI=true a missing one is a failure."""
