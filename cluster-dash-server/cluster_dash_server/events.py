@@ -6,12 +6,12 @@ An event is kept once however often its snapshot is posted, and two equal ones i
 import threading
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from cluster_dash_server.cluster import HostView, KnownGpu, KnownHost, another_machine, slot
 from cluster_dash_server.snapshot import Json, Seen, printable
 from cluster_dash_server.states import Thresholds, silence, silence_after
+from cluster_dash_server.store import Event, KeptEvent
 
 PER_HOST = 1_000
 IN_ALL = 50_000
@@ -27,25 +27,6 @@ SPELL_SECONDS = 300
 """Throttling that begins anew within so long has not ended: a card at its limit comes and goes every few seconds."""
 HARMFUL_THROTTLES = frozenset(("hw_slowdown", "hw_thermal_slowdown", "hw_power_brake_slowdown", "sw_thermal_slowdown"))
 """Reasons to run slower that somebody must see to; at its power limit a busy card is all day."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Event:
-    """One thing that happened.
-
-    Attributes:
-        at: Unix s, by the server's clock as far as that is known.
-        gpu: the index of the GPU, or what the mole calls it; None: the host itself.
-        kind: a word such as `xid`, `gpu_lost`, `host_silent`.
-        code: what the driver calls it: the number of an Xid, the reasons of a slowdown.
-    """
-
-    at: float
-    host: str
-    gpu: int | str | None
-    kind: str
-    code: int | str | None
-    text: str
 
 
 # -------------------------------------------------------------------------------------- what a snapshot itself says
@@ -218,14 +199,6 @@ def _span(seconds: float) -> str:
 # -------------------------------------------------------------------------------------------------------- the log
 
 
-class _Kept(NamedTuple):
-    event: Event
-    told: bool
-    """Whether a mole told it; else the server saw it."""
-    source: tuple[str, int] | None
-    """The snapshot that carried it, by boot_id and seq; None where it has no identity."""
-
-
 class EventLog:
     """The newest events of each host. Thread-safe; a witness of `Cluster`.
 
@@ -239,7 +212,7 @@ class EventLog:
         self._thresholds = thresholds
         self._per_host = per_host
         self._in_all = in_all
-        self._kept: dict[str, list[_Kept]] = {}  # by `at`, the oldest first
+        self._kept: dict[str, list[KeptEvent]] = {}  # by `at`, the oldest first
         self._count = 0
         self._lock = threading.Lock()
 
@@ -253,15 +226,15 @@ class EventLog:
             source = None if seen.boot_id is None or seen.seq is None else (seen.boot_id, seen.seq)
             if source is None or all(each.source != source for each in kept):
                 for event in told(seen):
-                    self._keep(kept, _Kept(event, True, source))
+                    self._keep(kept, KeptEvent(event, True, source))
             for event in changed:
-                self._keep(kept, _Kept(event, False, source))
+                self._keep(kept, KeptEvent(event, False, source))
             if not kept:
                 del self._kept[seen.host]
             while self._count > self._in_all:
                 self._make_room()
 
-    def _keep(self, kept: list[_Kept], new: _Kept) -> None:
+    def _keep(self, kept: list[KeptEvent], new: KeptEvent) -> None:
         event = new.event
         same = next(_near(kept, event, SAME_SECONDS, event.kind, told=not new.told), None)
         if same is not None:
@@ -289,7 +262,7 @@ class EventLog:
         if not kept:
             del self._kept[host]
 
-    def _remove(self, kept: list[_Kept], place: int) -> None:
+    def _remove(self, kept: list[KeptEvent], place: int) -> None:
         del kept[place]
         self._count -= 1
 
@@ -317,7 +290,7 @@ class EventLog:
         return found
 
 
-def _near(kept: list[_Kept], event: Event, seconds: float, kind: str, *, told: bool) -> Iterator[int]:
+def _near(kept: list[KeptEvent], event: Event, seconds: float, kind: str, *, told: bool) -> Iterator[int]:
     """Give the places of events of a kind of the same GPU, within so long of an event, the newest first."""
     for place in range(len(kept) - 1, -1, -1):
         other = kept[place]

@@ -5,8 +5,8 @@ from itertools import islice
 from typing import Any, cast
 
 from cluster_dash_server.cluster import GpuView, HostView
-from cluster_dash_server.events import Event
 from cluster_dash_server.states import Thresholds, counts_as_use
+from cluster_dash_server.store import Event
 from cluster_dash_server.summary import sentence_of, standing
 from cluster_dash_server.web import rows, words
 

@@ -10,9 +10,10 @@ from flask import Blueprint, Response, request
 
 from cluster_dash_server import free
 from cluster_dash_server.cluster import Cluster, GpuView
-from cluster_dash_server.events import Event, EventLog, silences
+from cluster_dash_server.events import EventLog, silences
 from cluster_dash_server.hostlist import HostlistError, matcher
 from cluster_dash_server.snapshot import Json, printable
+from cluster_dash_server.store import Event
 from cluster_dash_server.summary import model
 from cluster_dash_server.viewers import needs
 from cluster_dash_server.web import words

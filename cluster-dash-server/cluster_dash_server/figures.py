@@ -1,0 +1,107 @@
+"""What history keeps of a snapshot: pure, from the checked JSON to one row of numbers."""
+
+from array import array
+from collections.abc import Sequence
+from typing import cast
+
+from cluster_dash_server.snapshot import AHEAD_SECONDS, Gpu, GpuEntry, Json, Seen
+from cluster_dash_server.states import Thresholds, memory_in_use
+from cluster_dash_server.store import DOINGS, GPU_METRICS, Figures, GpuId, Holder
+
+SKEW_SECONDS = 60
+"""How far a host's clock may be from ours before its snapshots are dated by ours."""
+NAN = float("nan")
+
+_UNKNOWN, _FREE, _BUSY, _IDLE, _ERROR = map(float, range(len(DOINGS)))
+_OWN = [name for name in GPU_METRICS if name not in ("tx_kib_s", "rx_kib_s", "doing")]
+"""The metrics that stand in a GPU's entry itself; those after `_PCIE` in GPU_METRICS keep their order here."""
+
+
+def figures(snapshot: Json, seen: Seen, thresholds: Thresholds) -> Figures:
+    """Take the figures out of a snapshot that the schema has passed.
+
+    Args:
+        snapshot: as it came, less the secret.
+        seen: the facts that were read out of it.
+        thresholds: what counts as busy and as memory in use.
+    """
+    entries = snapshot["gpu"]
+    rows = [_row(entries[gpu.key], gpu, thresholds) for gpu in seen.gpus]
+    values = [value for column in zip(*rows, strict=True) for value in column]
+    values += _host_row(snapshot, seen)
+    holders, holder_mem = _holders([entries[gpu.key] for gpu in seen.gpus])
+    return Figures(
+        host=seen.host,
+        at=taken_at(snapshot, seen),
+        boot_id=seen.boot_id if seen.seq is not None else None,
+        seq=seen.seq if seen.boot_id is not None else None,
+        oldest_seq=(snapshot.get("spool") or {}).get("oldest_seq"),
+        gpus=tuple([GpuId(gpu.index, gpu.uuid, gpu.name, gpu.total_mem) for gpu in seen.gpus]),
+        values=floats(values),
+        holders=holders,
+        holder_mem=floats(holder_mem),
+    )
+
+
+def taken_at(snapshot: Json, seen: Seen) -> float:
+    """Return when a snapshot was taken, by our clock where its host has told how far its own is from it."""
+    at = seen.timestamp
+    if seen.boot_id is not None and seen.skew_seconds is not None and abs(seen.skew_seconds) > SKEW_SECONDS:
+        ours = snapshot["timestamp"] - seen.skew_seconds
+        at = ours if 0 < ours <= seen.received_at + AHEAD_SECONDS else seen.received_at
+    return round(at, 3)
+
+
+def floats(values: Sequence[float | None]) -> "array[float]":
+    """Return float32 numbers, NaN for None."""
+    try:
+        return array("f", cast(Sequence[float], values))  # None raises TypeError
+    except TypeError:
+        return array("f", [NAN if value is None else value for value in values])
+
+
+def _row(entry: GpuEntry, gpu: Gpu, thresholds: Thresholds) -> list[float | None]:
+    get = entry.get
+    pcie: Json = get("pcie") or {}  # type: ignore[assignment]
+    row: list[float | None] = [get(name, NAN) for name in _OWN]  # type: ignore[misc]
+    row[-1:-1] = pcie.get("tx_kib_s", NAN), pcie.get("rx_kib_s", NAN)
+    row.append(_doing(gpu, thresholds))
+    return row
+
+
+def _doing(gpu: Gpu, thresholds: Thresholds) -> float:
+    """Return what a GPU does, as a place in DOINGS."""
+    if gpu.error is not None:
+        return _ERROR
+    in_use = memory_in_use(gpu, thresholds)
+    if gpu.gpu_util is not None and gpu.gpu_util >= thresholds.busy_percent:
+        return _BUSY
+    if gpu.working or in_use:
+        return _BUSY if gpu.gpu_util is None else _IDLE
+    if gpu.working is None and (in_use is None or gpu.gpu_util is None):
+        return _UNKNOWN
+    return _FREE
+
+
+def _host_row(snapshot: Json, seen: Seen) -> list[float | None]:
+    swap = (snapshot.get("memory") or {}).get("swap") or {}
+    disks = [disk.get("percent_used") for disk in (snapshot.get("disk") or {}).values()]
+    fullest = max([percent for percent in disks if percent is not None], default=None)
+    return [
+        *(seen.cpu_percent, seen.load_avg_1, seen.memory_used_gb, swap.get("used_gb"), fullest),
+        seen.interval_seconds,
+    ]  # HOST_METRICS
+
+
+def _holders(entries: list[GpuEntry]) -> tuple[tuple[Holder, ...], list[float]]:
+    """Return who has which GPU, and their memory (NaN where unknown): processes of one job of a user together."""
+    mem_of: dict[Holder, float] = {}
+    for place, entry in enumerate(entries):
+        for user, processes in (entry.get("users") or {}).items():
+            for process in processes.values():
+                if process.get("type") == "G":
+                    continue  # a desktop that is drawn has nobody's work in it
+                job, mem = process.get("job_id"), process.get("mem")
+                holder = Holder(place, user, None if job is None else str(job))
+                mem_of[holder] = mem_of.get(holder, 0.0) + (NAN if mem is None else mem)
+    return tuple(mem_of), list(mem_of.values())

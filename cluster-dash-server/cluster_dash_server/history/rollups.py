@@ -1,0 +1,354 @@
+"""What rows of one host add up to: pure, and additive, so that any split of the time gives the same sums.
+
+A row holds from the moment it was taken until the next one, or where the next one is late, for one and a half of its
+intervals; so each second of a GPU is counted once.
+"""
+
+import statistics
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import compress, groupby, pairwise
+from operator import mul
+from typing import NamedTuple
+
+from cluster_dash_server.store import DOINGS, GPU_METRICS, HOST_METRICS, Figures, GpuId, Holder, Use
+
+HOUR, DAY = 3600, 86_400
+MOST_INTERVAL_SECONDS = 300.0
+"""For how long a row holds at most where its host does not say its interval: the first agents' default."""
+LIGHT_PERCENT = 30
+"""The kept routes' own rule: below it in memory and in use, a GPU is free."""
+_DOING, _UTIL, _MEM, _POWER = (GPU_METRICS.index(name) for name in ("doing", "gpu_util", "used_mem", "power_w"))
+_BUSY, _IDLE = float(DOINGS.index("busy")), float(DOINGS.index("idle"))
+_INTERVAL = HOST_METRICS.index("interval_seconds") - len(HOST_METRICS)
+
+SHARE = (
+    *("seen", "unknown", "free", "busy", "idle", "error", "light"),
+    *("util", "util_known", "memory_percent", "memory_known", "used_mem", "power_w"),
+)
+"""The columns of a share: GPU-seconds in each state, and figures times the seconds for which they held."""
+_NO_SHARE = (0.0,) * len(SHARE)
+USAGE = ("held", "busy", "idle", "allocated", "util", "seen")
+"""The columns of a usage, in GPU-seconds."""
+
+Share = tuple[float, ...]
+Minutes = dict[tuple[int, str], Share]
+"""Shares by (the start of a minute, model); model '' is all of them."""
+UsageKey = tuple[str, str]
+"""(user, model); user '' is all of them together, each GPU once."""
+
+
+@dataclass(slots=True)
+class Rolled:
+    """What the rows of one host add up to in a stretch of time.
+
+    Attributes:
+        minutes: its share in each minute of the cluster and of its model.
+        usage: USAGE by user and model.
+    """
+
+    minutes: Minutes = field(default_factory=dict)
+    usage: dict[UsageKey, Share] = field(default_factory=dict)
+
+
+class Cover(NamedTuple):
+    """For how long a row holds."""
+
+    begin: float
+    end: float
+
+
+def width(gpus: int) -> int:
+    """Return how many values a row of so many GPUs has."""
+    return len(GPU_METRICS) * gpus + len(HOST_METRICS)
+
+
+def interval_of(rows: Sequence[Figures]) -> float:
+    """Return the usual seconds between rows: what their host says, else what is seen."""
+    said = rows[-1].values[_INTERVAL]
+    if said == said:
+        return float(said)
+    gaps = [second.at - first.at for first, second in pairwise(rows)]
+    return min([statistics.median(gaps), MOST_INTERVAL_SECONDS]) if gaps else MOST_INTERVAL_SECONDS
+
+
+def covers(rows: Sequence[Figures], begin: float, end: float) -> list[Cover]:
+    """Return for how long each row holds within a stretch of time.
+
+    Args:
+        rows: of one host, oldest first, all within the stretch.
+        begin: the start of the stretch; the row before it holds up to here.
+        end: its end; where the next row is known and near, its moment.
+    """
+    interval = interval_of(rows)
+    reach, late = 1.5 * interval, max(60.0, 3 * interval)
+    starts = [row.at for row in rows]
+    if starts[0] - reach < begin:
+        starts[0] = begin
+    ends = [after if after - row.at <= late else row.at + reach for row, after in zip(rows, starts[1:], strict=False)]
+    ends.append(min(end, rows[-1].at + reach))
+    return list(map(Cover, starts, ends))
+
+
+def roll(rows: Sequence[Figures], begin: float, end: float) -> Rolled:
+    """Add up rows of one host, oldest first, within a stretch of time."""
+    rolled = Rolled()
+    held = covers(rows, begin, end)
+    for row, cover in zip(rows, held, strict=True):
+        rates = _rates(row)
+        minute = int(cover.begin // 60) * 60
+        at = cover.begin
+        while at < cover.end:
+            until = min(cover.end, minute + 60)
+            for model, rate in rates:
+                key = (minute, model)
+                seconds = until - at
+                rolled.minutes[key] = tuple(
+                    [sum_ + each * seconds for sum_, each in zip(rolled.minutes.get(key, _NO_SHARE), rate, strict=True)]
+                )
+            at = until
+            minute += 60
+    for first, after in _runs(rows):
+        _add_usage(rolled.usage, rows[first:after], held[first:after])
+    return rolled
+
+
+def _runs(rows: Sequence[Figures]) -> Iterator[tuple[int, int]]:
+    """Give stretches of rows with the same GPUs and holders, as places from and up to."""
+    first = 0
+    for place in range(1, len(rows) + 1):
+        if place == len(rows) or rows[place].holders != rows[first].holders or rows[place].gpus != rows[first].gpus:
+            yield first, place
+            first = place
+
+
+def _by_model(gpus: tuple[GpuId, ...]) -> dict[str, list[int]]:
+    places: dict[str, list[int]] = {}
+    for place, gpu in enumerate(gpus):
+        places.setdefault(gpu.model or "unknown", []).append(place)
+    return places
+
+
+def _rates(row: Figures) -> list[tuple[str, Share]]:
+    """Return what one second of a row adds to each minute's shares, by model and for all."""
+    if not row.gpus:
+        return []
+    models = _by_model(row.gpus)
+    if len(models) == 1:
+        rate = _rate(row, None)
+        return [("", rate), (next(iter(models)), rate)]
+    rates = [(model, _rate(row, places)) for model, places in models.items()]
+    whole = tuple(map(sum, zip(*[rate for _, rate in rates], strict=True)))
+    return [("", whole), *rates]
+
+
+def _rate(row: Figures, places: list[int] | None) -> Share:
+    """Return the SHARE of one second of some GPUs of a row; None: of all."""
+    count = len(row.gpus)
+
+    def column(metric: int) -> Sequence[float]:
+        values = row.values[metric * count : (metric + 1) * count]
+        return values if places is None else [values[place] for place in places]
+
+    totals = [gpu.total_mem or 0.0 for gpu in row.gpus]
+    totals = totals if places is None else [totals[place] for place in places]
+    doing, utils, mems, powers = column(_DOING), column(_UTIL), column(_MEM), column(_POWER)
+    known = [util for util in utils if util == util]
+    percents = [100 * mem / total for mem, total in zip(mems, totals, strict=True) if mem == mem and total > 0]
+    light = sum(
+        util < LIGHT_PERCENT and 100 * mem < LIGHT_PERCENT * total  # a NaN is less than nothing
+        for util, mem, total in zip(utils, mems, totals, strict=True)
+    )
+    return (
+        *(float(len(doing)), *(float(doing.count(code)) for code in map(float, range(len(DOINGS)))), float(light)),
+        *(sum(known), float(len(known)), sum(percents), float(len(percents))),
+        *(_known_sum(mems), _known_sum(powers)),
+    )
+
+
+def _known_sum(values: Iterable[float]) -> float:
+    total = sum(values)
+    return total if total == total else sum(value for value in values if value == value)
+
+
+def _add_usage(usage: dict[UsageKey, Share], rows: Sequence[Figures], held: Sequence[Cover]) -> None:
+    """Add the GPU-seconds of rows with the same GPUs and holders."""
+    gpus = rows[0].gpus
+    seconds = [cover.end - cover.begin for cover in held]
+    whole = sum(seconds)
+    of_place = []
+    for place, gpu in enumerate(gpus):
+        doing = [row.values[_DOING * len(gpus) + place] for row in rows]
+        utils = [row.values[_UTIL * len(gpus) + place] for row in rows]
+        idle, busy = _seconds(doing, _IDLE, seconds, whole), _seconds(doing, _BUSY, seconds, whole)
+        util = sum(map(mul, utils, seconds))
+        if util != util:
+            util = sum(each * second for each, second in zip(utils, seconds, strict=True) if each == each)
+        of_place.append((busy, idle, util / 100))
+        _add(usage, ("", gpu.model or "unknown"), (busy + idle, busy, idle, 0.0, util / 100, whole))
+    for place, user in dict.fromkeys((holder.place, holder.user) for holder in rows[0].holders):
+        busy, idle, util = of_place[place]
+        _add(usage, (user, gpus[place].model or "unknown"), (whole, busy, idle, 0.0, util, whole))
+
+
+def _seconds(doing: list[float], code: float, seconds: list[float], whole: float) -> float:
+    """Return for how many seconds a GPU did one thing."""
+    count = doing.count(code)
+    if count in (0, len(doing)):
+        return whole if count else 0.0
+    return sum(compress(seconds, [each == code for each in doing]))
+
+
+def _add(usage: dict[UsageKey, Share], key: UsageKey, share: Share) -> None:
+    was = usage.get(key)
+    usage[key] = share if was is None else tuple(map(sum, zip(was, share, strict=True)))
+
+
+# ------------------------------------------------------------------------------------------------ who had which GPU
+
+
+class Stretch(NamedTuple):
+    """A holder's time on a GPU within one stretch of rows; two that touch can be joined.
+
+    Attributes:
+        idle_head: for how long it did nothing from the start on; idle_tail: up to the end.
+        util_seconds: utilisation (0 to 1) times seconds, over `util_known` seconds.
+    """
+
+    gpu: int
+    uuid: str | None
+    model: str | None
+    user: str
+    job: str | None
+    from_at: float
+    to_at: float
+    busy: float
+    idle: float
+    idle_head: float
+    idle_tail: float
+    idle_longest: float
+    peak_mem: float | None
+    util_seconds: float
+    util_known: float
+
+
+def stretches(rows: Sequence[Figures], begin: float, end: float) -> list[Stretch]:
+    """Return who had which GPU of a host, oldest first, within a stretch of time."""
+    held = covers(rows, begin, end)
+    found: list[Stretch] = []
+    open_: dict[tuple[GpuId, Holder], Stretch] = {}
+    for first, after in _runs(rows):
+        whole = Cover(held[first].begin, held[after - 1].end)
+        still: dict[tuple[GpuId, Holder], Stretch] = {}
+        for number, holder in enumerate(rows[first].holders):
+            key = (rows[first].gpus[holder.place], holder)
+            new = _stretch(rows[first:after], held[first:after], number, holder, whole)
+            was = open_.pop(key, None)
+            still[key] = new if was is None else join(was, new)
+        found += open_.values()
+        open_ = still
+    found += open_.values()
+    return found
+
+
+def _stretch(rows: Sequence[Figures], held: Sequence[Cover], number: int, holder: Holder, whole: Cover) -> Stretch:
+    gpus = rows[0].gpus
+    gpu = gpus[holder.place]
+    seconds = [cover.end - cover.begin for cover in held]
+    doing = [row.values[_DOING * len(gpus) + holder.place] for row in rows]
+    utils = [row.values[_UTIL * len(gpus) + holder.place] for row in rows]
+    mems = [mem for row in rows if (mem := row.holder_mem[number]) == mem]
+    spans = [
+        (code, sum(second for _, second in group))
+        for code, group in groupby(zip(doing, seconds, strict=True), key=lambda each: each[0])
+    ]
+    idles = [span for code, span in spans if code == _IDLE]
+    known = [(util, second) for util, second in zip(utils, seconds, strict=True) if util == util]
+    return Stretch(
+        gpu=gpu.gpu,
+        uuid=gpu.uuid,
+        model=gpu.model,
+        user=holder.user,
+        job=holder.job,
+        from_at=whole.begin,
+        to_at=whole.end,
+        busy=sum(span for code, span in spans if code == _BUSY),
+        idle=sum(idles),
+        idle_head=spans[0][1] if spans[0][0] == _IDLE else 0.0,
+        idle_tail=spans[-1][1] if spans[-1][0] == _IDLE else 0.0,
+        idle_longest=max(idles, default=0.0),
+        peak_mem=max(mems, default=None),
+        util_seconds=sum(util * second for util, second in known) / 100,
+        util_known=sum(second for _, second in known),
+    )
+
+
+def join(first: Stretch, second: Stretch) -> Stretch:
+    """Join two stretches of one holder on one GPU that touch."""
+    bridge = first.idle_tail + second.idle_head
+    all_idle_first = first.idle_head > 0 and first.idle >= first.to_at - first.from_at - 1e-6
+    all_idle_second = second.idle_tail > 0 and second.idle >= second.to_at - second.from_at - 1e-6
+    mems = [mem for mem in (first.peak_mem, second.peak_mem) if mem is not None]
+    return Stretch(
+        *(first.gpu, first.uuid or second.uuid, first.model or second.model, first.user, first.job),
+        *(first.from_at, second.to_at, first.busy + second.busy, first.idle + second.idle),
+        first.idle_head + second.idle_head if all_idle_first else first.idle_head,
+        first.idle_tail + second.idle_tail if all_idle_second else second.idle_tail,
+        max(first.idle_longest, second.idle_longest, bridge),
+        max(mems, default=None),
+        first.util_seconds + second.util_seconds,
+        first.util_known + second.util_known,
+    )
+
+
+def uses(host: str, found: Iterable[Stretch]) -> list[Use]:
+    """Join the stretches of one host that touch, and word them; a gap of a minute parts two uses.
+
+    Args:
+        host: its name.
+        found: its stretches, in the order of time.
+    """
+    done: list[Stretch] = []
+    open_: dict[tuple[str | int, str, str | None], Stretch] = {}
+    for new in found:
+        key = (new.uuid or new.gpu, new.user, new.job)
+        was = open_.get(key)
+        if was is not None and new.from_at - was.to_at <= 60:
+            open_[key] = join(was, new)
+        else:
+            if was is not None:
+                done.append(was)
+            open_[key] = new
+    done += open_.values()
+    return [
+        Use(
+            host=host,
+            gpu=each.gpu,
+            uuid=each.uuid,
+            model=each.model,
+            user=each.user,
+            job=each.job,
+            from_at=each.from_at,
+            to_at=each.to_at,
+            busy_seconds=each.busy,
+            idle_seconds=each.idle,
+            longest_idle_seconds=each.idle_longest,
+            peak_mem=each.peak_mem,
+            mean_util=100 * each.util_seconds / each.util_known if each.util_known else None,
+        )
+        for each in done
+    ]
+
+
+# ---------------------------------------------------------------------------------------- from shares to what is asked
+
+
+def cluster_figures(share: Share, seconds: float) -> list[float | None]:
+    """Return CLUSTER_METRICS of a share that was gathered over so many seconds."""
+    of = dict(zip(SHARE, share, strict=True))
+    return [
+        *(of[name] / seconds for name in ("seen", "free", "busy", "idle", "error", "unknown", "light")),
+        of["util"] / of["util_known"] if of["util_known"] > 1e-6 else None,
+        of["memory_percent"] / of["memory_known"] if of["memory_known"] > 1e-6 else None,
+        *(of["used_mem"] / seconds, of["power_w"] / seconds),
+    ]
