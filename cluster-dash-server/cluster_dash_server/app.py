@@ -19,6 +19,7 @@ from cluster_dash_server.control import Control, data_folder
 from cluster_dash_server.events import EventLog
 from cluster_dash_server.ingest import Ingest
 from cluster_dash_server.live import Live
+from cluster_dash_server.narrowed import Narrowed
 from cluster_dash_server.settings import ConfigError, Reading, Settings
 from cluster_dash_server.snapshot import checker
 from cluster_dash_server.viewers import scope_of
@@ -121,9 +122,12 @@ def create_app(settings: Settings | None = None, clock: Callable[[], float] = ti
 
     site = pages.Site(name=settings.site.name, version=VERSION, notices=notices)
     posts = post.ways(ingest)
-    looks = api.way(Live(cluster, secrets.token_hex(4)), clock)
+    life = secrets.token_hex(4)
+    live = Live(cluster, life)
+    narrowed = Narrowed(live, life)
+    looks = api.way(live, narrowed, clock)
     app.register_blueprint(post.blueprint(*posts))
-    app.register_blueprint(api.blueprint(cluster, looks, clock, VERSION))
+    app.register_blueprint(api.blueprint(cluster, narrowed, looks, clock, VERSION))
     app.register_blueprint(lists.blueprint(cluster, events, clock))
     app.register_blueprint(pages.blueprint(cluster, events, clock, site))
     app.register_blueprint(charts.blueprint(cluster, clock))

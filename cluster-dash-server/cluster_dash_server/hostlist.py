@@ -104,10 +104,72 @@ def _numbers(ranges: str) -> list[str]:
 def matcher(hosts: str) -> Callable[[str], bool]:
     """Return what says whether a name is meant by a name, a hostlist or a pattern with `*` and `?`.
 
+    Nothing is expanded: a list of a million names takes no more memory than its text.
+
     Raises:
-        HostlistError: see `expand`.
+        HostlistError: a range runs backwards.
     """
-    names = expand(hosts)
-    patterns = [name for name in names if re.search(r"[*?\[]", name)]
-    exactly = {hosts, *names}
-    return lambda host: host in exactly or any(fnmatchcase(host, pattern) for pattern in patterns)
+    exactly, patterns, lists = {hosts}, [], []
+    for part in filter(None, _parts(hosts)):
+        if _RANGES.search(part):
+            lists.append(_pieces(part))
+        elif re.search(r"[*?\[]", part):
+            patterns.append(part)
+        else:
+            exactly.add(part)
+    return lambda host: (
+        host in exactly
+        or any(fnmatchcase(host, pattern) for pattern in patterns)
+        or any(_is_in(host, pieces) for pieces in lists)
+    )
+
+
+_Piece = Callable[[str, set[int]], Iterable[int]]
+"""Says where a piece of a hostlist may end in a name, where the pieces before it may have ended."""
+
+
+def _pieces(part: str) -> list[_Piece]:
+    pieces: list[_Piece] = []
+    for place, piece in enumerate(_RANGES.split(part)):
+        if place % 2:
+            pieces.append(_range_piece(piece))
+        else:
+            pieces += [_any_piece if each == "*" else _text_piece(each) for each in re.findall(r"\*|[^*]+", piece)]
+    return pieces
+
+
+def _any_piece(name: str, begins: set[int]) -> Iterable[int]:
+    return range(min(begins), len(name) + 1)
+
+
+def _text_piece(text: str) -> _Piece:
+    pattern = re.compile("".join("." if each == "?" else re.escape(each) for each in text), re.DOTALL)
+    return lambda name, begins: [begin + len(text) for begin in begins if pattern.match(name, begin)]
+
+
+def _range_piece(text: str) -> _Piece:
+    ranges = []
+    for part in text.split(","):
+        first, _, last = part.partition("-")
+        if int(last or first) < int(first):
+            raise HostlistError(f"[{part}] runs backwards")
+        ranges.append((int(first), int(last or first), len(first)))
+
+    def is_meant(digits: str) -> bool:
+        if not (digits.isascii() and digits.isdigit()):
+            return False
+        number = int(digits)
+        return any(low <= number <= high and digits == str(number).zfill(width) for low, high, width in ranges)
+
+    return lambda name, begins: [
+        end for begin in begins for end in range(begin + 1, min(len(name), begin + 15) + 1) if is_meant(name[begin:end])
+    ]
+
+
+def _is_in(name: str, pieces: list[_Piece]) -> bool:
+    places = {0}
+    for piece in pieces:
+        places = set(piece(name, places))
+        if not places:
+            return False
+    return len(name) in places

@@ -13,10 +13,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from itertools import repeat
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from cluster_dash_server.cluster import Cluster, GpuView, HostView
-from cluster_dash_server.snapshot import dumps
+from cluster_dash_server.snapshot import Json, dumps
 from cluster_dash_server.summary import Tally, model, sentence, tally
 
 Encoding = Literal["zstd", "gzip", "identity"]
@@ -79,6 +79,7 @@ class Row:
         host: one fragment of JSON a column of `hosts`.
         gpus: one fragment a column of `gpus`: the values of all its GPUs, joined by commas.
         gpu_count: how many GPUs it has.
+        view: the host as it stood then, for those who ask for some hosts only.
     """
 
     version: int
@@ -87,6 +88,16 @@ class Row:
     gpus: tuple[bytes, ...]
     gpu_count: int
     tally: Tally
+    view: HostView
+
+
+class Rows(NamedTuple):
+    """All rows at one moment, by name of the host, and what goes for all of them."""
+
+    version: int
+    at: float
+    rows: list[Row]
+    total: Tally
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +121,7 @@ def lay_out(view: HostView, version: int, next_change_at: float | None) -> Row:
         gpus=tuple(fragments[len(HOST_COLUMNS) :]),
         gpu_count=len(view.gpus),
         tally=tally(view),
+        view=view,
     )
 
 
@@ -177,7 +189,7 @@ class Live:
             rows = list(map(self._rows.__getitem__, self._names))
         packed = self._bodies.get((known, encoding))
         if packed is None:
-            packed = self._bodies[known, encoding] = _pack(self._join(known, rows), encoding)
+            packed = self._bodies[known, encoding] = pack(self._join(known, rows), encoding)
             while len(self._bodies) > KEPT_BODIES:
                 self._bodies.popitem(last=False)
         return packed
@@ -187,6 +199,12 @@ class Live:
         with self._lock:
             self._refresh(now)
             return self._text(self._version)
+
+    def rows(self, now: float) -> Rows:
+        """Return all rows as they stand; see `body` for how old they may be."""
+        with self._lock:
+            self._refresh(now)
+            return Rows(self._version, self._at, list(map(self._rows.__getitem__, self._names)), self._total)
 
     def _text(self, version: int) -> str:
         return f"{self._life}-{version}"
@@ -253,17 +271,30 @@ class Live:
         """Join rows to a body: of all hosts (since None), or of those that changed since a version."""
         gone = [] if since is None else [name for name, version in self._gone.items() if version > since]
         head = {"version": self._text(self._version), "at": self._at, "full": since is None, "gone": gone}
-        with_gpus = [(place, row) for place, row in enumerate(rows) if row.gpu_count]
-        gpu_fragments = [row.gpus for _, row in with_gpus]
-        parts = [dumps({**head, "summary": sentence(self._total)})[:-1], b',"hosts":{']
-        for name, column in zip(HOST_COLUMNS, _columns([row.host for row in rows], len(HOST_COLUMNS)), strict=True):
-            parts += [b'"%b":[' % name.encode(), column, b"],"]
-        parts[-1] = b']},"gpus":{"host":['
-        parts.append(b",".join([b",".join(repeat(b"%d" % place, row.gpu_count)) for place, row in with_gpus]))
-        for name, column in zip(GPU_COLUMNS, _columns(gpu_fragments, len(GPU_COLUMNS)), strict=True):
-            parts += [b'],"%b":[' % name.encode(), column]
-        parts.append(b"]}}")
-        return b"".join(parts)
+        return join({**head, "summary": sentence(self._total)}, rows)
+
+
+def join(head: Json, rows: Sequence[Row], matches: Sequence[bytes] | None = None) -> bytes:
+    """Join rows to a body.
+
+    Args:
+        head: what stands in it beside the columns.
+        rows: of which hosts.
+        matches: a fragment a row for one more column of `gpus`; None: no such column.
+    """
+    with_gpus = [(place, row) for place, row in enumerate(rows) if row.gpu_count]
+    gpu_fragments = [row.gpus for _, row in with_gpus]
+    parts = [dumps(head)[:-1], b',"hosts":{']
+    for name, column in zip(HOST_COLUMNS, _columns([row.host for row in rows], len(HOST_COLUMNS)), strict=True):
+        parts += [b'"%b":[' % name.encode(), column, b"],"]
+    parts[-1] = b']},"gpus":{"host":['
+    parts.append(b",".join([b",".join(repeat(b"%d" % place, row.gpu_count)) for place, row in with_gpus]))
+    for name, column in zip(GPU_COLUMNS, _columns(gpu_fragments, len(GPU_COLUMNS)), strict=True):
+        parts += [b'],"%b":[' % name.encode(), column]
+    if matches is not None:
+        parts += [b'],"matches":[', b",".join(filter(None, matches))]
+    parts.append(b"]}}")
+    return b"".join(parts)
 
 
 def _columns(fragments: Sequence[tuple[bytes, ...]], count: int) -> list[bytes]:
@@ -271,7 +302,7 @@ def _columns(fragments: Sequence[tuple[bytes, ...]], count: int) -> list[bytes]:
     return list(map(b",".join, zip(*fragments, strict=True))) or [b""] * count
 
 
-def _pack(plain: bytes, encoding: Encoding) -> bytes:
+def pack(plain: bytes, encoding: Encoding) -> bytes:
     """Compress at the quickest level: gzip 6 is a quarter smaller and takes five times as long."""
     if encoding == "gzip":
         packer = zlib.compressobj(1, wbits=31)

@@ -336,6 +336,7 @@ class Gpu:
     Attributes:
         users: processes by user, None where they could not be read.
         working: processes other than pure graphics ones; None where unknown.
+        jobs: the jobs that its processes belong to.
         read_at: when its figures were read, by the host's clock (Unix s); None: with the snapshot.
     """
 
@@ -352,6 +353,7 @@ class Gpu:
     error: str | None
     users: Mapping[str, int] | None
     working: int | None
+    jobs: tuple[str, ...]
     read_at: float | None
     throttle_reasons: tuple[str, ...]
 
@@ -365,6 +367,7 @@ class Seen:
         interval_seconds: when the host said to expect its next snapshot; None: it does not say.
         skew_seconds: how far the host's clock is ahead of ours; None: it did not send its time.
         gpu_error: why the host could read no GPU at all, in its words.
+        labels: what the host says of itself, by name: `rack` is `r1`.
         ephemeral: the host is one that comes and goes, a pod: it leaves the lists some time after it went down.
         events: what the snapshot says has happened, as on the wire.
         packed: the snapshot as it came, less the secret: JSON, packed. `snapshot` gives it back.
@@ -389,6 +392,7 @@ class Seen:
     mole_version: str | None
     driver_version: str | None
     booted_at: float | None
+    labels: Mapping[str, str]
     ephemeral: bool
     events: tuple[Json, ...]
     packed: bytes
@@ -401,6 +405,7 @@ class Seen:
 
 def _gpu(key: str, entry: GpuEntry) -> Gpu:
     users = entry.get("users")
+    working, jobs = _working(users)
     return Gpu(
         key=key,
         index=int(entry["index"]),
@@ -414,12 +419,28 @@ def _gpu(key: str, entry: GpuEntry) -> Gpu:
         power_w=entry.get("power_w"),
         error=entry.get("error") or None,
         users=None if users is None else {user: len(processes) for user, processes in users.items()},
-        working=None
-        if users is None
-        else sum(process.get("type") != "G" for processes in users.values() for process in processes.values()),
+        working=working,
+        jobs=jobs,
         read_at=entry.get("read_at"),
         throttle_reasons=tuple(entry.get("throttle_reasons") or ()),
     )
+
+
+def _working(users: dict[str, dict[str, GpuProcess]] | None) -> tuple[int | None, tuple[str, ...]]:
+    """Count the processes other than pure graphics ones, and name the jobs, in one round."""
+    if users is None:
+        return None, ()
+    working = 0
+    jobs: list[str] = []
+    for processes in users.values():
+        for process in processes.values():
+            working += process.get("type") != "G"
+            job_id = process.get("job_id")
+            if job_id is not None and job_id != "":
+                job = str(job_id)
+                if job not in jobs:
+                    jobs.append(job)
+    return working, tuple(jobs)
 
 
 def _possible(timestamp: float, received_at: float) -> float:
@@ -467,6 +488,7 @@ def read(
         mole_version=general.get("mole_version"),
         driver_version=general.get("driver_version"),
         booted_at=general.get("boottime"),
+        labels={name: value or "" for name, value in (general.get("labels") or {}).items()},
         ephemeral=general.get("ephemeral") is True,
         events=tuple(snapshot.get("events") or ()),
         packed=pack(dumps(snapshot) if compact is None else compact),

@@ -90,3 +90,29 @@ def test_hosts_are_meant_by_name_list_or_pattern() -> None:
     assert [name for name in ("gpu1", "gpu01", "login") if matcher("gpu?,log*")(name)] == ["gpu1", "login"]
     assert matcher("odd [1], name")("odd [1], name")
     assert not matcher("")("gpu01")
+    assert [name for name in ("gpu1-a", "gpu02-b", "gpu2") if matcher("gpu[1-2]-*")(name)] == ["gpu1-a"]
+    assert [name for name in ("n11", "n12", "n13", "n111") if matcher("n[1-2][1-2]")(name)] == ["n11", "n12"]
+
+
+part = st.one_of(
+    host_names, st.from_regex(r"[a-c]{0,2}(\[[0-9]{1,2}(-[0-9]{1,3})?(,[0-9]{1,2})?\][a-c]?){1,2}", fullmatch=True)
+)
+
+
+@given(st.lists(part, min_size=1, max_size=3).map(",".join), st.data())
+def test_the_names_that_a_list_stands_for_are_those_it_means(hostlist: str, data: st.DataObject) -> None:
+    try:
+        names = expand(hostlist)
+    except HostlistError:
+        return
+    meant = matcher(hostlist)
+    if names:
+        assert meant(data.draw(st.sampled_from(names)))
+    other = data.draw(st.from_regex(r"[a-c]{0,2}[0-9]{1,3}[a-c]?[0-9]{0,3}", fullmatch=True))
+    assert meant(other) == (other in names)
+
+
+def test_a_list_of_a_billion_names_is_asked_without_making_them() -> None:
+    meant = matcher("gpu[1-999999999]n[1-999999999]")
+    assert meant("gpu17n4")
+    assert not meant("gpu17n0")

@@ -27,7 +27,7 @@ def make() -> Callable[..., Gpu]:
         known: dict[str, Any] = {
             **{"key": "0_H100_000000", "index": 0, "name": "NVIDIA H100", "uuid": "GPU-0", "pci_bus_id": None},
             **{"total_mem": 80_000.0, "used_mem": 3.0, "gpu_util": 0.0, "temperature_c": None, "power_w": None},
-            **{"error": None, "users": {}, "working": 0, "read_at": None, "throttle_reasons": ()},
+            **{"error": None, "users": {}, "working": 0, "jobs": (), "read_at": None, "throttle_reasons": ()},
         }
         return Gpu(**{**known, **fields})
 

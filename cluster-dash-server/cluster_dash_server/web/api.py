@@ -9,7 +9,8 @@ from flask import Blueprint, Response, request
 from werkzeug.http import parse_etags
 
 from cluster_dash_server.cluster import Cluster, GpuView, HostView
-from cluster_dash_server.live import Live, choose_encoding
+from cluster_dash_server.live import Body, Live, choose_encoding
+from cluster_dash_server.narrowed import Narrowed
 from cluster_dash_server.snapshot import Json, dumps, printable, schema_text
 from cluster_dash_server.viewers import needs
 from cluster_dash_server.web.edge import Reply, Way
@@ -37,27 +38,33 @@ def failure(status: int, text: str) -> Response:
     return json_response({"success": False, "msg": text}, status)
 
 
-def way(live: Live, clock: Callable[[], float]) -> Way:
+def way(live: Live, narrowed: Narrowed, clock: Callable[[], float]) -> Way:
     """Build the way to the live view, which is answered in front of Flask."""
 
     def answer(environ: "WSGIEnvironment") -> Reply:
         encoding = choose_encoding(environ.get("HTTP_ACCEPT_ENCODING"))
-        since = parse_qs(environ.get("QUERY_STRING", "")).get("since", [""])[0]
-        body = live.body(clock(), since, encoding)
-        headers = [
-            *(("Content-Type", "application/json"), ("ETag", f'"{body.version}"')),
-            *(("Cache-Control", "no-cache"), ("Vary", "Accept-Encoding")),
-        ]
-        if body.version in parse_etags(environ.get("HTTP_IF_NONE_MATCH")):
-            return Reply(b"", "304 Not Modified", headers)
-        if encoding != "identity":
-            headers.append(("Content-Encoding", encoding))
-        return Reply(body.content, "200 OK", headers)
+        query = parse_qs(environ.get("QUERY_STRING", ""))
+        since, q = query.get("since", [""])[0], query.get("q", [""])[0].strip()
+        body = narrowed.body(clock(), q, since, encoding) if q else live.body(clock(), since, encoding)
+        return _reply(body, environ)
 
     return Way("GET", "/api/v1/cluster", "state:read", answer)
 
 
-def blueprint(cluster: Cluster, looks: Way, clock: Callable[[], float], version: str) -> Blueprint:
+def _reply(body: Body, environ: "WSGIEnvironment") -> Reply:
+    """Answer with a body that is ready, or by 304 who has it."""
+    headers = [
+        *(("Content-Type", "application/json"), ("ETag", f'"{body.version}"')),
+        *(("Cache-Control", "no-cache"), ("Vary", "Accept-Encoding")),
+    ]
+    if body.version in parse_etags(environ.get("HTTP_IF_NONE_MATCH")):
+        return Reply(b"", "304 Not Modified", headers)
+    if body.encoding != "identity":
+        headers.append(("Content-Encoding", body.encoding))
+    return Reply(body.content, "200 OK", headers)
+
+
+def blueprint(cluster: Cluster, narrowed: Narrowed, looks: Way, clock: Callable[[], float], version: str) -> Blueprint:
     """Build the routes."""
     api = Blueprint("api", __name__)
 
@@ -111,6 +118,13 @@ def blueprint(cluster: Cluster, looks: Way, clock: Callable[[], float], version:
     @needs("state:read")
     def live_cluster() -> Response:
         return Response(*looks.answer(request.environ))
+
+    @api.get("/api/v1/facets")
+    @needs("state:read")
+    def filter_facets() -> Response:
+        encoding = choose_encoding(request.headers.get("Accept-Encoding"))
+        body = narrowed.facets(clock(), request.args.get("q", "").strip(), encoding)
+        return Response(*_reply(body, request.environ))
 
     @api.get("/api/v1/hosts/<host>")
     @needs("state:read")
