@@ -16,7 +16,7 @@ from cluster_dash_mole import __version__, collectors, pick
 from cluster_dash_mole.collectors.gpu import GpuCollector
 from cluster_dash_mole.config import Config, ConfigError, load
 from cluster_dash_mole.host import HostPast, SnapshotCounter, read_host, state_folder
-from cluster_dash_mole.mole import Lane, Mole, Row, Sender, SendError, SystemClock
+from cluster_dash_mole.mole import Collector, Lane, Mole, Row, Sender, SendError, SystemClock
 from cluster_dash_mole.notify import ServiceManager
 from cluster_dash_mole.senders import GoogleSheetsSender, HttpSender, StdoutSender
 from cluster_dash_mole.snapshot import clean
@@ -196,7 +196,8 @@ def _run(config: Config) -> int:
         Lane(sender, interval=interval, min_interval=min_interval, clock=clock)
         for sender, min_interval in _senders(config, os.environ)
     ]
-    readers = collectors.build(interval=interval, clock=clock)  # before the lanes start: it forks
+    # before the lanes start: it forks
+    readers = collectors.build(interval=interval, clock=clock, slurm=_slurm(config, at_once=False))
     folder, boot_id = state_folder(os.environ, host.hostname), host.boot_id or ""
     counter = SnapshotCounter(folder, boot_id=boot_id, now=clock.now())
     mole = Mole(
@@ -238,7 +239,11 @@ def _doctor(path: Path | None) -> int:
         host=read_host(),
         config=config,
         senders=senders,
-        kinds=collectors.build(interval=ONE_SHOT_INTERVAL, clock=SystemClock()),
+        kinds=collectors.build(
+            interval=ONE_SHOT_INTERVAL,
+            clock=SystemClock(),
+            slurm=None if isinstance(config, ConfigError) else _slurm(config, at_once=True),
+        ),
         environ=os.environ,
     ):
         findings.append(finding)
@@ -273,7 +278,7 @@ def _one_shot(config: Config) -> Mole:
     clock = SystemClock()
     mole = Mole(
         host=read_host(),
-        collectors=collectors.build(interval=ONE_SHOT_INTERVAL, clock=clock),
+        collectors=collectors.build(interval=ONE_SHOT_INTERVAL, clock=clock, slurm=_slurm(config, at_once=True)),
         lanes=[],
         interval=ONE_SHOT_INTERVAL,
         clock=clock,
@@ -281,6 +286,16 @@ def _one_shot(config: Config) -> Mole:
     )
     clock.sleep(ONE_SHOT_CPU_SECONDS)
     return mole
+
+
+def _slurm(config: Config, *, at_once: bool) -> Callable[[], Collector] | None:
+    """Return what makes the collector for Slurm, None where this mole does not ask it."""
+    settings = config.slurm
+    if not settings.use:
+        return None
+    return collectors.slurm(
+        clock=SystemClock(), interval=settings.interval_in_secs, folder=settings.bin_folder, at_once=at_once
+    )
 
 
 def _senders(config: Config, environ: Mapping[str, str]) -> list[tuple[Sender, float]]:

@@ -67,6 +67,17 @@ class StdoutSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SlurmSettings:
+    """[Slurm]: asks Slurm for the whole cluster; on for one mole of it."""
+
+    use: bool = _setting(False, "whether this mole asks Slurm: one of the cluster does, on a head or login node")
+    interval_in_secs: float = _setting(
+        60.0, "seconds between two rounds of questions; longer by itself where Slurm is slow", minimum=5, maximum=3600
+    )
+    bin_folder: str = _setting("", "the folder of Slurm's commands, where PATH does not have it")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
     """All settings. `labels` ([Labels]) are free words about this host; `source` is the file they came from."""
 
@@ -75,6 +86,7 @@ class Config:
     json_sender: JsonSenderSettings
     google_sheets: GoogleSheetsSettings
     stdout: StdoutSettings
+    slurm: SlurmSettings
     labels: Mapping[str, str]
 
 
@@ -83,6 +95,7 @@ SECTIONS: dict[str, type] = {
     "Json_Sender_Logger": JsonSenderSettings,
     "Google_Sheets_Logger": GoogleSheetsSettings,
     "StdOut_Logger": StdoutSettings,
+    "Slurm": SlurmSettings,
 }
 LABELS = "Labels"
 
@@ -111,6 +124,7 @@ def load(path: Path | None, environ: Mapping[str, str], *, folder: Path | None =
         json_sender=_with_secret(json_sender, found),
         google_sheets=_checked(_section(GoogleSheetsSettings, "Google_Sheets_Logger", document, found), found),
         stdout=_section(StdoutSettings, "StdOut_Logger", document, found),
+        slurm=_section(SlurmSettings, "Slurm", document, found),
         labels=_labels(document.get(LABELS, {}), found),
     )
 

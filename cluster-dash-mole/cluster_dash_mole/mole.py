@@ -45,6 +45,7 @@ class Reading:
     """What a collector read: `parts` are top-level members of the snapshot, `general` members of its part `general`.
 
     `ok` is False where the subject could not be read as it should; `error` says why, or remarks on what worked.
+    A part of `once` stands in each snapshot until the first lane has done with one that holds it, as events do.
     """
 
     parts: Mapping[str, object] = field(default_factory=dict)
@@ -52,6 +53,7 @@ class Reading:
     ok: bool = True
     error: str | None = None
     events: Sequence[Event] = ()  # what happened since the last reading
+    once: Mapping[str, object] = field(default_factory=dict)  # parts that are told once, not in each snapshot
 
 
 class Collector(Protocol):
@@ -245,6 +247,7 @@ class Mole:
         self._labels = labels or {}
         self._past = past
         self._events: list[dict[str, object]] = []
+        self._once: dict[str, object] = {}
         self._alive = alive
         self._alive_seconds = alive_seconds
         self._failing: dict[str, str | None] = {}
@@ -293,6 +296,7 @@ class Mole:
             general |= reading.general
             parts |= reading.parts
             events += reading.events
+            self._once |= reading.once
             outcome = Outcome(ok=reading.ok, seconds=seconds, error=clean(reading.error) if reading.error else None)
             self._say(collector.name, outcome)
             outcomes[collector.name] = outcome
@@ -303,6 +307,7 @@ class Mole:
             events += self._past.changes(general, now)
         if pending := self._pending(events):
             parts["events"] = pending
+        parts |= self._untold()
         for lane in self._lanes:
             if lane.outcome:
                 outcomes[f"send_{lane.name}"] = lane.outcome
@@ -328,6 +333,13 @@ class Mole:
             self._events = []
         self._events = [*self._events, *map(asdict, events)][-self.EVENTS_KEPT :]
         return list(self._events)
+
+    def _untold(self) -> dict[str, object]:
+        """Return the parts to be told once that the first lane has not done with yet."""
+        finished = self._lanes[0].finished if self._lanes else None
+        if finished:
+            self._once = {name: part for name, part in self._once.items() if finished.parts.get(name) is not part}
+        return self._once
 
     def _say(self, name: str, outcome: Outcome) -> None:
         """Log what changed: a collector that begins to fail, fails otherwise, or works again."""

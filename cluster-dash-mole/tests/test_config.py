@@ -82,7 +82,7 @@ def test_the_files_we_ship_load_and_say_five_seconds(name: str, tmp_path: Path) 
             "config.toml: Poll_Settings.poll_intervall_in_sec: unknown key, did you mean poll_interval_in_secs?",
         ),
         ("[PollSettings]", "config.toml: unknown section [PollSettings], did you mean Poll_Settings?"),
-        ("[Slurm]\nuse = true", "config.toml: unknown section [Slurm], did you mean StdOut_Logger?"),
+        ("[Slrum]\nuse = true", "config.toml: unknown section [Slrum], did you mean Slurm?"),
         ("Labels = 5", "config.toml: Labels: got 5, expected a section [Labels]"),
         ("[Labels]\nrack = 5", "config.toml: Labels.rack: got 5, expected text of at most 256 characters"),
         (
