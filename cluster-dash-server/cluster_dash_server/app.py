@@ -97,7 +97,7 @@ def create_app(settings: Settings | None = None, clock: Callable[[], float] = ti
     is_loaded_by_others = settings is None  # flask, waitress-serve: nobody tells the application that it serves
     settings = load_settings() if settings is None else settings
     events = EventLog(settings.states)
-    cluster = Cluster(settings.states, settings.limits.max_hosts, events.witness)
+    cluster = Cluster(settings.states, settings.limits.max_hosts, events.witness, settings.limits.kept_bytes)
     passcode = Passcode(settings.ingest.passcode)
     ingest = Ingest(cluster=cluster, passcode=passcode, check=checker(), limits=settings.limits, clock=clock)
     control = Control(data_folder(settings.server.data, os.environ), cluster, events, clock)

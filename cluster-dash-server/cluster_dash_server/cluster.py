@@ -186,15 +186,24 @@ class Cluster:
     Args:
         thresholds: when a GPU counts as stale, down, held, busy.
         max_hosts: how many hosts it holds; a snapshot of one more is refused (429).
+        kept_bytes: how much their packed snapshots may take together; one that would need more is refused (429).
         witness: is told of each snapshot that was taken, under the lock: it must not call back.
     """
 
-    def __init__(self, thresholds: Thresholds, max_hosts: int = 10_000, witness: Witness = lambda *_: None) -> None:
+    def __init__(
+        self,
+        thresholds: Thresholds,
+        max_hosts: int = 10_000,
+        witness: Witness = lambda *_: None,
+        kept_bytes: int = 2**28,
+    ) -> None:
         self.thresholds = thresholds
         self.forgets = 0
         self._witness = witness
         self._swept_at = float("-inf")
         self._max_hosts = max_hosts
+        self._most_kept_bytes = kept_bytes
+        self._kept_bytes = 0
         self._hosts: dict[str, KnownHost] = {}
         self._changes = 0
         self._lock = threading.Lock()
@@ -236,6 +245,7 @@ class Cluster:
                         self._witness(seen, before, None)
                         return True
                 gaps = (*before.gaps[-1:], max(0.0, seen.received_at - last.received_at))
+            self._keep(seen, before)
             self._changes += 1
             interval_seconds = seen.interval_seconds or max(gaps, default=DEFAULT_INTERVAL_SECONDS)
             gpus = () if before is None else self._remembered(before, seen)
@@ -248,6 +258,15 @@ class Cluster:
             )
             self._witness(seen, before, after)
             return True
+
+    def _keep(self, seen: Seen, before: KnownHost | None) -> None:
+        """Count what is kept; one host may not fill the memory with fields that nobody knows."""
+        more = len(seen.packed) - (0 if before is None else len(before.seen.packed))
+        if more > 0 and self._kept_bytes + more > self._most_kept_bytes:
+            raise Refused(
+                429, f"body: the newest snapshots take {self._most_kept_bytes} bytes already: [limits] kept_bytes"
+            )
+        self._kept_bytes += more
 
     def _remembered(self, before: KnownHost, seen: Seen) -> tuple[KnownGpu, ...]:
         """Return what of a host's GPUs still holds when it posts again."""
@@ -273,7 +292,9 @@ class Cluster:
         """Forget hosts and all that is known of them; one that posts again is a new one."""
         with self._lock:
             for name in names:
-                if self._hosts.pop(name, None) is not None:
+                known = self._hosts.pop(name, None)
+                if known is not None:
+                    self._kept_bytes -= len(known.seen.packed)
                     self.forgets += 1
 
     def forget_gpu(self, name: str, uuid: str) -> bool:
@@ -306,6 +327,7 @@ class Cluster:
             return
         self._swept_at = now
         self._hosts = {name: known for name, known in self._hosts.items() if not self._has_departed(known, now)}
+        self._kept_bytes = sum(len(known.seen.packed) for known in self._hosts.values())
 
     def host(self, name: str, now: float) -> HostView | None:
         """Return one host as it stands at `now`, None where it is not known."""

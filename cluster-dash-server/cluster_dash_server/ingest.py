@@ -37,6 +37,10 @@ class Limits:
         default=8 * 2**20, metadata={"help": "size of a snapshot when inflated", "minimum": 1024}
     )
     batch_bytes: int = field(default=4 * 2**20, metadata={"help": "size of a batch when inflated", "minimum": 1024})
+    kept_bytes: int = field(
+        default=2**28,
+        metadata={"help": "the newest snapshots of all hosts, packed; one more is answered 429", "minimum": 2**20},
+    )
     batch_lines: int = field(default=100, metadata={"help": "snapshots in a batch", "minimum": 1})
 
 

@@ -1,5 +1,6 @@
 """The live view: newest wins, nothing is forgotten."""
 
+import random
 from collections.abc import Callable
 from typing import Any
 
@@ -139,6 +140,22 @@ def test_there_is_room_for_so_many_hosts_and_known_ones_always_have_theirs(
     assert refusal.value.status == 429
     cluster.offer(make_seen("a"))
     assert [host.host for host in cluster.hosts(NOW)] == ["a", "b", "c"]
+
+
+def test_one_host_cannot_fill_the_memory_and_those_that_are_known_go_on(make_seen: MakeSeen) -> None:
+    junk = random.Random(1).randbytes(2000).hex()
+    size, more = len(make_seen("a").packed), len(make_seen("a", junk=junk).packed)
+    cluster = Cluster(Thresholds(), kept_bytes=2 * size + more)
+    for name in ("a", "b"):
+        cluster.offer(make_seen(name))
+    cluster.offer(make_seen("junk", junk=junk))
+    with pytest.raises(Refused, match="kept_bytes") as refusal:
+        cluster.offer(make_seen("b", junk=junk))
+    assert refusal.value.status == 429
+    cluster.offer(make_seen("b", received_at=NOW + 5))
+    cluster.forget(["junk"])
+    cluster.offer(make_seen("b", junk=junk, received_at=NOW + 10))
+    assert len(cluster) == 2
 
 
 def test_an_unknown_host_is_none(cluster: Cluster) -> None:
