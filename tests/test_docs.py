@@ -134,12 +134,9 @@ def test_every_command_of_the_commands_page_exists_and_no_other(program: str) ->
     helped = subprocess.run([BIN / program, "--help"], capture_output=True, text=True, check=True).stdout
     commands = set(re.findall(r"^    (\w[\w-]*)(?: {2,}|$)", helped, re.MULTILINE))
     assert commands == set(re.findall(rf"^\| `{program} ([a-z][\w-]*)", page, re.MULTILINE))
-    for option in set(re.findall(rf"^\| `{program} (?:\w+ )?.*?(--[a-z-]+)", page, re.MULTILINE)):
-        listed = "".join(
-            subprocess.run([BIN / program, *command, "--help"], capture_output=True, text=True, check=True).stdout
-            for command in ([], *([name] for name in commands))
-        )
-        assert option in listed
+    for words, option in set(re.findall(rf"^\| `{program} ((?:[a-z][\w-]* )*).*?(--[a-z-]+)", page, re.MULTILINE)):
+        command = [BIN / program, *words.split(), "--help"]
+        assert option in subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
 def test_the_project_names_no_path_of_a_machine_and_no_registry() -> None:

@@ -13,7 +13,7 @@ from werkzeug.exceptions import HTTPException
 
 from cluster_dash_server import __version__
 from cluster_dash_server import settings as settings_of_site
-from cluster_dash_server.auth import Passcode, names_loopback
+from cluster_dash_server.auth import Auth, Limiter, Passcode, Proxies, names_loopback
 from cluster_dash_server.cluster import Cluster
 from cluster_dash_server.control import Control, data_folder
 from cluster_dash_server.events import EventLog
@@ -22,6 +22,7 @@ from cluster_dash_server.live import Live
 from cluster_dash_server.narrowed import Narrowed
 from cluster_dash_server.settings import ConfigError, Reading, Settings
 from cluster_dash_server.snapshot import checker
+from cluster_dash_server.tokens import TokenError, TokenFile, Tokens
 from cluster_dash_server.viewers import scope_of
 from cluster_dash_server.web import api, charts, edge, lists, pages, post, waitress_limits
 
@@ -99,8 +100,18 @@ def create_app(settings: Settings | None = None, clock: Callable[[], float] = ti
     events = EventLog(settings.states)
     cluster = Cluster(settings.states, settings.limits.max_hosts, events.witness, settings.limits.kept_bytes)
     passcode = Passcode(settings.ingest.passcode)
-    ingest = Ingest(cluster=cluster, passcode=passcode, check=checker(), limits=settings.limits, clock=clock)
-    control = Control(data_folder(settings.server.data, os.environ), cluster, events, clock)
+    folder = data_folder(settings.server.data, os.environ)
+    tokens = _tokens(folder, clock)
+    auth = Auth(
+        passcode,
+        tokens,
+        proxies=Proxies(settings.server.trusted_proxies),
+        limiter=Limiter(settings.limits.failures_per_minute),
+        requires_tokens=settings.ingest.require_tokens,
+        allows_plaintext=settings.ingest.allow_plaintext_tokens,
+    )
+    ingest = Ingest(cluster=cluster, auth=auth, check=checker(), limits=settings.limits, clock=clock)
+    control = Control(folder, cluster, events, clock, tokens)
     app = Flask(__name__, static_folder=None)
     app.url_map.merge_slashes = False  # its redirect names the Host header, which anybody can forge
     app.extensions["control"] = control
@@ -127,6 +138,7 @@ def create_app(settings: Settings | None = None, clock: Callable[[], float] = ti
     narrowed = Narrowed(live, life)
     looks = api.way(live, narrowed, clock)
     app.register_blueprint(post.blueprint(*posts))
+    app.register_blueprint(post.enrolment(auth, clock))
     app.register_blueprint(api.blueprint(cluster, narrowed, looks, clock, VERSION))
     app.register_blueprint(lists.blueprint(cluster, events, clock))
     app.register_blueprint(pages.blueprint(cluster, events, clock, site))
@@ -171,6 +183,16 @@ def create_app(settings: Settings | None = None, clock: Callable[[], float] = ti
         app.wsgi_app = _started_by_a_request(app.wsgi_app, control)  # type: ignore[method-assign]
     waitress_limits.apply(settings.limits.body_bytes)
     return app
+
+
+def _tokens(folder: Path, clock: Callable[[], float]) -> Tokens:
+    """Read the tokens of a data folder."""
+    tokens = Tokens(TokenFile(folder), clock)
+    try:
+        tokens.load()
+    except TokenError as error:
+        raise ConfigError(str(error)) from None
+    return tokens
 
 
 def _started_by_a_request(serve: Callable[..., Any], control: Control) -> Callable[..., Any]:

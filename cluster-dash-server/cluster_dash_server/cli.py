@@ -5,12 +5,11 @@ import dataclasses
 import io
 import logging
 import os
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from cluster_dash_server import app, check_config, control, doctor, logs, notify, serving
+from cluster_dash_server import app, check_config, control, doctor, logs, notify, serving, token_command
 from cluster_dash_server.settings import ConfigError
 from cluster_dash_server.snapshot import printable
 
@@ -74,20 +73,24 @@ def _parser() -> argparse.ArgumentParser:
         "hosts", metavar="HOST", help="a name, a hostlist such as gpu[01-03], or a pattern with * and ?"
     )
     command.add_argument(
-        "--silent-for", type=_seconds, metavar="SPAN", help="only hosts that have been silent for so long: 90s 12h 7d"
+        "--silent-for",
+        type=token_command.seconds,
+        metavar="SPAN",
+        help="only hosts that have been silent for so long: 90s 12h 7d",
     )
     command.add_argument("--gpu", metavar="UUID", help="forget this missing GPU of theirs only")
     command.add_argument("--data", metavar="DIR", help=DATA_HELP)
     command.set_defaults(run=forget)
+    kept = argparse.ArgumentParser(add_help=False, parents=[configured])
+    kept.add_argument("--data", metavar="DIR", help=DATA_HELP)
+    command = commands.add_parser(
+        "token",
+        help="make, list, rotate and revoke tokens: secrets of one host each",
+        description="Make, list, rotate and revoke tokens, by the running server, else in its data folder.",
+    )
+    token_command.add_arguments(command, [kept])
+    command.set_defaults(run=token)
     return parser
-
-
-def _seconds(text: str) -> float:
-    """Read a span such as `7d`."""
-    match = re.fullmatch(r"([0-9]{1,9})([smhdw])", text)
-    if match is None:
-        raise argparse.ArgumentTypeError(f"got {text!r}, expected a number and a unit, such as 90s, 12h or 7d")
-    return int(match[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}[match[2]]
 
 
 def serve(options: argparse.Namespace) -> int:
@@ -160,6 +163,29 @@ def forget(options: argparse.Namespace) -> int:
     what = "no such host is known" if options.gpu is None else "no such GPU is missing on such a host"
     log.error("%s: %s", options.hosts, what if options.silent_for is None else f"{what} that is silent for so long")
     return EXIT_PROBLEM
+
+
+def token(options: argparse.Namespace) -> int:
+    """Make, list, rotate or revoke tokens.
+
+    Raises:
+        ConfigError: a setting that cannot be used.
+    """
+    wish = token_command.wish_of(options)
+    if "error" in wish:
+        log.error("%s", wish["error"])
+        return EXIT_USAGE
+    data = options.data or app.load_settings(options.config).server.data
+    try:
+        answer = token_command.grant(control.data_folder(data, os.environ), wish)
+    except control.ControlError as error:
+        log.error("%s", error)
+        return EXIT_REFUSED
+    if not answer["success"]:
+        log.error("%s", answer["msg"])
+        return EXIT_PROBLEM
+    token_command.show(answer, wish, options)
+    return EXIT_DONE
 
 
 def _log_options(options: argparse.Namespace) -> logs.LogOptions:

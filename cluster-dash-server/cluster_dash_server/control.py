@@ -19,6 +19,7 @@ from cluster_dash_server.cluster import Cluster
 from cluster_dash_server.events import EventLog
 from cluster_dash_server.hostlist import HostlistError, matcher
 from cluster_dash_server.snapshot import Json, printable
+from cluster_dash_server.tokens import Tokens, obey
 
 log = logging.getLogger(__name__)
 
@@ -100,9 +101,13 @@ class Control:
         cluster: what commands change.
         events: what is forgotten with a host.
         clock: Unix s.
+        tokens: what `token` commands change.
     """
 
-    def __init__(self, folder: Path, cluster: Cluster, events: EventLog, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, folder: Path, cluster: Cluster, events: EventLog, clock: Callable[[], float], tokens: Tokens
+    ) -> None:
+        self._tokens = tokens
         self._path = folder / SOCKET
         self._cluster = cluster
         self._events = events
@@ -137,6 +142,8 @@ class Control:
             return {"success": False, "refused": True, "msg": f"user {uid} may not: only root and the server's user"}
         try:
             command = json.loads(line)
+            if "token" in command:
+                return obey(self._tokens, command["token"])
             wish = Forget(**command["forget"])
             forgotten = forget(wish, self._cluster, self._events, self._clock())
         except HostlistError as error:

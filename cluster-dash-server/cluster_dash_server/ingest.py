@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 
-from cluster_dash_server.auth import AuthError, Caller, Passcode
+from cluster_dash_server.auth import Auth, AuthError, Caller
 from cluster_dash_server.cluster import Cluster, Refused
 from cluster_dash_server.inflate import InflateError, inflate
 from cluster_dash_server.snapshot import Json, SnapshotError, decode, printable, read
@@ -15,6 +15,11 @@ from cluster_dash_server.snapshot import Json, SnapshotError, decode, printable,
 log = logging.getLogger(__name__)
 
 
+LINES_A_MINUTE = 100
+"""Refusals of a minute that are logged one by one."""
+LARGE_BODY_BYTES = 2**20
+LARGE_BODIES = 2
+"""Bodies above that size which are worked on at once: each takes some ten times its size while it is."""
 REFUSALS = (SnapshotError, AuthError, InflateError, Refused)
 """What a snapshot may be refused with; each has a `status` and a `text`."""
 
@@ -42,6 +47,13 @@ class Limits:
         metadata={"help": "the newest snapshots of all hosts, packed; one more is answered 429", "minimum": 2**20},
     )
     batch_lines: int = field(default=100, metadata={"help": "snapshots in a batch", "minimum": 1})
+    failures_per_minute: int = field(
+        default=10,
+        metadata={
+            "help": "wrong secrets of one address in a minute, after which it hears 429; 0: any number",
+            "minimum": 0,
+        },
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +83,7 @@ class Ingest:
 
     Args:
         cluster: takes what passes.
-        passcode: who may post.
+        auth: who may post.
         check: the schema (`snapshot.checker`).
         limits: how much is taken.
         clock: Unix s; the time of receipt.
@@ -81,17 +93,19 @@ class Ingest:
         self,
         *,
         cluster: Cluster,
-        passcode: Passcode,
+        auth: Auth,
         check: Callable[[Json], None],
         limits: Limits,
         clock: Callable[[], float],
     ) -> None:
         self.limits = limits
         self._cluster = cluster
-        self._passcode = passcode
+        self._auth = auth
         self._check = check
         self._clock = clock
         self._lock = threading.Lock()
+        self._large_bodies = threading.BoundedSemaphore(LARGE_BODIES)
+        self._refusals_in = (0, 0)  # a minute, and how many posts were refused in it
         self._new_hosts: deque[float] = deque()  # when each host of the last minute that was not known came
 
     def __call__(self, post: Post) -> Answer:
@@ -148,17 +162,28 @@ class Ingest:
 
     def _take(self, body: bytes, post: Post, received_at: float) -> Json:
         """Take one snapshot; return what its answer says beyond success."""
+        if len(body) <= LARGE_BODY_BYTES:
+            return self._take_now(body, post, received_at)
+        with self._large_bodies:
+            return self._take_now(body, post, received_at)
+
+    def _take_now(self, body: bytes, post: Post, received_at: float) -> Json:
         snapshot, presented, compact = decode(body)
         if presented in (None, ""):
             presented = bearer(post.headers.get("authorization"))
-        self._passcode.check(presented, post.caller)
+        token = self._auth.admit(presented, post.caller, received_at)
+        if token is not None:
+            self._auth.refuse_another(token, snapshot)
         self._check(snapshot)
         self._refuse_too_many(snapshot)
-        self._refuse_a_flood_of_names(snapshot["hostname"], post.caller, received_at)
+        if token is None:
+            self._refuse_a_flood_of_names(snapshot["hostname"], post.caller, received_at)
         sent_at = date(post.headers.get("date"))
         skew_seconds = None if sent_at is None else sent_at - received_at
         seen = read(snapshot, received_at=received_at, skew_seconds=skew_seconds, compact=compact)
         is_new = self._cluster.offer(seen)
+        if token is not None:
+            self._auth.used(token, seen.machine_id, received_at)
         if seen.boot_id is None or seen.seq is None:
             return {}
         return {"duplicate": not is_new, "next_seconds": seen.interval_seconds}
@@ -194,8 +219,20 @@ class Ingest:
             self._new_hosts.append(now)
 
     def _refuse(self, refusal: "SnapshotError | AuthError | InflateError | Refused", post: Post) -> Answer:
-        log.info("refused %d from %s: %s", refusal.status, post.caller.peer, refusal.text)
+        if self._is_worth_a_line():
+            log.info("refused %d from %s: %s", refusal.status, post.caller.peer, printable(refusal.text))
         return refused(refusal.status, refusal.text)
+
+    def _is_worth_a_line(self) -> bool:
+        """Say whether a refusal is to be logged: not each of thousands a minute."""
+        minute = int(self._clock() // 60)
+        with self._lock:
+            if minute != self._refusals_in[0]:
+                if self._refusals_in[1] > LINES_A_MINUTE:
+                    log.info("refused %d posts more in that minute", self._refusals_in[1] - LINES_A_MINUTE)
+                self._refusals_in = minute, 0
+            self._refusals_in = minute, self._refusals_in[1] + 1
+            return self._refusals_in[1] <= LINES_A_MINUTE
 
 
 def refused(status: int, text: str) -> Answer:

@@ -14,6 +14,7 @@ from urllib.parse import unquote, urlsplit
 
 import tomllib
 
+from cluster_dash_server.auth import Proxies
 from cluster_dash_server.ingest import Limits
 from cluster_dash_server.states import Thresholds
 
@@ -41,6 +42,12 @@ class ServerSettings:
         default=None, metadata={"help": "where people reach the dashboard, with its path where it lives under one"}
     )
 
+    trusted_proxies: tuple[str, ...] = field(
+        default=(),
+        metadata={
+            "help": "addresses or networks of proxies whose word counts: whom they pass a request on for, and how"
+        },
+    )
     data: str | None = field(
         default=None,
         metadata={"help": "folder of the socket for commands; else $STATE_DIRECTORY, $XDG_STATE_HOME/cluster-dash"},
@@ -62,6 +69,13 @@ class IngestSettings:
         metadata={"help": "the shared passcode of all moles; also PASSCODE in config.py", "secret": True},
     )
     passcode_file: str | None = field(default=None, metadata={"help": "a file that holds the passcode, instead"})
+    require_tokens: bool = field(
+        default=False, metadata={"help": "take tokens only, and no passcode, not even from this machine"}
+    )
+    allow_plaintext_tokens: bool = field(
+        default=False,
+        metadata={"help": "take tokens that come unencrypted from other machines, where others can read them"},
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +85,20 @@ class ViewerSettings:
     trusted_hosts: tuple[str, ...] = field(
         default=(), metadata={"help": "names in the Host header that pages answer to; empty: any"}
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MetricsSettings:
+    """The section `[metrics]`."""
+
+    hostname_label: str = field(
+        default="hostname",
+        metadata={
+            "help": "the label that names the host under dcgm-exporter's names: hostname, Hostname or both",
+            "choices": ("hostname", "Hostname", "both"),
+        },
+    )
+    users: bool = field(default=False, metadata={"help": "whether /metrics names users, and how many GPUs each has"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,6 +185,7 @@ def read(
         values[section.name] = _section(kind, section.name, raw.get(section.name, {}), source, environment, origins)
     settings = Settings(**values)
     _check_public_url(settings.server.public_url, origins.get("server.public_url", source))
+    _check_proxies(settings.server.trusted_proxies, origins.get("server.trusted_proxies", source))
     ingest = _with_passcode(settings.ingest, site or {})
     if ingest.passcode != settings.ingest.passcode:
         origins["ingest.passcode"] = site_file if ingest.passcode_file is None else str(ingest.passcode_file)
@@ -174,6 +203,15 @@ def _check_public_url(url: str | None, source: str) -> None:
         usable = False
     if not usable:
         raise ConfigError(f"{source}: server.public_url: got {url!r}, expected http:// or https://, a host and a path")
+
+
+def _check_proxies(named: tuple[str, ...], source: str) -> None:
+    try:
+        Proxies(named)
+    except ValueError as error:
+        raise ConfigError(
+            f"{source}: server.trusted_proxies: {error}; expected such as 10.0.0.7 or 10.0.0.0/24"
+        ) from None
 
 
 def _section_type(name: str) -> type:
@@ -264,6 +302,10 @@ def _value(value: object, hint: object, metadata: Mapping[str, Any], where: str)
         if "choices" in metadata:
             raise ConfigError(f"{where}: got {shown}, expected {' or '.join(choices)}")
         raise ConfigError(f"{where}: got {shown}, expected a text")
+    if kind is bool:
+        if isinstance(value, bool):
+            return value
+        raise ConfigError(f"{where}: got {shown}, expected true or false")
     if kind is tuple:
         if isinstance(value, list) and all(isinstance(each, str) for each in value):
             return tuple(value)

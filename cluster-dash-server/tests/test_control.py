@@ -18,6 +18,7 @@ from cluster_dash_server.events import EventLog
 from cluster_dash_server.settings import Settings
 from cluster_dash_server.snapshot import Seen
 from cluster_dash_server.states import Thresholds
+from cluster_dash_server.tokens import TokenFile, Tokens
 
 MakeSeen = Callable[..., Seen]
 MakeGpu = Callable[..., dict[str, Any]]
@@ -46,9 +47,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def running(cluster: Cluster, events: EventLog, folder: Path) -> Control:
-    server = Control(folder, cluster, events, lambda: NOW)
+    server = Control(folder, cluster, events, lambda: NOW, tokens_of(folder))
     server.start()
     return server
+
+
+def tokens_of(folder: Path) -> Tokens:
+    return Tokens(TokenFile(folder), lambda: NOW)
 
 
 def names(cluster: Cluster) -> list[str]:
@@ -127,7 +132,7 @@ def test_a_line_that_is_no_command_is_answered(running: Control, folder: Path, l
 def test_a_socket_that_a_killed_server_left_is_taken_over(cluster: Cluster, events: EventLog, folder: Path) -> None:
     with socket.socket(socket.AF_UNIX) as left:
         left.bind(str(folder / control.SOCKET))
-    Control(folder, cluster, events, lambda: NOW).start()
+    Control(folder, cluster, events, lambda: NOW, tokens_of(folder)).start()
     assert ask(folder, {"forget": {"hosts": "gpu01"}})["success"] is True
 
 
@@ -135,7 +140,7 @@ def test_a_second_server_leaves_the_first_its_socket(
     running: Control, folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     other = Cluster(Thresholds())
-    Control(folder, other, EventLog(Thresholds()), lambda: NOW).start()
+    Control(folder, other, EventLog(Thresholds()), lambda: NOW, tokens_of(folder)).start()
     assert "another server listens there" in caplog.text
     assert ask(folder, {"forget": {"hosts": "gpu01"}})["forgotten"] == ["gpu01"]
 
@@ -144,8 +149,8 @@ def test_a_server_that_cannot_listen_serves_without(
     cluster: Cluster, events: EventLog, folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (folder / "file").touch()
-    Control(folder / "file", cluster, events, lambda: NOW).start()
-    Control(folder / ("x" * 120), cluster, events, lambda: NOW).start()
+    Control(folder / "file", cluster, events, lambda: NOW, tokens_of(folder)).start()
+    Control(folder / ("x" * 120), cluster, events, lambda: NOW, tokens_of(folder)).start()
     assert caplog.text.count("cannot reach this server") == 2
 
 
@@ -232,3 +237,13 @@ def test_an_application_with_given_settings_leaves_it_to_who_serves(
     assert not (folder / control.SOCKET).exists()
     app.extensions["control"].start()
     assert (folder / control.SOCKET).exists()
+
+
+def test_tokens_are_made_listed_and_revoked_by_the_running_server(running: Control, folder: Path) -> None:
+    made = ask(folder, {"token": {"new": {"kind": "host", "hosts": "gpu01"}}})
+    assert made["token"].startswith("cdh_")
+    (listed,) = ask(folder, {"token": {"list": {}}})["tokens"]
+    assert (listed["hosts"], listed["revoked_at"], "digest" in listed) == ("gpu01", None, False)
+    assert ask(folder, {"token": {"revoke": "gpu01"}}) == {"success": True, "revoked": [listed["id"]]}
+    assert ask(folder, {"token": {"revoke": "gpu01"}})["success"] is False
+    assert ask(folder, {"token": {"frobnicate": 1}})["msg"].startswith("this server does not know the command")

@@ -13,7 +13,7 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cluster_dash_server.auth import Caller, Passcode
+from cluster_dash_server.auth import Auth, Caller, Passcode
 from cluster_dash_server.cluster import Cluster
 from cluster_dash_server.ingest import Answer, Ingest, Limits, Post, bearer, date
 from cluster_dash_server.snapshot import checker
@@ -31,7 +31,7 @@ class Bench:
         self.cluster = Cluster(Thresholds(), limits.get("max_hosts", 10_000))
         self.clock = clock
         self.ingest = Ingest(
-            cluster=self.cluster, passcode=Passcode(passcode), check=CHECK, limits=Limits(**limits), clock=clock
+            cluster=self.cluster, auth=Auth(Passcode(passcode)), check=CHECK, limits=Limits(**limits), clock=clock
         )
 
     def post(self, body: Snapshot | bytes, caller: Caller = LOCAL, **headers: str) -> Answer:

@@ -28,6 +28,9 @@ def caller_of(environ: "WSGIEnvironment") -> Caller:
         forwarded=any(name.startswith(FORWARDING_HEADERS) for name in environ),
         origin=environ.get("HTTP_ORIGIN"),
         fetch_site=environ.get("HTTP_SEC_FETCH_SITE"),
+        scheme=environ.get("wsgi.url_scheme", "http"),
+        forwarded_proto=environ.get("HTTP_X_FORWARDED_PROTO"),
+        forwarded_for=environ.get("HTTP_X_FORWARDED_FOR"),
     )
 
 

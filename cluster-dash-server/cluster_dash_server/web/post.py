@@ -1,5 +1,6 @@
 """The ways in for snapshots: from a WSGI request to `Ingest` and back."""
 
+import logging
 from collections.abc import Callable
 from http import HTTPStatus
 from typing import TYPE_CHECKING
@@ -8,23 +9,28 @@ from flask import Blueprint, Response, request
 from werkzeug.exceptions import ClientDisconnected, RequestEntityTooLarge
 from werkzeug.wsgi import get_input_stream
 
+from cluster_dash_server.auth import Auth, AuthError
 from cluster_dash_server.ingest import Answer, Ingest, Post, refused
-from cluster_dash_server.snapshot import dumps
+from cluster_dash_server.snapshot import SnapshotError, decode, dumps, printable
 from cluster_dash_server.viewers import needs
 from cluster_dash_server.web.edge import Reply, Way, caller_of
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
 
+log = logging.getLogger(__name__)
+
+ENROL_BYTES = 4096
+"""The largest wish to enrol: a code, a name, an id."""
 _HEADERS = {"authorization": "HTTP_AUTHORIZATION", "content-encoding": "HTTP_CONTENT_ENCODING", "date": "HTTP_DATE"}
 _STATUS_LINES = {status.value: f"{status.value} {status.phrase}" for status in HTTPStatus}
 
 
-def ways(ingest: Ingest) -> tuple[Way, Way]:
-    """Build the ways in front of Flask: one snapshot, and many."""
+def ways(ingest: Ingest, count: Callable[[Answer], None] = lambda _: None) -> tuple[Way, Way]:
+    """Build the ways in front of Flask: one snapshot, and many; `count` is told of each answer."""
     return (
-        Way("POST", "/", "ingest", lambda environ: _reply(ingest, ingest, environ)),
-        Way("POST", "/api/v1/snapshots", "ingest", lambda environ: _reply(ingest, ingest.batch, environ)),
+        Way("POST", "/", "ingest", lambda environ: _reply(ingest, ingest, count, environ)),
+        Way("POST", "/api/v1/snapshots", "ingest", lambda environ: _reply(ingest, ingest.batch, count, environ)),
     )
 
 
@@ -45,7 +51,36 @@ def blueprint(one: Way, many: Way) -> Blueprint:
     return post
 
 
-def _reply(ingest: Ingest, take: Callable[[Post], Answer], environ: "WSGIEnvironment") -> Reply:
+def enrolment(auth: Auth, clock: Callable[[], float]) -> Blueprint:
+    """Build the route by which a mole trades a code for a token of its own."""
+    enrol = Blueprint("enrol", __name__)
+
+    @enrol.post("/api/v1/enrol")
+    @needs("ingest")
+    def enrol_host() -> Response:
+        caller = caller_of(request.environ)
+        try:
+            if caller.from_a_page:
+                raise AuthError(403, "Origin: a page in a browser may not enrol hosts")
+            body = get_input_stream(request.environ, max_content_length=ENROL_BYTES + 1).read()
+            if len(body) > ENROL_BYTES:
+                raise AuthError(413, f"body: larger than {ENROL_BYTES} bytes")
+            wish = decode(body).snapshot
+            token = auth.enrol(wish.get("code"), wish.get("hostname"), wish.get("machine_id"), caller, clock())
+            answer = Answer(status=200, body={"success": True, "token": token})
+        except (AuthError, SnapshotError) as refusal:
+            log.info("enrolment refused %d from %s: %s", refusal.status, caller.peer, printable(refusal.text))
+            answer = refused(refusal.status, refusal.text)
+        except (RequestEntityTooLarge, ClientDisconnected):
+            answer = refused(413, f"body: larger than {ENROL_BYTES} bytes, or shorter than it says")
+        return Response(*_worded(answer))
+
+    return enrol
+
+
+def _reply(
+    ingest: Ingest, take: Callable[[Post], Answer], count: Callable[[Answer], None], environ: "WSGIEnvironment"
+) -> Reply:
     try:
         # The content type is not asked: `curl -d @file` says it is a form. One byte more than the limit: a chunked body
         # is cut there without a word, and must be seen to be too large.
@@ -57,6 +92,11 @@ def _reply(ingest: Ingest, take: Callable[[Post], Answer], environ: "WSGIEnviron
     else:
         headers = {name: environ[key] for name, key in _HEADERS.items() if key in environ}
         answer = take(Post(caller=caller_of(environ), headers=headers, body=body))
+    count(answer)
+    return _worded(answer)
+
+
+def _worded(answer: Answer) -> Reply:
     # the second header tells a mole that it may compress its posts and send its secret in a header
     own = [("Content-Type", "application/json"), ("Accept-Encoding", "gzip, zstd")]
     if answer.retry_after_seconds is not None:
