@@ -1,6 +1,7 @@
 """The one sentence on top of the page, the title and the text answers: pure."""
 
 import operator
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -48,6 +49,12 @@ def model_of(full_name: str | None, total_mem: float | None) -> str:
     if total_mem is None:
         return short or full_name
     return f"{short or full_name} {_box_gib(total_mem)}G"
+
+
+def model_by_name(full_name: str) -> str:
+    """Name a model where nothing but the full name is kept, as in history: the memory is what that name says of it."""
+    size = re.search(r"([0-9]{1,4})\s?GB\b", full_name)
+    return model_of(full_name, None if size is None else 1024 * float(size[1]))
 
 
 def _box_gib(mib: float) -> int:
