@@ -14,17 +14,18 @@ from werkzeug.exceptions import HTTPException
 from cluster_dash_server import __version__
 from cluster_dash_server import settings as settings_of_site
 from cluster_dash_server.auth import Auth, Limiter, Passcode, Proxies, names_loopback
-from cluster_dash_server.cluster import Cluster
+from cluster_dash_server.cluster import Cluster, KnownHost
 from cluster_dash_server.control import Control, data_folder
 from cluster_dash_server.events import EventLog
 from cluster_dash_server.ingest import Ingest
 from cluster_dash_server.live import Live
+from cluster_dash_server.metrics import Metrics, PostCounts, XidCounts
 from cluster_dash_server.narrowed import Narrowed
 from cluster_dash_server.settings import ConfigError, Reading, Settings
-from cluster_dash_server.snapshot import checker
+from cluster_dash_server.snapshot import Seen, checker
 from cluster_dash_server.tokens import TokenError, TokenFile, Tokens
 from cluster_dash_server.viewers import scope_of
-from cluster_dash_server.web import api, charts, edge, lists, pages, post, waitress_limits
+from cluster_dash_server.web import api, charts, edge, lists, metrics, pages, post, waitress_limits
 
 VERSION = __version__
 
@@ -98,7 +99,13 @@ def create_app(settings: Settings | None = None, clock: Callable[[], float] = ti
     is_loaded_by_others = settings is None  # flask, waitress-serve: nobody tells the application that it serves
     settings = load_settings() if settings is None else settings
     events = EventLog(settings.states)
-    cluster = Cluster(settings.states, settings.limits.max_hosts, events.witness, settings.limits.kept_bytes)
+    xids, counts = XidCounts(), PostCounts()
+
+    def witness(seen: Seen, before: KnownHost | None, after: KnownHost | None) -> None:
+        events.witness(seen, before, after)
+        xids.witness(seen, before, after)
+
+    cluster = Cluster(settings.states, settings.limits.max_hosts, witness, settings.limits.kept_bytes)
     passcode = Passcode(settings.ingest.passcode)
     folder = data_folder(settings.server.data, os.environ)
     tokens = _tokens(folder, clock)
@@ -132,7 +139,7 @@ def create_app(settings: Settings | None = None, clock: Callable[[], float] = ti
         return own
 
     site = pages.Site(name=settings.site.name, version=VERSION, notices=notices)
-    posts = post.ways(ingest)
+    posts = post.ways(ingest, counts.count)
     life = secrets.token_hex(4)
     live = Live(cluster, life)
     narrowed = Narrowed(live, life)
@@ -143,6 +150,16 @@ def create_app(settings: Settings | None = None, clock: Callable[[], float] = ti
     app.register_blueprint(lists.blueprint(cluster, events, clock))
     app.register_blueprint(pages.blueprint(cluster, events, clock, site))
     app.register_blueprint(charts.blueprint(cluster, clock))
+    app.register_blueprint(
+        metrics.blueprint(
+            Metrics(cluster, counts, xids, version=VERSION, users=settings.metrics.users),
+            cluster,
+            events,
+            clock,
+            hostname_label=settings.metrics.hostname_label,
+            public_url=settings.server.public_url,
+        )
+    )
     _refuse_routes_without_scope(app)
 
     @app.before_request

@@ -118,6 +118,7 @@ class Settings:
     limits: Limits = field(default_factory=Limits)
     states: Thresholds = field(default_factory=Thresholds)
     viewers: ViewerSettings = field(default_factory=ViewerSettings)
+    metrics: MetricsSettings = field(default_factory=MetricsSettings)
     site: SiteSettings = field(default_factory=SiteSettings)
 
 

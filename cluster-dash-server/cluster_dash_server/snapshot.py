@@ -73,6 +73,7 @@ class GpuEntry(TypedDict):
     power_limit_w: NotRequired[float | None]
     read_at: NotRequired[float | None]
     throttle_reasons: NotRequired[list[str] | None]
+    ecc: NotRequired[Json | None]
     users: NotRequired[dict[str, dict[str, GpuProcess]] | None]
 
 
@@ -356,6 +357,9 @@ class Gpu:
     jobs: tuple[str, ...]
     read_at: float | None
     throttle_reasons: tuple[str, ...]
+    temperature_slowdown_c: float | None = None
+    remap_pending: bool | None = None
+    remap_failed: bool | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -368,6 +372,7 @@ class Seen:
         skew_seconds: how far the host's clock is ahead of ours; None: it did not send its time.
         gpu_error: why the host could read no GPU at all, in its words.
         labels: what the host says of itself, by name: `rack` is `r1`.
+        disks: where each file system is mounted, and how much of it is used, in percent.
         ephemeral: the host is one that comes and goes, a pod: it leaves the lists some time after it went down.
         events: what the snapshot says has happened, as on the wire.
         packed: the snapshot as it came, less the secret: JSON, packed. `snapshot` gives it back.
@@ -393,6 +398,7 @@ class Seen:
     driver_version: str | None
     booted_at: float | None
     labels: Mapping[str, str]
+    disks: tuple[tuple[str, float], ...]
     ephemeral: bool
     events: tuple[Json, ...]
     packed: bytes
@@ -406,6 +412,7 @@ class Seen:
 def _gpu(key: str, entry: GpuEntry) -> Gpu:
     users = entry.get("users")
     working, jobs = _working(users)
+    ecc = entry.get("ecc") or {}
     return Gpu(
         key=key,
         index=int(entry["index"]),
@@ -423,6 +430,9 @@ def _gpu(key: str, entry: GpuEntry) -> Gpu:
         jobs=jobs,
         read_at=entry.get("read_at"),
         throttle_reasons=tuple(entry.get("throttle_reasons") or ()),
+        temperature_slowdown_c=entry.get("temperature_slowdown_c"),
+        remap_pending=ecc.get("remap_pending"),
+        remap_failed=ecc.get("remap_failed"),
     )
 
 
@@ -441,6 +451,16 @@ def _working(users: dict[str, dict[str, GpuProcess]] | None) -> tuple[int | None
                 if job not in jobs:
                     jobs.append(job)
     return working, tuple(jobs)
+
+
+def _disks(entries: dict[str, Json | None]) -> tuple[tuple[str, float], ...]:
+    return tuple(
+        [
+            (entry.get("mount_point") or key, entry["percent_used"])
+            for key, entry in entries.items()
+            if entry is not None and entry.get("percent_used") is not None
+        ]
+    )
 
 
 def _possible(timestamp: float, received_at: float) -> float:
@@ -489,6 +509,7 @@ def read(
         driver_version=general.get("driver_version"),
         booted_at=general.get("boottime"),
         labels={name: value or "" for name, value in (general.get("labels") or {}).items()},
+        disks=_disks(snapshot.get("disk") or {}),
         ephemeral=general.get("ephemeral") is True,
         events=tuple(snapshot.get("events") or ()),
         packed=pack(dumps(snapshot) if compact is None else compact),

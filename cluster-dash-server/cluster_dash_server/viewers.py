@@ -3,11 +3,11 @@
 from collections.abc import Callable
 from typing import Any, Literal, TypeVar, get_args
 
-Scope = Literal["public", "ingest", "state:read", "history:read"]
+Scope = Literal["public", "ingest", "state:read", "history:read", "metrics:read"]
 """What a route asks of its caller.
 
-public: nothing (health, style, scripts). ingest: a host's secret, checked by `ingest`. state:read, history:read: a
-viewer; the site is open to all of them unless its settings say otherwise.
+public: nothing (health, style, scripts). ingest: a host's secret, checked by `ingest`. state:read, history:read,
+metrics:read (text for Prometheus): a viewer; the site is open to all of them unless its settings say otherwise.
 """
 SCOPES: tuple[Scope, ...] = get_args(Scope)
 
