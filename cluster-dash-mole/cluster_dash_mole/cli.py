@@ -14,7 +14,7 @@ from typing import NoReturn
 
 from cluster_dash_mole import __version__, collectors, pick
 from cluster_dash_mole.collectors.gpu import GpuCollector
-from cluster_dash_mole.config import Config, ConfigError, load
+from cluster_dash_mole.config import Config, ConfigError, before_enrolment, load
 from cluster_dash_mole.host import HostPast, SnapshotCounter, read_host, state_folder
 from cluster_dash_mole.mole import Collector, Lane, Mole, Row, Sender, SendError, SystemClock
 from cluster_dash_mole.notify import ServiceManager
@@ -49,6 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given.command == "doctor":
         return _doctor(given.config)
     try:
+        if given.command == "enrol":
+            return _enrol(given)
         config = load(given.config, os.environ)
         if given.show:
             return _show(config)
@@ -74,9 +76,64 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     commands.add_parser("run", help="take and send a snapshot every interval, for ever", parents=[options])
     commands.add_parser("doctor", help="look for what may keep this host from the dashboard", parents=[options])
+    _add_enrol(commands.add_parser("enrol", help="trade a code for a token of this host", parents=[options]))
     _add_pick(commands.add_parser("pick", help="choose free GPUs of this host: prints CUDA_VISIBLE_DEVICES=…"))
     _add_simulate(commands.add_parser("simulate", help="post snapshots of hosts that do not exist"))
     return parser
+
+
+def _add_enrol(parser: argparse.ArgumentParser) -> None:
+    parser.description = "Trades a code for a token of this host, keeps it (0600), and sends the first snapshot."
+    parser.add_argument("url", metavar="URL", help="the server: https://HOST[:PORT][/PATH]")
+    parser.add_argument(
+        "code", metavar="CODE", help="from `cluster-dash-server token new --enrol`; -: from standard input"
+    )
+    parser.add_argument(
+        "--file", type=Path, metavar="FILE", help="where to keep it (default: the configured auth_code_file)"
+    )
+    parser.add_argument("--allow-plaintext", action="store_true", help="also unencrypted, where others can read it")
+
+
+def _enrol(given: argparse.Namespace) -> int:
+    from cluster_dash_mole import enrol  # a mole that runs has no use for it: memory
+
+    host, code = read_host(), sys.stdin.readline().strip() if given.code == "-" else given.code
+    config = before_enrolment(given.config, os.environ)
+    settings = config.json_sender
+    path = given.file or Path(settings.auth_code_file or state_folder(os.environ, host.hostname) / enrol.TOKEN_FILE)
+    allow = given.allow_plaintext or settings.allow_plaintext
+
+    def sender(url: str, secret: str | None) -> HttpSender:
+        made = HttpSender(
+            address=url,
+            auth_code=secret,
+            clock=SystemClock(),
+            environ=os.environ,
+            ca_file=settings.ca_file,
+            allow_plaintext=allow,
+        )
+        made.refuse_in_clear("a code" if secret is None else "a token")
+        return made
+
+    try:
+        with enrol.TokenPlace(path) as place:
+            token = enrol.trade(sender(enrol.address_of(given.url), None), code, host)
+            place.keep(token)
+        log.info("%s has a token of its own, in %s", host.hostname, path)
+        if settings.auth_code_file is None or Path(settings.auth_code_file) != path:
+            log.info('name it in the configuration: [Json_Sender_Logger] auth_code_file = "%s"', path)
+        sender(given.url, token).send(_one_shot(config).snapshot())
+    except ValueError as error:
+        log.error("enrol: %s", error)
+        return CONFIGURATION
+    except OSError as error:
+        log.error("enrol: %s: cannot be written: %s", path, error.strerror)
+        return CONFIGURATION
+    except SendError as error:
+        log.error("enrol: %s", error)
+        return UNREACHABLE if error.row in (Row.TROUBLE, Row.NOT_NOW) else REFUSED
+    log.info("the first snapshot was taken")
+    return DONE
 
 
 def _add_pick(parser: argparse.ArgumentParser) -> None:
@@ -310,6 +367,7 @@ def _senders(config: Config, environ: Mapping[str, str]) -> list[tuple[Sender, f
                 clock=SystemClock(),
                 environ=environ,
                 ca_file=settings.ca_file,
+                allow_plaintext=settings.allow_plaintext,
             )
         except (ValueError, OSError) as error:  # a malformed address or proxy; a ca_file that holds no certificate
             raise ConfigError(f"{config.source}: Json_Sender_Logger: {error}") from error

@@ -44,6 +44,10 @@ class JsonSenderSettings:
     address_in: str = _setting("", "where to post: the http:// or https:// address of the server")
     auth_code: str | None = _setting(None, "the passcode or token of this host", secret=True)
     auth_code_file: str | None = _setting(None, "a file that holds the passcode or token; goes before auth_code")
+    spool_mb: float = _setting(
+        64.0, "2^20 bytes of disk for snapshots that the server has not got; 0: they are kept in memory", minimum=0
+    )
+    allow_plaintext: bool = _setting(False, "send a token also unencrypted, where others can read it")
     ca_file: str | None = _setting(None, "a PEM file of the CA of the server, where the system's own do not know it")
 
 
@@ -109,7 +113,11 @@ def load(path: Path | None, environ: Mapping[str, str], *, folder: Path | None =
         ConfigError: a file, key or value is wrong, missing or cannot be read.
     """
     found = path or find(folder or Path(), socket.gethostname())
-    document = _read_toml(found)
+    config = _config(_read_toml(found), environ, found)
+    return replace(config, json_sender=_with_secret(config.json_sender, found))
+
+
+def _config(document: dict[str, Any], environ: Mapping[str, str], found: Path) -> Config:
     for section, key, text in _from_environ(environ):
         document.setdefault(section, {})[key] = _FromEnvironment(text)
     for section, settings in document.items():
@@ -117,16 +125,31 @@ def load(path: Path | None, environ: Mapping[str, str], *, folder: Path | None =
             raise ConfigError(f"{found}: unknown section [{section}]{_nearest(section, [*SECTIONS, LABELS])}")
         if not isinstance(settings, dict):
             raise ConfigError(f"{found}: {section}: got {_shown(settings)}, expected a section [{section}]")
-    json_sender = _section(JsonSenderSettings, "Json_Sender_Logger", document, found)
     return Config(
         source=str(found),
         poll=_section(PollSettings, "Poll_Settings", document, found),
-        json_sender=_with_secret(json_sender, found),
+        json_sender=_section(JsonSenderSettings, "Json_Sender_Logger", document, found),
         google_sheets=_checked(_section(GoogleSheetsSettings, "Google_Sheets_Logger", document, found), found),
         stdout=_section(StdoutSettings, "StdOut_Logger", document, found),
         slurm=_section(SlurmSettings, "Slurm", document, found),
         labels=_labels(document.get(LABELS, {}), found),
     )
+
+
+def before_enrolment(path: Path | None, environ: Mapping[str, str], *, folder: Path | None = None) -> Config:
+    """Read the same for a host that has no secret yet, and perhaps no file: the secret is not looked for.
+
+    Raises:
+        ConfigError: a file, key or value is wrong.
+    """
+    document: dict[str, Any] = {}
+    try:
+        found = path or find(folder or Path(), socket.gethostname())
+    except ConfigError:
+        found = Path("environment")
+    else:
+        document = _read_toml(found)
+    return _config(document, environ, found)
 
 
 def find(folder: Path, hostname: str) -> Path:

@@ -117,7 +117,7 @@ def test_help_names_what_there_is_and_nothing_that_comes_later(tmp_path: Path) -
         "-v",
     ):
         assert word in text
-    for word in ("enrol", "slurm", "sheets"):
+    for word in ("slurm", "sheets"):
         assert word not in text.lower()
 
 

@@ -463,3 +463,25 @@ def test_chunks_are_put_together_and_a_part_of_them_is_not_the_whole(parts: list
     assert parse_chunked(chunks + b"0\r\n\r\n") == b"".join(parts)
     assert parse_chunked(chunks) is None
     parse_chunked(rest)
+
+
+@pytest.mark.parametrize(
+    ("address", "goes"),
+    [
+        ("http://dash.lab:8080", False),
+        ("http://127.0.0.1:8080", True),
+        ("http://localhost:8080", True),
+        ("https://dash.lab", True),
+    ],
+)
+def test_a_token_goes_where_nobody_can_read_it(address: str, goes: bool) -> None:
+    def make(**more: bool) -> HttpSender:
+        return HttpSender(address=address, auth_code="cdh_abcdefgh_x", clock=SystemClock(), environ={}, **more)
+
+    make(allow_plaintext=True)
+    if goes:
+        make()
+    else:
+        with pytest.raises(ValueError, match="a token does not travel unencrypted") as refusal:
+            make()
+        assert "cdh_" not in str(refusal.value)

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _ENCODER = json.JSONEncoder(allow_nan=False, separators=(",", ":"))
+TOKEN_PREFIX = "cdh_"  # noqa: S105 - how one begins
+"""How a token of one host begins; what begins otherwise is a site's passcode, and travels as it always has."""
 _LONGEST_WAIT_SECONDS = 3600.0  # a slip of a server's clock must not silence a host for good
 _WARN_EVERY_SECONDS = 3600.0
 
@@ -49,8 +51,12 @@ class HttpSender:
         clock: Clock,
         environ: Mapping[str, str],
         ca_file: str | None = None,
+        allow_plaintext: bool = False,
     ) -> None:
         self._address = parse_address(address)
+        self._allow_plaintext = allow_plaintext
+        if auth_code is not None and auth_code.startswith(TOKEN_PREFIX):
+            self.refuse_in_clear("a token")
         self._proxy = proxy_of(self._address, environ)
         self.url = address
         self.host, self.port = self._address.host, self._address.port
@@ -60,6 +66,23 @@ class HttpSender:
         self._tls = _tls_context(ca_file) if self._address.tls else None
         self._gzip = False
         self._warned = float("-inf")
+
+    @property
+    def takes_batches(self) -> bool:
+        """Whether the server is one of ours, by its last answer."""
+        return self._gzip
+
+    def refuse_in_clear(self, what: str) -> None:
+        """Refuse to send a secret of this host's own where others can read it.
+
+        Raises:
+            ValueError: the address is neither encrypted nor this machine, and the settings do not allow that.
+        """
+        if not (self._address.tls or self._address.loopback or self._allow_plaintext):
+            raise ValueError(
+                f"{what} does not travel unencrypted to {self._address.host}: name an https:// address, or set "
+                "allow_plaintext = true"
+            )
 
     def send(self, snapshot: Snapshot) -> None:
         """Post the snapshot.
