@@ -22,6 +22,7 @@ from cluster_dash_server.live import Live
 from cluster_dash_server.metrics import Metrics, PostCounts, XidCounts
 from cluster_dash_server.narrowed import Narrowed
 from cluster_dash_server.settings import ConfigError, Reading, Settings
+from cluster_dash_server.slurm import Slurm
 from cluster_dash_server.snapshot import Seen, checker
 from cluster_dash_server.tokens import TokenError, TokenFile, Tokens
 from cluster_dash_server.viewers import scope_of
@@ -117,7 +118,9 @@ def create_app(settings: Settings | None = None, clock: Callable[[], float] = ti
         requires_tokens=settings.ingest.require_tokens,
         allows_plaintext=settings.ingest.allow_plaintext_tokens,
     )
-    ingest = Ingest(cluster=cluster, auth=auth, check=checker(), limits=settings.limits, clock=clock)
+    slurm = Slurm(settings.slurm, cluster.place)
+    slurm.known_by(cluster.knows)
+    ingest = Ingest(cluster=cluster, auth=auth, check=checker(), limits=settings.limits, clock=clock, slurm=slurm)
     control = Control(folder, cluster, events, clock, tokens)
     app = Flask(__name__, static_folder=None)
     app.url_map.merge_slashes = False  # its redirect names the Host header, which anybody can forge

@@ -5,9 +5,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
+from cluster_dash_server.slurm import Place, PlaceOf
 from cluster_dash_server.snapshot import Gpu, Seen
 from cluster_dash_server.states import (
     DEFAULT_INTERVAL_SECONDS,
+    Allotment,
     Headline,
     State,
     Thresholds,
@@ -76,6 +78,7 @@ class GpuView:
 
     Attributes:
         old: its figures were read so long before the snapshot that they do not say what is.
+        slurm: what Slurm says of it; None: nothing.
     """
 
     gpu: Gpu
@@ -84,6 +87,7 @@ class GpuView:
     missing_since: float | None
     free_since: float | None
     old: bool
+    slurm: Allotment | None = None
 
     @property
     def since(self) -> float | None:
@@ -95,13 +99,14 @@ class GpuView:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostView:
-    """One host as it stands now; `silent` is what its silence makes of it."""
+    """One host as it stands now; `silent` is what its silence makes of it, `place` what Slurm says."""
 
     seen: Seen
     headline: Headline
     silent: State | None
     interval_seconds: float
     gpus: tuple[GpuView, ...]
+    place: Place | None = None
 
     @property
     def host(self) -> str:
@@ -133,13 +138,15 @@ def _known_as(gpu: Gpu, known: list[KnownGpu]) -> KnownGpu | None:
 
 
 def _know_gpus(
-    before: tuple[KnownGpu, ...], seen: Seen, interval_seconds: float, thresholds: Thresholds
+    before: tuple[KnownGpu, ...], seen: Seen, interval_seconds: float, thresholds: Thresholds, place: Place | None
 ) -> tuple[KnownGpu, ...]:
     """Join what was known of a host's GPUs with a new snapshot of it."""
     after = []
+    allotted = {} if place is None else dict(zip(map(id, seen.gpus), place.of(seen.gpus), strict=True))
     left = list(before)
     # those with a uuid choose first: one without is known by its place, which another may have taken since
     for gpu in sorted(seen.gpus, key=lambda gpu: gpu.uuid is None):
+        slurm = allotted.get(id(gpu))
         was = _known_as(gpu, left)
         if was is not None:
             left.remove(was)
@@ -151,9 +158,9 @@ def _know_gpus(
                     pci_bus_id=gpu.pci_bus_id or was.gpu.pci_bus_id,
                 )
         idle_since = free_since = None
-        if idle_while_in_use(gpu, thresholds):
+        if idle_while_in_use(gpu, thresholds, slurm):
             idle_since = seen.received_at if was is None or was.idle_since is None else was.idle_since
-        elif not gpu.working and _is_free(gpu, seen, interval_seconds, thresholds):
+        elif not gpu.working and _is_free(gpu, seen, interval_seconds, thresholds, slurm):
             free_since = seen.received_at if was is None or was.free_since is None else was.free_since
         after.append(KnownGpu(gpu=gpu, idle_since=idle_since, missing_since=None, free_since=free_since))
     slots = {slot(gpu) for gpu in seen.gpus if gpu.pci_bus_id is not None} if left else ()
@@ -172,12 +179,13 @@ def _is_expected(gpu: Gpu) -> bool:
     return gpu.uuid is not None and not gpu.uuid.startswith("MIG-")
 
 
-def _is_free(gpu: Gpu, seen: Seen, interval_seconds: float, thresholds: Thresholds) -> bool:
+def _is_free(gpu: Gpu, seen: Seen, interval_seconds: float, thresholds: Thresholds, slurm: Allotment | None) -> bool:
     old = figures_are_old(gpu.read_at, seen.timestamp, interval_seconds, thresholds)
     now = seen.received_at
-    return (
-        gpu_state(gpu, missing=False, old=old, idle_since=None, silent=None, now=now, thresholds=thresholds) == "free"
+    state = gpu_state(
+        gpu, missing=False, old=old, idle_since=None, silent=None, now=now, thresholds=thresholds, slurm=slurm
     )
+    return state == "free"
 
 
 class Cluster:
@@ -205,6 +213,9 @@ class Cluster:
         self._most_kept_bytes = kept_bytes
         self._kept_bytes = 0
         self._hosts: dict[str, KnownHost] = {}
+        self._places: dict[str, Place] = {}  # of hosts that are nodes of Slurm
+        self._places_until = float("-inf")
+        self._place_of: PlaceOf = lambda _: None
         self._changes = 0
         self._lock = threading.Lock()
 
@@ -230,6 +241,7 @@ class Cluster:
                 if len(self._hosts) >= self._max_hosts:
                     raise Refused(429, f"hostname: there are {self._max_hosts} hosts already: [limits] max_hosts")
                 gaps: tuple[float, ...] = ()
+                self._set_place(seen.host, self._place_of(seen.host))
             else:
                 self._refuse_another_machine(before, seen)
                 last = before.seen
@@ -249,11 +261,12 @@ class Cluster:
             self._changes += 1
             interval_seconds = seen.interval_seconds or max(gaps, default=DEFAULT_INTERVAL_SECONDS)
             gpus = () if before is None else self._remembered(before, seen)
+            place = self._places.get(seen.host) if seen.received_at < self._places_until else None
             after = self._hosts[seen.host] = KnownHost(
                 seen=seen,
                 interval_seconds=interval_seconds,
                 gaps=gaps,
-                gpus=_know_gpus(gpus, seen, interval_seconds, self.thresholds),
+                gpus=_know_gpus(gpus, seen, interval_seconds, self.thresholds, place),
                 change=self._changes,
             )
             self._witness(seen, before, after)
@@ -288,11 +301,29 @@ class Cluster:
                 "if it was replaced, it is taken over once the other is silent",
             )
 
+    def place(self, place_of: PlaceOf, until: float) -> None:
+        """Learn which hosts are which nodes of Slurm, and what it says of them; that counts until then (Unix s)."""
+        with self._lock:
+            self._place_of, self._places_until = place_of, until
+            for name, known in self._hosts.items():
+                place = place_of(name)
+                if place != self._places.get(name):
+                    self._changes += 1
+                    self._hosts[name] = replace(known, change=self._changes)
+                    self._set_place(name, place)
+
+    def _set_place(self, name: str, place: Place | None) -> None:
+        if place is None:
+            self._places.pop(name, None)
+        else:
+            self._places[name] = place
+
     def forget(self, names: Iterable[str]) -> None:
         """Forget hosts and all that is known of them; one that posts again is a new one."""
         with self._lock:
             for name in names:
                 known = self._hosts.pop(name, None)
+                self._places.pop(name, None)
                 if known is not None:
                     self._kept_bytes -= len(known.seen.packed)
                     self.forgets += 1
@@ -364,6 +395,7 @@ class Cluster:
         moments += [gpu.idle_since + self.thresholds.held_seconds for gpu in known.gpus if gpu.idle_since is not None]
         departs_at = self._departs_at(known)
         moments += () if departs_at is None else (departs_at,)
+        moments += (self._places_until,) if name in self._places else ()
         return min((moment for moment in moments if moment >= now), default=None)
 
     def __len__(self) -> int:
@@ -371,17 +403,27 @@ class Cluster:
 
     def _view(self, known: KnownHost, now: float) -> HostView:
         silent = silence(now - known.seen.received_at, known.interval_seconds, self.thresholds)
-        gpus = tuple([self._gpu_view(each, known, silent, now) for each in known.gpus])
+        place = self._places.get(known.seen.host) if now < self._places_until else None
+        allotted = [None] * len(known.gpus) if place is None else place.of([each.gpu for each in known.gpus])
+        gpus = tuple(
+            [self._gpu_view(each, known, silent, now, slurm) for each, slurm in zip(known.gpus, allotted, strict=True)]
+        )
         return HostView(
             seen=known.seen,
             headline=headline((each.state for each in gpus), silent, known.seen.gpu_error),
             silent=silent,
             interval_seconds=known.interval_seconds,
             gpus=gpus,
+            place=place,
         )
 
     def _gpu_view(
-        self, each: KnownGpu, known: KnownHost, silent: Literal["down", "stale"] | None, now: float
+        self,
+        each: KnownGpu,
+        known: KnownHost,
+        silent: Literal["down", "stale"] | None,
+        now: float,
+        slurm: Allotment | None,
     ) -> GpuView:
         missing = each.missing_since is not None
         old = not missing and figures_are_old(
@@ -395,6 +437,7 @@ class Cluster:
             silent=silent,
             now=now,
             thresholds=self.thresholds,
+            slurm=slurm,
         )
         return GpuView(
             gpu=each.gpu,
@@ -403,6 +446,7 @@ class Cluster:
             missing_since=each.missing_since,
             free_since=each.free_since,
             old=old,
+            slurm=slurm,
         )
 
 

@@ -10,6 +10,8 @@ from email.utils import parsedate_to_datetime
 from cluster_dash_server.auth import Auth, AuthError, Caller
 from cluster_dash_server.cluster import Cluster, Refused
 from cluster_dash_server.inflate import InflateError, inflate
+from cluster_dash_server.slurm import Slurm
+from cluster_dash_server.slurm import check as check_slurm
 from cluster_dash_server.snapshot import Json, SnapshotError, decode, printable, read
 
 log = logging.getLogger(__name__)
@@ -87,6 +89,7 @@ class Ingest:
         check: the schema (`snapshot.checker`).
         limits: how much is taken.
         clock: Unix s; the time of receipt.
+        slurm: takes what a mole says of Slurm.
     """
 
     def __init__(
@@ -97,7 +100,9 @@ class Ingest:
         check: Callable[[Json], None],
         limits: Limits,
         clock: Callable[[], float],
+        slurm: Slurm | None = None,
     ) -> None:
+        self._slurm = slurm or Slurm()
         self.limits = limits
         self._cluster = cluster
         self._auth = auth
@@ -175,6 +180,8 @@ class Ingest:
         if token is not None:
             self._auth.refuse_another(token, snapshot)
         self._check(snapshot)
+        if block := snapshot.get("slurm"):
+            check_slurm(block)
         self._refuse_too_many(snapshot)
         if token is None:
             self._refuse_a_flood_of_names(snapshot["hostname"], post.caller, received_at)
@@ -182,6 +189,8 @@ class Ingest:
         skew_seconds = None if sent_at is None else sent_at - received_at
         seen = read(snapshot, received_at=received_at, skew_seconds=skew_seconds, compact=compact)
         is_new = self._cluster.offer(seen)
+        if block:
+            self._slurm.offer(seen.host, block, received_at)
         if token is not None:
             self._auth.used(token, seen.machine_id, received_at)
         if seen.boot_id is None or seen.seq is None:

@@ -16,6 +16,7 @@ import tomllib
 
 from cluster_dash_server.auth import Proxies
 from cluster_dash_server.ingest import Limits
+from cluster_dash_server.slurm import SlurmSettings
 from cluster_dash_server.states import Thresholds
 
 ENVIRONMENT_PREFIX = "CLUSTER_DASH_"
@@ -120,6 +121,7 @@ class Settings:
     viewers: ViewerSettings = field(default_factory=ViewerSettings)
     metrics: MetricsSettings = field(default_factory=MetricsSettings)
     site: SiteSettings = field(default_factory=SiteSettings)
+    slurm: SlurmSettings = field(default_factory=SlurmSettings)
 
 
 def find_file(environment: Mapping[str, str]) -> Path | None:
@@ -185,6 +187,7 @@ def read(
         kind = _section_type(section.name)
         values[section.name] = _section(kind, section.name, raw.get(section.name, {}), source, environment, origins)
     settings = Settings(**values)
+    _check_nodes(settings.slurm, origins.get("slurm.hosts", source))
     _check_public_url(settings.server.public_url, origins.get("server.public_url", source))
     _check_proxies(settings.server.trusted_proxies, origins.get("server.trusted_proxies", source))
     ingest = _with_passcode(settings.ingest, site or {})
@@ -213,6 +216,14 @@ def _check_proxies(named: tuple[str, ...], source: str) -> None:
         raise ConfigError(
             f"{source}: server.trusted_proxies: {error}; expected such as 10.0.0.7 or 10.0.0.0/24"
         ) from None
+
+
+def _check_nodes(slurm: SlurmSettings, source: str) -> None:
+    """Refuse what names no node and its host."""
+    for each in slurm.hosts:
+        node, equals, host = each.partition("=")
+        if not (node and equals and host):
+            raise ConfigError(f"{source}: slurm.hosts: got {each!r}, expected NODE=HOST")
 
 
 def _section_type(name: str) -> type:

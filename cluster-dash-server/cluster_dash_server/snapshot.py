@@ -13,6 +13,7 @@ from itertools import islice
 from typing import Any, Literal, NamedTuple, NotRequired, TypedDict, cast
 
 from cluster_dash_server.inflate import pack, unpack
+from cluster_dash_server.tables import lighter
 
 MAX_DEPTH = 32
 """Levels of nesting a body may have: a snapshot of ours has 7. Deeper ones would break encoders later."""
@@ -63,6 +64,7 @@ class GpuEntry(TypedDict):
     uuid: NotRequired[str | None]
     error: NotRequired[str | None]
     pci_bus_id: NotRequired[str | None]
+    minor_number: NotRequired[int | None]
     total_mem: NotRequired[float | None]
     used_mem: NotRequired[float | None]
     gpu_util: NotRequired[float | None]
@@ -286,9 +288,10 @@ def _reference_checker(schema: Json) -> Callable[[Json], None]:
     from jsonschema import Draft202012Validator  # 60 ms of imports, needed only here
 
     validator = Draft202012Validator(schema)
+    without_tables = lighter(schema)
 
     def check(snapshot: Json) -> None:
-        errors = list(islice(validator.iter_errors(snapshot), MOST_ERRORS))
+        errors = list(islice(validator.iter_errors(without_tables(snapshot)), MOST_ERRORS))
         if errors:
             error = min(errors, key=lambda each: _order(each.absolute_path, each.message))
             types = error.validator_value if error.validator == "type" else []
@@ -357,6 +360,7 @@ class Gpu:
     jobs: tuple[str, ...]
     read_at: float | None
     throttle_reasons: tuple[str, ...]
+    minor_number: int | None = None
     temperature_slowdown_c: float | None = None
     remap_pending: bool | None = None
     remap_failed: bool | None = None
@@ -430,6 +434,7 @@ def _gpu(key: str, entry: GpuEntry) -> Gpu:
         jobs=jobs,
         read_at=entry.get("read_at"),
         throttle_reasons=tuple(entry.get("throttle_reasons") or ()),
+        minor_number=entry.get("minor_number"),
         temperature_slowdown_c=entry.get("temperature_slowdown_c"),
         remap_pending=ecc.get("remap_pending"),
         remap_failed=ecc.get("remap_failed"),

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 from cluster_dash_server.snapshot import Gpu
 
@@ -40,6 +40,31 @@ class Thresholds:
     )
 
 
+class JobOnGpu(NamedTuple):
+    """A job of Slurm that has a GPU; `id` as people write it, `name` None where it is not known."""
+
+    id: str
+    user: str
+    name: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Allotment:
+    """What Slurm says of a GPU.
+
+    Attributes:
+        drained: its node takes no jobs: drained, in maintenance or down.
+        reserved: its node is kept for some.
+        allocated: Slurm has given it to a job; None: nobody knows.
+        jobs: the jobs that have it, as far as Slurm tells.
+    """
+
+    drained: bool
+    reserved: bool
+    allocated: bool | None
+    jobs: tuple[JobOnGpu, ...]
+
+
 def silence_after(interval_seconds: float, thresholds: Thresholds) -> tuple[float, float]:
     """Return after how many seconds without a snapshot a host is stale, and after how many it is down."""
     return (
@@ -68,10 +93,10 @@ def memory_in_use(gpu: Gpu, thresholds: Thresholds) -> bool | None:
     return counts_as_use(gpu.used_mem, gpu.total_mem, thresholds)
 
 
-def idle_while_in_use(gpu: Gpu, thresholds: Thresholds) -> bool:
-    """Say whether, at this instant, somebody has the GPU's memory and it does nothing: the beginning of held."""
+def idle_while_in_use(gpu: Gpu, thresholds: Thresholds, slurm: Allotment | None = None) -> bool:
+    """Say whether, at this instant, somebody has the GPU or its memory and it does nothing: the beginning of held."""
     idle = gpu.gpu_util is not None and gpu.gpu_util < thresholds.busy_percent
-    return idle and memory_in_use(gpu, thresholds) is True
+    return idle and (memory_in_use(gpu, thresholds) is True or (slurm is not None and slurm.allocated is True))
 
 
 def figures_are_old(read_at: float | None, timestamp: float, interval_seconds: float, thresholds: Thresholds) -> bool:
@@ -95,6 +120,7 @@ def gpu_state(
     silent: Literal["down", "stale"] | None,
     now: float,
     thresholds: Thresholds,
+    slurm: Allotment | None = None,
 ) -> State:
     """Decide the state of one GPU; the first that fits wins.
 
@@ -106,11 +132,14 @@ def gpu_state(
         silent: what its host's silence makes of it.
         now: Unix s.
         thresholds: the settings in force.
+        slurm: what Slurm says of it; None: nothing.
     """
     if silent is not None:
         return silent
     if missing or gpu.error is not None:
         return "error"
+    if slurm is not None and slurm.drained:
+        return "drained"
     if old:
         return "unknown"
     if idle_since is not None and now - idle_since >= thresholds.held_seconds:
@@ -118,9 +147,11 @@ def gpu_state(
     in_use = memory_in_use(gpu, thresholds)
     if gpu.working or in_use or (gpu.gpu_util is not None and gpu.gpu_util >= thresholds.busy_percent):
         return "busy"
+    if slurm is not None and slurm.allocated:
+        return "busy"  # given away: nobody else may have it
     if gpu.working is None and (in_use is None or gpu.gpu_util is None):
         return "unknown"
-    return "free"
+    return "drained" if slurm is not None and slurm.reserved else "free"
 
 
 @dataclass(frozen=True, slots=True)

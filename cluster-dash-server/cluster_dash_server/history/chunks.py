@@ -1,0 +1,267 @@
+"""The blobs of history: an hour of rows of a host, and a day of roll-ups of it; pure. One layout of GPUs each."""
+
+import json
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
+from operator import sub
+from typing import Any, NamedTuple
+
+from cluster_dash_server.history.columns import NAN, Column, Frames, bind, decode, encode, unzip, zip_
+from cluster_dash_server.history.rollups import width
+from cluster_dash_server.store import GPU_METRICS, HOST_METRICS, Figures, GpuId, Holder
+
+METRICS = GPU_METRICS + HOST_METRICS
+_TIMES, _SEQS, _WHO, _FIRST = range(4)
+_NO_SEQ = -1
+
+
+class Layout(NamedTuple):
+    """Which columns the blobs of a host have: they say it themselves, for later releases keep more metrics."""
+
+    gpus: tuple[GpuId, ...]
+    gpu_metrics: tuple[str, ...] = GPU_METRICS
+    host_metrics: tuple[str, ...] = HOST_METRICS
+
+    def text(self) -> str:
+        """Return it as JSON."""
+        return json.dumps([self.gpu_metrics, self.host_metrics, self.gpus], ensure_ascii=False, separators=(",", ":"))
+
+    @classmethod
+    def of(cls, text: str) -> "Layout":
+        """Read it from JSON."""
+        gpu_metrics, host_metrics, gpus = json.loads(text)
+        return cls(tuple(GpuId(*gpu) for gpu in gpus), tuple(gpu_metrics), tuple(host_metrics))
+
+    def frame_of(self, metric: str) -> tuple[int, int] | None:
+        """Return the place of a metric among the frames, and how many columns it has; None: it is not kept here."""
+        if metric in self.gpu_metrics:
+            return self.gpu_metrics.index(metric), len(self.gpus)
+        if metric in self.host_metrics:
+            return len(self.gpu_metrics) + self.host_metrics.index(metric), 1
+        return None
+
+
+# --------------------------------------------------------------------------------------------------- an hour of rows
+
+
+def pack_rows(rows: Sequence[Figures]) -> bytes:
+    """Pack the rows of an hour, oldest first, all of the same GPUs."""
+    gpus = len(rows[0].gpus)
+    frames = [
+        _pack_integers([round(row.at * 1000) for row in rows]),
+        _pack_integers([_NO_SEQ if row.seq is None else row.seq for row in rows]),
+        zip_(json.dumps([_boots(rows), list(_holdings(rows))], ensure_ascii=False, separators=(",", ":")).encode()),
+    ]
+    whole = array("f", b"".join([row.values.tobytes() for row in rows]))
+    stride, at = width(gpus), 0
+    for columns in (*([gpus] * len(GPU_METRICS)), *([1] * len(HOST_METRICS))):
+        frames.append(encode([whole[place::stride] for place in range(at, at + columns)]) if columns else b"")
+        at += columns
+    return bind(frames)
+
+
+def _boots(rows: Sequence[Figures]) -> list[tuple[str | None, int]]:
+    """Return under which boot_id how many rows in a row came."""
+    found: list[tuple[str | None, int]] = []
+    for row in rows:
+        if found and found[-1][0] == row.boot_id:
+            found[-1] = row.boot_id, found[-1][1] + 1
+        else:
+            found.append((row.boot_id, 1))
+    return found
+
+
+def _holdings(rows: Sequence[Figures]) -> Iterator[tuple[int, list[Any]]]:
+    """Give how many rows in a row have the same holders, and these with the most memory that each had meanwhile."""
+    first = 0
+    for place in range(1, len(rows) + 1):
+        if place == len(rows) or rows[place].holders != rows[first].holders:
+            mems: list[list[float]] = [
+                list(each) for each in zip(*(r.holder_mem for r in rows[first:place]), strict=True)
+            ]
+            peaks = [max((mem for mem in each if mem == mem), default=None) for each in mems]
+            yield place - first, [[*holder, peak] for holder, peak in zip(rows[first].holders, peaks, strict=True)]
+            first = place
+
+
+class Rows:
+    """An hour of rows, read back as far as is asked for.
+
+    Raises:
+        StoreError: the blob is damaged; so do all that read in it.
+    """
+
+    def __init__(self, blob: bytes, layout: Layout) -> None:
+        self._frames = Frames(blob)
+        self._layout = layout
+
+    @cached_property
+    def times(self) -> list[float]:
+        """When each row was taken, the oldest first."""
+        return [at / 1000 for at in _unpack_integers(self._frames[_TIMES])]
+
+    def columns(self, metric: str) -> list[Column]:
+        """Return the figures of a metric: a column for each GPU, or one for the host; none where it is not kept."""
+        frame = self._layout.frame_of(metric)
+        if frame is None or not frame[1]:
+            return []
+        return decode(self._frames[_FIRST + frame[0]], frame[1], len(self.times))
+
+    def figures(self, host: str) -> list[Figures]:
+        """Return all rows; the memory of a holder is the most it had while the holders stayed the same."""
+        seqs = _unpack_integers(self._frames[_SEQS])
+        boots, holdings = json.loads(unzip(self._frames[_WHO]))
+        boot_ids = [boot for boot, count in boots for _ in range(count)]
+        held: list[tuple[tuple[Holder, ...], array[float]]] = []
+        for count, holders in holdings:
+            who = tuple([Holder(*holder[:3]) for holder in holders])
+            mems = array("f", [NAN if holder[3] is None else holder[3] for holder in holders])
+            held += [(who, mems)] * count
+        columns: list[Sequence[float]] = []
+        for metric in METRICS:
+            found = [column.floats() for column in self.columns(metric)]
+            missing = (len(self._layout.gpus) if metric in GPU_METRICS else 1) - len(found)
+            columns += found + [[NAN] * len(self.times)] * missing
+        return [
+            Figures(
+                host=host,
+                at=at,
+                boot_id=boot_id,
+                seq=None if seq == _NO_SEQ else seq,
+                oldest_seq=None,
+                gpus=self._layout.gpus,
+                values=array("f", values),
+                holders=who,
+                holder_mem=mems,
+            )
+            for at, seq, boot_id, (who, mems), *values in zip(self.times, seqs, boot_ids, held, *columns, strict=True)
+        ]
+
+
+def _pack_integers(numbers: Sequence[int]) -> bytes:
+    steps = array("q", map(sub, numbers, (0, *numbers)))
+    return zip_(b"".join(bytes(steps)[place::8] for place in range(8)))
+
+
+def _unpack_integers(packed: bytes) -> list[int]:
+    shuffled = unzip(packed)
+    plain, count = bytearray(len(shuffled)), len(shuffled) // 8
+    for place in range(8):
+        plain[place::8] = shuffled[place * count : (place + 1) * count]
+    return list(accumulate(array("q", bytes(plain))))
+
+
+# ---------------------------------------------------------------------------------------------------- a day of steps
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """The least, mean and most of every value of a row in one step, from how many rows; NaN where unknown."""
+
+    rows: int
+    least: "array[float]"
+    mean: "array[float]"
+    most: "array[float]"
+
+
+def slot_of(rows: Sequence["array[float]"]) -> Slot:
+    """Add up the values of rows of one layout."""
+    if len(rows) == 1:
+        return Slot(1, rows[0], rows[0], rows[0])
+    least, mean, most = array("f"), array("f"), array("f")
+    for column in zip(*rows, strict=True):
+        total = sum(column)
+        known: Sequence[float] = column
+        if total != total:
+            known = [value for value in column if value == value]
+            total = sum(known)
+        if not known:
+            least.append(NAN)
+            mean.append(NAN)
+            most.append(NAN)
+            continue
+        least.append(min(known))
+        mean.append(round(total / len(known), 2))
+        most.append(max(known))
+    return Slot(len(rows), least, mean, most)
+
+
+def pack_slots(slots: dict[int, Slot], gpus: int) -> bytes:
+    """Pack the steps of a day, by their place in it."""
+    places = sorted(slots)
+    of = [slots[place] for place in places]
+    frames = [_pack_integers(places), _pack_integers([slot.rows for slot in of])]
+    alone = all(slot.rows == 1 for slot in of)
+    stride = width(gpus)
+    for name in ("mean",) if alone else ("mean", "least", "most"):
+        whole = array("f", b"".join([getattr(slot, name).tobytes() for slot in of]))
+        at = 0
+        for columns in (*([gpus] * len(GPU_METRICS)), *([1] * len(HOST_METRICS))):
+            frames.append(encode([whole[place::stride] for place in range(at, at + columns)]) if columns else b"")
+            at += columns
+    return bind(frames)
+
+
+class Slots:
+    """A day of steps, read back as far as is asked for.
+
+    Raises:
+        StoreError: the blob is damaged; so do all that read in it.
+    """
+
+    def __init__(self, blob: bytes, layout: Layout) -> None:
+        self._frames = Frames(blob)
+        self._layout = layout
+        self._metrics = len(layout.gpu_metrics) + len(layout.host_metrics)
+
+    @cached_property
+    def places(self) -> list[int]:
+        """Which steps of the day there are."""
+        return _unpack_integers(self._frames[0])
+
+    @cached_property
+    def rows(self) -> list[int]:
+        """From how many rows each step was made."""
+        return _unpack_integers(self._frames[1])
+
+    def columns(self, metric: str) -> list[tuple[list[float], list[float], list[float]]]:
+        """Return (least, mean, most) of a metric for each GPU, or for the host; none where it is not kept."""
+        frame = self._layout.frame_of(metric)
+        if frame is None or not frame[1]:
+            return []
+        place, columns = frame
+        means = self._read(2 + place, columns)
+        if len(self._frames) == 2 + self._metrics:
+            return [(mean, mean, mean) for mean in means]
+        leasts = self._read(2 + self._metrics + place, columns)
+        mosts = self._read(2 + 2 * self._metrics + place, columns)
+        return list(zip(leasts, means, mosts, strict=True))
+
+    def slots(self) -> dict[int, Slot]:
+        """Return all of them by their place."""
+        kinds: list[list[list[float]]] = [[], [], []]
+        for metric in METRICS:
+            found = self.columns(metric)
+            count = len(self._layout.gpus) if metric in GPU_METRICS else 1
+            nothing = [NAN] * len(self.places)
+            for kind, of_kind in enumerate(kinds):
+                of_kind += [column[kind] for column in found] or [nothing] * count
+        rows = [[array("f", row) for row in zip(*kind, strict=True)] for kind in kinds]
+        return {
+            place: Slot(count, least, mean, most)
+            for place, count, least, mean, most in zip(self.places, self.rows, *rows, strict=True)
+        }
+
+    def _read(self, frame: int, columns: int) -> list[list[float]]:
+        return [column.floats() for column in decode(self._frames[frame], columns, len(self.places))]
+
+
+def by_layout(rows: Iterable[Figures]) -> dict[tuple[GpuId, ...], list[Figures]]:
+    """Part rows by the GPUs that they are of."""
+    parts: dict[tuple[GpuId, ...], list[Figures]] = {}
+    for row in rows:
+        parts.setdefault(row.gpus, []).append(row)
+    return parts

@@ -1,0 +1,106 @@
+"""What the newest rows add up to before their hour is sealed: so that "today" has no hole. In memory; one writer."""
+
+import threading
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from operator import add, sub
+from typing import Any
+
+from cluster_dash_server.history.rollups import HOUR, Minutes, Rolled, Share, UsageKey, roll
+from cluster_dash_server.store import Figures
+
+
+@dataclass(slots=True)
+class _Host:
+    """The newest rows of a host, and what its open hours have given so far."""
+
+    waiting: list[Figures] = field(default_factory=list)
+    given: dict[int, Rolled] = field(default_factory=dict)
+
+
+class OpenHours:
+    """Adds up rows as they are written, a minute of a host at a time, until `close`.
+
+    The newest minute of a host is not in it: it is added up when the next one begins.
+    """
+
+    def __init__(self) -> None:
+        self._hosts: dict[str, _Host] = {}
+        self._minutes: Minutes = {}
+        self._usage: dict[int, dict[UsageKey, Share]] = {}
+        self._lock = threading.Lock()
+
+    def take(self, rows: Iterable[Figures]) -> None:
+        """Take rows that were written; one that is older than the newest of its host waits for its hour's sealing."""
+        for row in rows:
+            host = self._hosts.get(row.host)
+            if host is None:
+                host = self._hosts[row.host] = _Host()
+            waiting = host.waiting
+            if waiting and row.at <= waiting[-1].at:
+                continue
+            if waiting and row.at // 60 != waiting[0].at // 60:
+                self._roll(host, row.at)
+            host.waiting.append(row)
+
+    def _roll(self, host: _Host, next_at: float) -> None:
+        rows = host.waiting
+        hour = int(rows[0].at // HOUR) * HOUR
+        # up to the next row, but within the hour: another one begins anew
+        new = roll(rows, rows[0].at if hour in host.given else hour, min(next_at, hour + HOUR))
+        with self._lock:
+            given = host.given.setdefault(hour, Rolled())
+            for sums in (given.minutes, self._minutes):
+                _put(sums, new.minutes)
+            for usage in (given.usage, self._usage.setdefault(hour, {})):
+                _put(usage, new.usage)
+        host.waiting = []
+
+    def close(self, name: str, hour: int) -> None:
+        """Take out what an hour of a host has given: it is sealed, and counted there."""
+        host = self._hosts.get(name)
+        if host is None:
+            return
+        if host.waiting and host.waiting[0].at // HOUR * HOUR == hour:
+            host.waiting = []
+        with self._lock:
+            given = host.given.pop(hour, None)
+            if given is not None:
+                _take_out(self._minutes, given.minutes)
+                _take_out(self._usage[hour], given.usage)
+                if not self._usage[hour]:
+                    del self._usage[hour]
+
+    def minutes(self) -> Minutes:
+        """Return the shares of the cluster, by minute and model."""
+        with self._lock:
+            return dict(self._minutes)
+
+    def usage(self) -> dict[int, dict[UsageKey, Share]]:
+        """Return the usage of all hosts together: by hour, then by user and model."""
+        with self._lock:
+            return {hour: dict(usage) for hour, usage in self._usage.items()}
+
+    def usage_of_hosts(self) -> dict[tuple[int, str], dict[UsageKey, Share]]:
+        """Return usage by hour and host, then by user and model."""
+        with self._lock:
+            return {
+                (hour, name): dict(given.usage)
+                for name, host in self._hosts.items()
+                for hour, given in host.given.items()
+            }
+
+
+def _put(sums: dict[Any, Share], new: dict[Any, Share]) -> None:
+    for key, share in new.items():
+        was = sums.get(key)
+        sums[key] = share if was is None else tuple(map(add, was, share))
+
+
+def _take_out(sums: dict[Any, Share], gone: dict[Any, Share]) -> None:
+    for key, share in gone.items():
+        left = tuple(map(sub, sums[key], share))
+        if any(each > 1e-6 for each in left):  # less is what rounding leaves
+            sums[key] = left
+        else:
+            del sums[key]

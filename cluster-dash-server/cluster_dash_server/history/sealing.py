@@ -1,0 +1,297 @@
+"""From rows as they came to what is kept: sealed hours, roll-ups, and what becomes of them with age.
+
+Everything is made of the rows of one hour of one host, so rows that come late are added by doing that hour anew: what
+it gave to sums before is taken out, what it gives now is put in. All functions work inside the caller's transaction.
+"""
+
+import json
+import sqlite3
+from array import array
+from collections.abc import Iterable, Sequence
+from itertools import groupby
+from operator import add, sub
+from typing import Any
+
+from cluster_dash_server.history.chunks import Layout, Rows, Slot, Slots, by_layout, pack_rows, pack_slots, slot_of
+from cluster_dash_server.history.columns import NAN, unzip, zip_
+from cluster_dash_server.history.rollups import (
+    DAY,
+    HOUR,
+    Minutes,
+    Rolled,
+    Share,
+    Stretch,
+    cluster_figures,
+    roll,
+    stretches,
+)
+from cluster_dash_server.store import Figures, GpuId, Holder, StoreError
+
+USAGE_COLUMNS = "held, busy, idle, allocated, util, seen"
+_EPSILON = 1e-6
+"""What is left of a sum when all parts are taken out again."""
+
+
+class Names:
+    """The ids of names in the file, read when first asked for. One thread."""
+
+    def __init__(self, db: sqlite3.Connection) -> None:
+        self._db = db
+        self._ids: dict[tuple[str, str], int] = {}
+        self._layouts: dict[int, Layout] = {}
+        self._holdings: dict[int, tuple[Holder, ...]] = {}
+        self._layout_ids: dict[tuple[GpuId, ...], int] = {}
+        self._holding_ids: dict[tuple[Holder, ...], int] = {}
+
+    def host(self, name: str) -> int:
+        """Return the id of a host, made where there is none."""
+        return self._id("hosts", "name", name)
+
+    def host_name(self, host: int) -> str:
+        """Return the name of a host."""
+        (name,) = self._db.execute("SELECT name FROM hosts WHERE id = ?", (host,)).fetchone()
+        return str(name)
+
+    def layout(self, gpus: tuple[GpuId, ...]) -> int:
+        """Return the id of the layout of GPUs, made where there is none."""
+        found = self._layout_ids.get(gpus)
+        if found is None:
+            found = self._layout_ids[gpus] = self._id("layouts", "text", Layout(gpus).text())
+        return found
+
+    def layout_of(self, layout: int) -> Layout:
+        """Return a layout by its id."""
+        if layout not in self._layouts:
+            (text,) = self._db.execute("SELECT text FROM layouts WHERE id = ?", (layout,)).fetchone()
+            self._layouts[layout] = Layout.of(text)
+        return self._layouts[layout]
+
+    def holding(self, holders: tuple[Holder, ...]) -> int:
+        """Return the id of who has what, made where there is none."""
+        found = self._holding_ids.get(holders)
+        if found is None:
+            if len(self._holding_ids) > 20_000:
+                self._holding_ids.clear()
+            text = json.dumps(holders, ensure_ascii=False, separators=(",", ":"))
+            found = self._holding_ids[holders] = self._id("holdings", "text", text, remember=False)
+        return found
+
+    def holders_of(self, holding: int) -> tuple[Holder, ...]:
+        """Return who has what by its id."""
+        if holding not in self._holdings:
+            if len(self._holdings) > 20_000:
+                self._holdings.clear()
+            (text,) = self._db.execute("SELECT text FROM holdings WHERE id = ?", (holding,)).fetchone()
+            self._holdings[holding] = tuple(Holder(*each) for each in json.loads(text))
+        return self._holdings[holding]
+
+    def _id(self, table: str, column: str, text: str, *, remember: bool = True) -> int:
+        found = self._ids.get((table, text))
+        if found is None:
+            row = self._db.execute(f"SELECT id FROM {table} WHERE {column} = ?", (text,)).fetchone()  # noqa: S608 - names of ours
+            if row is None:
+                row = (self._db.execute(f"INSERT INTO {table} ({column}) VALUES (?)", (text,)).lastrowid,)  # noqa: S608 - names of ours
+            found = int(row[0])
+            if remember:
+                self._ids[table, text] = found
+        return found
+
+
+def hot_rows(db: sqlite3.Connection, names: Names, host: int, hour: int, name: str) -> list[Figures]:
+    """Return the rows of an hour that are not sealed yet, oldest first."""
+    found = db.execute(
+        "SELECT at, boot_id, seq, layout, holding, figures FROM hot LEFT JOIN boots ON boots.id = hot.boot "
+        "WHERE hot.host = ? AND hour = ? ORDER BY at",
+        (host, hour),
+    )
+    rows = []
+    for at, boot_id, seq, layout, holding, blob in found:
+        holders = names.holders_of(holding)
+        whole = array("f", blob)
+        split = len(whole) - len(holders)
+        rows.append(
+            Figures(
+                host=name,
+                at=at,
+                boot_id=boot_id,
+                seq=seq,
+                oldest_seq=None,
+                gpus=names.layout_of(layout).gpus,
+                values=whole[:split],
+                holders=holders,
+                holder_mem=whole[split:],
+            )
+        )
+    return rows
+
+
+def sealed_rows(db: sqlite3.Connection, names: Names, host: int, hour: int, name: str) -> list[Figures]:
+    """Return the rows of a sealed hour, oldest first; those that are damaged are left out."""
+    rows: list[Figures] = []
+    found = db.execute("SELECT layout, rows FROM sealed WHERE host = ? AND hour = ?", (host, hour)).fetchall()
+    for layout, blob in found:
+        try:
+            rows += Rows(blob, names.layout_of(layout)).figures(name)
+        except StoreError:
+            continue
+    return sorted(rows, key=lambda row: row.at)
+
+
+class Sums:
+    """What a transaction adds to the sums over all hosts; written at its end, for many hosts share a minute."""
+
+    def __init__(self, db: sqlite3.Connection) -> None:
+        self._db = db
+        self._minutes: Minutes = {}
+        self._hours: dict[tuple[int, str, str], Share] = {}
+        self._host_days: dict[tuple[int, int, str, str], Share] = {}
+
+    def add(self, rolled: Rolled, host: int, hour: int, sign: int = 1) -> None:
+        """Add what an hour of a host gives; with sign -1 take it out."""
+        for key, share in rolled.minutes.items():
+            _gather(self._minutes, key, share, sign)
+        for (user, model), usage in rolled.usage.items():
+            _gather(self._hours, (hour, user, model), usage, sign)
+            _gather(self._host_days, (hour // DAY * DAY, host, user, model), usage, sign)
+
+    def write(self) -> None:
+        """Write them."""
+        db = self._db
+        hours: set[tuple[int, str]] = set()
+        for (minute, model), share in self._minutes.items():
+            row = db.execute(
+                "SELECT share FROM cluster_minutes WHERE minute = ? AND model = ?", (minute, model)
+            ).fetchone()
+            total = share if row is None else tuple(map(add, array("d", row[0]), share))
+            hours.add((minute // HOUR * HOUR, model))
+            if total[0] < _EPSILON:
+                db.execute("DELETE FROM cluster_minutes WHERE minute = ? AND model = ?", (minute, model))
+            else:
+                blob = array("d", total).tobytes()
+                db.execute("INSERT OR REPLACE INTO cluster_minutes VALUES (?, ?, ?)", (minute, model, blob))
+        for hour, model in hours:
+            self._write_cluster_hour(hour, model)
+        days: dict[tuple[int, str, str], Share] = {}
+        for (hour, user, model), usage in self._hours.items():
+            _gather(days, (hour // DAY * DAY, user, model), usage, 1)
+        _add_usage(db, "user_hours", "hour, user, model", self._hours.items())
+        _add_usage(db, "user_days", "day, user, model", days.items())
+        _add_usage(db, "usage_days", "day, host, user, model", self._host_days.items())
+
+    def _write_cluster_hour(self, hour: int, model: str) -> None:
+        found = self._db.execute(
+            "SELECT share FROM cluster_minutes WHERE minute >= ? AND minute < ? AND model = ?",
+            (hour, hour + HOUR, model),
+        )
+        of_minutes = [cluster_figures(tuple(array("d", share)), 60) for (share,) in found]
+        if not of_minutes:
+            self._db.execute("DELETE FROM cluster_hours WHERE hour = ? AND model = ?", (hour, model))
+            return
+        figures = array("d", [len(of_minutes)])
+        for column in zip(*of_minutes, strict=True):
+            known = [value for value in column if value is not None]
+            figures.extend([min(known), sum(known) / len(known), max(known)] if known else [NAN] * 3)
+        self._db.execute("INSERT OR REPLACE INTO cluster_hours VALUES (?, ?, ?)", (hour, model, figures.tobytes()))
+
+
+def _gather(sums: dict[Any, Share], key: Any, share: Share, sign: int) -> None:
+    was = sums.get(key)
+    if was is None:
+        sums[key] = share if sign == 1 else tuple(-value for value in share)
+    else:
+        sums[key] = tuple(map(add if sign == 1 else sub, was, share))
+
+
+def _add_usage(
+    db: sqlite3.Connection, table: str, key: str, sums: Iterable[tuple[tuple[int | str, ...], Share]]
+) -> None:
+    marks = ", ".join("?" * (key.count(",") + 7))
+    update = ", ".join(f"{name} = {name} + excluded.{name}" for name in USAGE_COLUMNS.split(", "))
+    db.executemany(
+        f"INSERT INTO {table} ({key}, {USAGE_COLUMNS}) VALUES ({marks}) ON CONFLICT ({key}) DO UPDATE SET {update}",  # noqa: S608 - names of ours
+        [(*each, *share) for each, share in sums],
+    )
+
+
+def seal(db: sqlite3.Connection, names: Names, sums: Sums, host: int, hour: int) -> None:
+    """Seal an hour of a host, anew where it was sealed before and rows came late."""
+    name = names.host_name(host)
+    fresh = hot_rows(db, names, host, hour, name)
+    if not fresh:
+        return
+    before = sealed_rows(db, names, host, hour, name)
+    rows = fresh
+    if before:
+        sums.add(roll(before, hour, hour + HOUR), host, hour, -1)
+        rows = sorted(before + fresh, key=lambda row: row.at)
+    rolled = roll(rows, hour, hour + HOUR)
+    sums.add(rolled, host, hour)
+    db.execute("DELETE FROM sealed WHERE host = ? AND hour = ?", (host, hour))
+    for gpus, part in by_layout(rows).items():
+        db.execute("INSERT INTO sealed VALUES (?, ?, ?, ?)", (host, hour, names.layout(gpus), pack_rows(part)))
+        slot = slot_of([row.values for row in part])
+        _put_slots(db, names, "hours", host, hour // DAY * DAY, gpus, {(hour % DAY) // HOUR: slot})
+    db.execute("DELETE FROM usage_hours WHERE hour = ? AND host = ?", (hour, host))
+    db.executemany(
+        "INSERT INTO usage_hours VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        [(hour, host, user, model, *usage) for (user, model), usage in rolled.usage.items()],
+    )
+    held = stretches(rows, hour, hour + HOUR)
+    db.execute("DELETE FROM uses WHERE host = ? AND hour = ?", (host, hour))
+    if held:
+        db.execute("INSERT INTO uses VALUES (?, ?, ?)", (host, hour, pack_stretches(held)))
+    db.execute("DELETE FROM hot WHERE host = ? AND hour = ?", (host, hour))
+
+
+def pack_stretches(held: Sequence[Stretch]) -> bytes:
+    """Pack who had which GPU."""
+    return zip_(json.dumps(held, ensure_ascii=False, separators=(",", ":")).encode())
+
+
+def unpack_stretches(packed: bytes) -> list[Stretch]:
+    """Return what `pack_stretches` was given.
+
+    Raises:
+        StoreError: it is damaged.
+    """
+    return [Stretch(*each) for each in json.loads(unzip(packed))]
+
+
+def _put_slots(
+    db: sqlite3.Connection,
+    names: Names,
+    table: str,
+    host: int,
+    day: int,
+    gpus: tuple[GpuId, ...],
+    new: dict[int, Slot],
+) -> None:
+    """Put steps into the blob of their day, beside those that are there."""
+    layout = names.layout(gpus)
+    key = (host, day, layout)
+    row = db.execute(f"SELECT slots FROM {table} WHERE host = ? AND day = ? AND layout = ?", key).fetchone()  # noqa: S608 - names of ours
+    slots: dict[int, Slot] = {}
+    if row is not None:
+        try:
+            slots = Slots(row[0], names.layout_of(layout)).slots()
+        except StoreError:
+            slots = {}
+    blob = pack_slots({**slots, **new}, len(gpus))
+    db.execute(f"INSERT OR REPLACE INTO {table} VALUES (?, ?, ?, ?)", (*key, blob))  # noqa: S608 - names of ours
+
+
+# ------------------------------------------------------------------------------------------------------------- age
+
+
+def fold_day(db: sqlite3.Connection, names: Names, host: int, day: int) -> None:
+    """Make minutes of a day of sealed hours of a host, and drop the hours."""
+    name = names.host_name(host)
+    of_layout: dict[tuple[GpuId, ...], dict[int, Slot]] = {}
+    for hour in range(day, day + DAY, HOUR):
+        for gpus, rows in by_layout(sealed_rows(db, names, host, hour, name)).items():
+            slots = of_layout.setdefault(gpus, {})
+            for minute, part in groupby(rows, key=lambda row: int(row.at - day) // 60):
+                slots[minute] = slot_of([row.values for row in part])
+    for gpus, slots in of_layout.items():
+        _put_slots(db, names, "minutes", host, day, gpus, slots)
+    db.execute("DELETE FROM sealed WHERE host = ? AND hour >= ? AND hour < ?", (host, day, day + DAY))

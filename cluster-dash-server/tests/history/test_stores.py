@@ -1,0 +1,311 @@
+"""Every kind of store passes the same tests; the one in memory, the plainest, is what the others are compared with."""
+
+import math
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster_dash_server.history.memory import MemoryStore
+from cluster_dash_server.history.rollups import DAY, HOUR
+from cluster_dash_server.history.sqlite import Keep, SqliteStore
+from cluster_dash_server.store import (
+    CLUSTER_METRICS,
+    Event,
+    EventQuery,
+    Figures,
+    KeptEvent,
+    Series,
+    SeriesQuery,
+    StoreError,
+    Usage,
+    UsageQuery,
+    Use,
+    UseQuery,
+)
+
+BEGIN = 1_700_006_400.0
+"""The start of an hour, two hours before the end of a day of UTC."""
+KEEP = Keep(
+    rows_seconds=7 * DAY, minutes_seconds=90 * DAY, hours_seconds=730 * DAY, users_seconds=400 * DAY, file_bytes=2**30
+)
+MakeRow = Callable[..., Figures]
+MakeFleet = Callable[[int, int, float, float], list[Figures]]
+
+
+class Clock:
+    """A clock that a test moves by hand."""
+
+    def __init__(self) -> None:
+        self.now = BEGIN + 6 * HOUR
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def moving() -> Clock:
+    return Clock()
+
+
+Kind = MemoryStore | SqliteStore
+
+
+@pytest.fixture(params=["memory", "sqlite", "sqlite, sealed"])
+def store(request: pytest.FixtureRequest, tmp_path: Path, moving: Clock) -> Iterator[Kind]:
+    if request.param == "memory":
+        yield MemoryStore(moving)
+        return
+    store = SqliteStore(tmp_path, clock=moving, keep=KEEP)
+    if request.param == "sqlite, sealed":
+        store.flush, plain = store.seal_all, store.flush  # type: ignore[method-assign]
+
+        def sealed() -> None:
+            store.flush = plain  # type: ignore[method-assign]
+            store.seal_all()
+            store.flush = sealed  # type: ignore[method-assign]
+
+        store.flush = sealed  # type: ignore[method-assign]
+    yield store
+    store.close()
+
+
+def put(store: Kind, rows: list[Figures]) -> None:
+    for each in rows:
+        store.append(each)
+    store.flush()
+
+
+def test_a_figure_is_found_by_host_and_gpu(store: Kind, make_row: MakeRow) -> None:
+    put(store, [make_row(at=BEGIN + 60 * number, seq=number, gpus=2, util=10.0 * number) for number in range(1, 5)])
+
+    first, second = store.series(SeriesQuery(metric="gpu_util", begin=BEGIN, end=BEGIN + 300, step_seconds=120))
+
+    assert (first.host, first.gpu, first.uuid, first.model) == ("gpu01", 0, "GPU-gpu01-0", "H100")
+    assert second.gpu == 1
+    assert list(first.t) == [BEGIN, BEGIN + 120, BEGIN + 240]
+    assert list(first.min) == [10, 20, 40]
+    assert list(first.mean) == [10, 25, 40]
+    assert list(first.max) == [10, 30, 40]
+
+
+def test_a_gap_stays_a_gap(store: Kind, make_row: MakeRow) -> None:
+    put(store, [make_row(at=BEGIN, seq=1), make_row(at=BEGIN + 180, seq=2)])
+
+    (line,) = store.series(SeriesQuery(metric="gpu_util", begin=BEGIN, end=BEGIN + 180, step_seconds=60))
+
+    assert list(line.mean) == [50, None, None, 50]
+
+
+def test_unknown_stays_unknown(store: Kind, make_row: MakeRow) -> None:
+    put(store, [make_row(at=BEGIN, seq=1, util=math.nan), make_row(at=BEGIN + 60, seq=2, util=30.0)])
+
+    (line,) = store.series(SeriesQuery(metric="gpu_util", begin=BEGIN, end=BEGIN + 119, step_seconds=60))
+    (unknown,) = store.series(SeriesQuery(metric="fan_percent", begin=BEGIN, end=BEGIN + 119, step_seconds=60))
+
+    assert list(line.mean) == [None, 30]
+    assert list(unknown.mean) == [None, None]
+
+
+def test_a_spike_of_one_round_is_in_the_most_of_a_month(store: Kind, make_row: MakeRow, moving: Clock) -> None:
+    rows = [make_row(at=BEGIN + 5 * number, seq=number, temperature=60.0, interval=5.0) for number in range(1440)]
+    rows[700] = make_row(at=rows[700].at, seq=700, temperature=95.0, interval=5.0)
+    put(store, rows)
+
+    (line,) = store.series(SeriesQuery(metric="temperature_c", begin=BEGIN - 29 * DAY, end=BEGIN + DAY))
+
+    assert len(line.t) <= 1500
+    assert max(each for each in line.max if each is not None) == 95
+    assert max(each for each in line.mean if each is not None) < 61
+
+
+def test_a_snapshot_that_comes_twice_is_kept_once(store: Kind, make_row: MakeRow) -> None:
+    put(store, [make_row(seq=7, util=50.0), make_row(seq=7, util=70.0)])
+
+    assert store.knows("gpu01", "boot", 7)
+    assert not store.knows("gpu01", "boot", 8)
+    assert not store.knows("gpu01", "another boot", 7)
+    (line,) = store.series(SeriesQuery(metric="gpu_util", begin=BEGIN, end=BEGIN + 60))
+    assert [each for each in line.max if each is not None] == [50]
+
+
+def test_snapshots_without_an_identity_are_all_kept(store: Kind, make_row: MakeRow) -> None:
+    put(store, [make_row(at=BEGIN, seq=None), make_row(at=BEGIN + 60, seq=None)])
+
+    (line,) = store.series(SeriesQuery(metric="gpu_util", begin=BEGIN, end=BEGIN + 119, step_seconds=60))
+
+    assert list(line.mean) == [50, 50]
+
+
+def test_what_is_durable_counts_without_a_gap_from_the_oldest_on(store: Kind, make_row: MakeRow) -> None:
+    put(store, [make_row(at=BEGIN + seq, seq=seq) for seq in (5, 6, 7, 9)])
+
+    assert store.durable_seq("gpu01", "boot", 5) == 7
+    assert store.durable_seq("gpu01", "boot", 9) == 9
+    assert store.durable_seq("gpu01", "boot", 8) is None
+    assert store.durable_seq("gpu01", "boot", 4) is None
+    assert store.durable_seq("gpu01", "boot", None) == 9
+    assert store.durable_seq("gpu02", "boot", None) is None
+
+
+def test_nothing_is_known_of_a_metric_that_is_not_kept(store: Kind) -> None:
+    with pytest.raises(StoreError, match="gpu_utli is not known by gpu: choose of gpu_util, "):
+        store.series(SeriesQuery(metric="gpu_utli", begin=BEGIN, end=BEGIN + 1))
+
+
+def test_events_come_newest_first_and_one_can_be_replaced(store: Kind) -> None:
+    def kept(at: float, kind: str = "xid", host: str = "gpu01") -> KeptEvent:
+        return KeptEvent(Event(at=at, host=host, gpu=3, kind=kind, code=79, text="fell off"), True, ("boot", 4))
+
+    for each in (kept(BEGIN), kept(BEGIN + 10, "gpu_lost"), kept(BEGIN + 5, host="gpu02"), kept(BEGIN - 5)):
+        store.record(each)
+    store.retract(kept(BEGIN))
+    store.flush()
+
+    found = store.events(EventQuery(begin=BEGIN - 1, end=BEGIN + 10))
+    assert [(each.at, each.host, each.kind) for each in found] == [
+        (BEGIN + 10, "gpu01", "gpu_lost"),
+        (BEGIN + 5, "gpu02", "xid"),
+    ]
+    assert (found[0].gpu, found[0].code, found[0].text) == (3, 79, "fell off")
+    assert [each.host for each in store.events(EventQuery(begin=0, end=BEGIN * 2, hosts=("gpu02",)))] == ["gpu02"]
+    assert [each.at for each in store.events(EventQuery(begin=0, end=BEGIN * 2, kinds=("xid",), most=1))] == [BEGIN + 5]
+
+    store.forget(["gpu01"])
+    store.flush()
+    assert [each.host for each in store.events(EventQuery(begin=0, end=BEGIN * 2))] == ["gpu02"]
+
+
+def test_two_hours_of_work_are_one_use_and_an_idle_stretch_is_measured(store: Kind, make_row: MakeRow) -> None:
+    rows = []
+    for number in range(120):
+        idle = 50 <= number < 80  # over the full hour
+        fields = {"util": 0.0, "doing": "idle"} if idle else {"util": 80.0}
+        rows.append(make_row(at=BEGIN + 60 * number, seq=number, job="4711", **fields))
+    put(store, [*rows, make_row(at=BEGIN + 7200, seq=120, user=None, doing="free", util=0.0)])
+
+    (use,) = store.uses(UseQuery(begin=BEGIN, end=BEGIN + DAY))
+
+    assert (use.host, use.gpu, use.user, use.job, use.peak_mem) == ("gpu01", 0, "alice", "4711", 1000)
+    assert (use.from_at, use.to_at) == (BEGIN, BEGIN + 7200)
+    assert use.idle_seconds == pytest.approx(1800)
+    assert use.longest_idle_seconds == pytest.approx(1800)
+    assert use.busy_seconds == pytest.approx(5400)
+    assert use.mean_util == pytest.approx(60)
+    assert store.uses(UseQuery(begin=BEGIN, end=BEGIN + DAY, users=("bob",))) == []
+
+
+def test_a_gpu_that_two_people_share_counts_for_both_and_once_for_all(store: Kind, make_row: MakeRow) -> None:
+    from cluster_dash_server.store import Holder
+
+    rows = [make_row(at=BEGIN + 60 * number, seq=number) for number in range(61)]
+    shared = [
+        replace(each, holders=(*each.holders, Holder(0, "bob", None)), holder_mem=each.holder_mem * 2) for each in rows
+    ]
+    put(store, shared)
+
+    by_user = store.usage(UsageQuery(begin=BEGIN, end=BEGIN + HOUR))
+    (together,) = store.usage(UsageQuery(begin=BEGIN, end=BEGIN + HOUR, by=()))
+
+    assert [(each.user, round(each.held_seconds)) for each in by_user] == [("alice", 3600), ("bob", 3600)]
+    assert round(together.held_seconds) == 3600
+    assert together.util_seconds == pytest.approx(1800)
+
+
+def test_the_cluster_at_a_moment(store: Kind, make_row: MakeRow) -> None:
+    put(
+        store,
+        [make_row("b", BEGIN + 100, seq=1, util=9.0), make_row("b", BEGIN + 160, seq=2), make_row("a", BEGIN, seq=1)],
+    )
+
+    (b,) = store.moment(BEGIN + 150, silent_seconds=60)
+
+    assert (b.host, b.at, b.values[0]) == ("b", BEGIN + 100, 9)
+    assert [each.host for each in store.moment(BEGIN + 150)] == ["a", "b"]
+
+
+# ------------------------------------------------------------------------------------------- as the plainest one says
+
+
+def nearly(found: Any, wanted: Any) -> bool:
+    """Compare answers: means of hours are kept to a hundredth."""
+    if isinstance(found, float | int) and isinstance(wanted, float | int):
+        return math.isclose(found, wanted, rel_tol=1e-6, abs_tol=6e-3)
+    if isinstance(found, list | tuple) and isinstance(wanted, list | tuple):
+        return len(found) == len(wanted) and all(map(nearly, found, wanted))
+    if isinstance(found, Series | Usage | Use):
+        names = type(found).__slots__  # type: ignore[attr-defined]
+        return all(nearly(getattr(found, name), getattr(wanted, name)) for name in names)
+    return bool(found == wanted)
+
+
+def agree(found: list[Any], wanted: list[Any]) -> None:
+    assert len(found) == len(wanted), ([_short(each) for each in found], [_short(each) for each in wanted])
+    for first, second in zip(found, wanted, strict=True):
+        for name in type(first).__slots__:
+            assert nearly(getattr(first, name), getattr(second, name)), (name, first, second)
+
+
+def _short(each: Any) -> tuple[Any, ...]:
+    return tuple(getattr(each, name) for name in type(each).__slots__ if name not in ("t", "min", "mean", "max"))
+
+
+ASKED = [
+    SeriesQuery(metric="gpu_util", begin=BEGIN, end=BEGIN + 6 * HOUR),
+    SeriesQuery(metric="gpu_util", begin=BEGIN + 1234, end=BEGIN + 3 * HOUR, step_seconds=60, gpus=(0, 2)),
+    SeriesQuery(metric="power_w", begin=BEGIN, end=BEGIN + 6 * HOUR, step_seconds=HOUR),
+    SeriesQuery(metric="temperature_c", begin=BEGIN, end=BEGIN + 6 * HOUR, by="host", hosts=("gpu01", "gpu03")),
+    SeriesQuery(metric="cpu_percent", begin=BEGIN, end=BEGIN + 6 * HOUR, by="host", step_seconds=900),
+    SeriesQuery(metric="used_mem", begin=BEGIN, end=BEGIN + 6 * HOUR, models=("H100",)),
+    *[
+        SeriesQuery(metric=metric, begin=BEGIN, end=BEGIN + 6 * HOUR, by=by, step_seconds=step)
+        for metric in CLUSTER_METRICS
+        for by, step in (("cluster", 60), ("cluster", HOUR), ("model", 600), ("model", 2 * HOUR))
+    ],
+    SeriesQuery(metric="held_gpus", begin=BEGIN, end=BEGIN + 6 * HOUR, by="user"),
+]  # type: ignore[list-item]
+USED = [
+    UsageQuery(begin=BEGIN, end=BEGIN + 6 * HOUR, by=by)
+    for by in ((), ("user",), ("host",), ("model",), ("hour",), ("day",), ("user", "host", "model"), ("user", "hour"))
+] + [  # type: ignore[list-item]
+    UsageQuery(begin=BEGIN + HOUR, end=BEGIN + 3 * HOUR, by=("host",), users=("alice",)),
+    UsageQuery(begin=BEGIN, end=BEGIN + 6 * HOUR, by=("user",), hosts=("gpu01",), models=("H100", "A100")),
+]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_sealed_late_and_reopened_answers_are_those_of_the_plainest_store(
+    seed: int, tmp_path: Path, moving: Clock, make_fleet: MakeFleet
+) -> None:
+    rng = random.Random(seed)
+    rows = make_fleet(seed, 5, BEGIN, BEGIN + 6 * HOUR)
+    plain, store = MemoryStore(moving), SqliteStore(tmp_path, clock=moving, keep=KEEP)
+    late = [each for each in rows if rng.random() < 0.2]
+    for each in rows:
+        if each not in late:
+            plain.append(each)
+            store.append(each)
+    store.seal_all()
+    for each in late:
+        plain.append(each)
+        store.append(each)
+    store.seal_all()
+    store.close()
+    store = SqliteStore(tmp_path, clock=moving, keep=KEEP)
+    moving.now += 600
+    try:
+        for ask in ASKED:
+            agree(store.series(ask), plain.series(ask))
+        for used in USED:
+            agree(store.usage(used), plain.usage(used))
+        for use in (
+            UseQuery(begin=BEGIN, end=BEGIN + 6 * HOUR),
+            UseQuery(begin=BEGIN, end=BEGIN + HOUR, users=("bob",)),
+        ):
+            agree(store.uses(use), plain.uses(use))
+        assert all(store.knows(each.host, str(each.boot_id), each.seq or 0) for each in rows)
+    finally:
+        store.close()
