@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -15,11 +16,13 @@ from typing import NoReturn
 from cluster_dash_mole import __version__, collectors, pick
 from cluster_dash_mole.collectors.gpu import GpuCollector
 from cluster_dash_mole.config import Config, ConfigError, before_enrolment, load
-from cluster_dash_mole.host import HostPast, SnapshotCounter, read_host, state_folder
+from cluster_dash_mole.delivery import Delivery
+from cluster_dash_mole.host import Host, HostPast, SnapshotCounter, read_host, state_folder
 from cluster_dash_mole.mole import Collector, Lane, Mole, Row, Sender, SendError, SystemClock
 from cluster_dash_mole.notify import ServiceManager
 from cluster_dash_mole.senders import GoogleSheetsSender, HttpSender, StdoutSender
 from cluster_dash_mole.snapshot import clean
+from cluster_dash_mole.spool import SPOOL, Source, Spool, SpoolFromTheFuture
 
 log = logging.getLogger("cluster_dash_mole")
 
@@ -249,21 +252,28 @@ def _end_on_signals(code: int) -> None:
 def _run(config: Config) -> int:
     clock, interval = SystemClock(), config.poll.poll_interval_in_secs
     host, manager = read_host(), ServiceManager(os.environ)
-    lanes = [
-        Lane(sender, interval=interval, min_interval=min_interval, clock=clock)
-        for sender, min_interval in _senders(config, os.environ)
-    ]
+    senders = _senders(config, os.environ)
     # before the lanes start: it forks
     readers = collectors.build(interval=interval, clock=clock, slurm=_slurm(config, at_once=False))
     folder, boot_id = state_folder(os.environ, host.hostname), host.boot_id or ""
     counter = SnapshotCounter(folder, boot_id=boot_id, now=clock.now())
+    spool = _spool(config, host, counter, folder)
+    lanes: list[Lane | Delivery] = []
+    delivery: Delivery | None = None
+    for sender, min_interval in senders:
+        if isinstance(sender, HttpSender) and boot_id:
+            delivery = Delivery(sender, spool, interval=interval, min_interval=min_interval, clock=clock)
+            lanes.append(delivery)
+        else:
+            lanes.append(Lane(sender, interval=interval, min_interval=min_interval, clock=clock))
     mole = Mole(
         host=host,
         collectors=readers,
         lanes=lanes,
         interval=interval,
         clock=clock,
-        count=counter.next,
+        count=counter.next if delivery is None else partial(_count, delivery, counter),
+        pace=(lambda: 0.0) if delivery is None else partial(getattr, delivery, "pace_seconds"),
         labels=config.labels,
         past=HostPast(folder, boot_id=boot_id) if boot_id else None,
         alive=manager.alive,
@@ -277,7 +287,25 @@ def _run(config: Config) -> int:
         mole.run()
     finally:
         manager.stopping()
+        spool.close()
     return DONE
+
+
+def _count(delivery: Delivery, counter: SnapshotCounter) -> int | None:
+    """Return the number of the next snapshot, None where it is not sent: numbers without a gap show what is lost."""
+    return counter.next() if delivery.wants() else None
+
+
+def _spool(config: Config, host: Host, counter: SnapshotCounter, folder: Path) -> Spool:
+    most_bytes = int(config.json_sender.spool_mb * 2**20)
+    source = Source(host.hostname, host.boot_id or "")
+    if not counter.owns_folder:
+        return Spool(None, most_bytes=0, source=source)
+    try:
+        return Spool(folder / SPOOL, most_bytes=most_bytes, source=source, last_seq=counter.last)
+    except SpoolFromTheFuture as error:
+        log.error("spool: %s: left alone; what the server does not take is kept in memory: move it away", error)
+        return Spool(None, most_bytes=0, source=source)
 
 
 def _doctor(path: Path | None) -> int:

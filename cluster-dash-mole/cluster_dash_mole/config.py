@@ -42,11 +42,11 @@ class JsonSenderSettings:
     use: bool = _setting(False, "whether this sender is on")
     min_interval_in_secs: float = _setting(5.0, "at least so many seconds between two posts", minimum=0)
     address_in: str = _setting("", "where to post: the http:// or https:// address of the server")
-    auth_code: str | None = _setting(None, "the passcode or token of this host", secret=True)
-    auth_code_file: str | None = _setting(None, "a file that holds the passcode or token; goes before auth_code")
     spool_mb: float = _setting(
         64.0, "2^20 bytes of disk for snapshots that the server has not got; 0: they are kept in memory", minimum=0
     )
+    auth_code: str | None = _setting(None, "the passcode or token of this host", secret=True)
+    auth_code_file: str | None = _setting(None, "a file that holds the passcode or token; goes before auth_code")
     allow_plaintext: bool = _setting(False, "send a token also unencrypted, where others can read it")
     ca_file: str | None = _setting(None, "a PEM file of the CA of the server, where the system's own do not know it")
 

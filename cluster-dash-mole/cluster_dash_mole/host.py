@@ -162,6 +162,16 @@ class SnapshotCounter:
         if past and int(past["version"]) == _STATE_VERSION and past["boot_id"].decode() == boot_id:
             self._last = int(past["seq"])
 
+    @property
+    def owns_folder(self) -> bool:
+        """Whether the state folder can be written, and by this mole alone."""
+        return self._file is not None
+
+    @property
+    def last(self) -> int:
+        """The last number that was given."""
+        return self._last
+
     def next(self) -> int:
         """Return the number of the next snapshot."""
         self._last += 1

@@ -44,8 +44,9 @@ class SystemClock:
 class Reading:
     """What a collector read: `parts` are top-level members of the snapshot, `general` members of its part `general`.
 
-    `ok` is False where the subject could not be read as it should; `error` says why, or remarks on what worked.
     A part of `once` stands in each snapshot until the first lane has done with one that holds it, as events do.
+
+    `ok` is False where the subject could not be read as it should; `error` says why, or remarks on what worked.
     """
 
     parts: Mapping[str, object] = field(default_factory=dict)
@@ -90,15 +91,90 @@ class Sender(Protocol):
     def send(self, snapshot: Snapshot) -> None: ...  # noqa: D102
 
 
+class Manners:
+    """What a row of the contract's table of answers means for the next try, and what the log says of it.
+
+    Args:
+        name: of the sender.
+        jitter: gives numbers from 0 to 1, so that moles that failed together do not come back together.
+    """
+
+    REMIND_SECONDS = 3600.0
+
+    def __init__(self, name: str, *, clock: Clock, jitter: Callable[[], float] = random.random) -> None:
+        self.outcome: Outcome | None = None  # of the last try
+        self.closed_until = float("-inf")  # not before: asked by the server, or as we are not known there
+        self._name = name
+        self._clock = clock
+        self._jitter = jitter
+        self._stranger_seconds = 60.0
+        self._said: tuple[str, float] | None = None
+        self._failing_since = 0.0
+
+    def success(self, seconds: float) -> None:
+        """Learn of a try that took so long and was well."""
+        self.outcome = Outcome(ok=True, seconds=round(seconds, 6), error=None)
+        self._stranger_seconds = 60.0
+        if self._said:
+            log.info("%s: works again after %.0f s", self._name, self._clock.monotonic() - self._failing_since)
+            self._said = None
+
+    def failure(self, error: Exception, seconds: float, more: str = "") -> "Row":
+        """Learn of a try that failed; return the row that applies. `more` is for the log and the snapshot."""
+        now = self._clock.monotonic()
+        text = clean(describe(error))
+        self.outcome = Outcome(ok=False, seconds=round(seconds, 6), error=text)
+        row = row_of(error)
+        if row is Row.WHO_ARE_YOU:
+            self.closed_until = now + self._stranger_seconds
+            self._stranger_seconds = min(900.0, 2 * self._stranger_seconds)
+        elif row is Row.NOT_NOW:
+            self.closed_until = now + self.wait(error)
+        self._say(row, str(error), text + more, now)
+        return row
+
+    def wait(self, error: Exception) -> float:
+        """Return the seconds to wait where somebody asked for it: once to twice as long."""
+        asked = error.wait if isinstance(error, SendError) else 0.0
+        return max(1.0, asked) * (1 + self._jitter())
+
+    def _say(self, row: "Row", kind: str, text: str, now: float) -> None:
+        if self._said is None:
+            self._failing_since = now
+        elif self._said[0] == kind and now - self._said[1] < self.REMIND_SECONDS:
+            return
+        self._said = (kind, now)
+        level = logging.WARNING if row in (Row.TROUBLE, Row.NOT_NOW) else logging.ERROR
+        log.log(level, "%s: %s", self._name, text)
+
+
+def row_of(error: Exception) -> Row:
+    """Return the row of the contract that an error of a sender means: a fault of the sender itself is trouble."""
+    return error.row if isinstance(error, SendError) else Row.TROUBLE
+
+
+class Way(Protocol):
+    """The way to one sender, as the loop sees it: `offer` returns at once.
+
+    `outcome` is that of the last try; `finished` the last snapshot that was taken or set aside.
+    """
+
+    name: str
+
+    @property
+    def outcome(self) -> Outcome | None: ...  # noqa: D102 - the class says it
+    @property
+    def finished(self) -> Snapshot | None: ...  # noqa: D102
+    def offer(self, snapshot: Snapshot) -> None: ...  # noqa: D102
+
+
 class Lane:
     """The way to one sender: a slot for the newest snapshot, and a thread that sends what lies in it.
 
     So a slow or hanging sender delays neither the loop nor the others, and never works off a queue of old snapshots.
-    Retrying lives here, by the rows of the contract's table of answers, and nowhere else.
     """
 
     SET_ASIDE = 20
-    REMIND_SECONDS = 3600.0
 
     def __init__(
         self,
@@ -112,23 +188,23 @@ class Lane:
         self.name = sender.name
         self.set_aside: deque[Snapshot] = deque(maxlen=self.SET_ASIDE)
         self.refused = 0
-        self.outcome: Outcome | None = None  # of the last try, read by the loop
         self.finished: Snapshot | None = None  # the last one that was taken or set aside, read by the loop
         self._sender = sender
         self._clock = clock
+        self._manners = Manners(sender.name, clock=clock, jitter=jitter)
         # half an interval of grace: a min_interval that equals the interval must not drop every second snapshot
         self._min_interval = min_interval - interval / 2
         self._retry_seconds = min(60.0, 2 * interval)
-        self._jitter = jitter
         self._changed = threading.Condition()
         self._slot: Snapshot | None = None
         self._taken_at = float("-inf")  # when a snapshot was last put into the slot
         self._failed: Snapshot | None = None  # tried already; a newer one need not wait for its retry
         self._retry_at = float("-inf")
-        self._closed_until = float("-inf")  # not before: asked by the server, or as we are not known there
-        self._stranger_seconds = 60.0
-        self._said: tuple[str, float] | None = None
-        self._failing_since = 0.0
+
+    @property
+    def outcome(self) -> Outcome | None:
+        """How the last try went, read by the loop."""
+        return self._manners.outcome
 
     def offer(self, snapshot: Snapshot) -> None:
         """Put the snapshot into the slot, in place of one that still lies there."""
@@ -154,7 +230,8 @@ class Lane:
         """Return the seconds until there is something to send, None while the slot is empty."""
         if self._slot is None:
             return None
-        due = max(self._closed_until, self._retry_at) if self._slot is self._failed else self._closed_until
+        closed_until = self._manners.closed_until
+        due = max(closed_until, self._retry_at) if self._slot is self._failed else closed_until
         return max(0.0, due - self._clock.monotonic())
 
     def step(self) -> None:
@@ -169,7 +246,7 @@ class Lane:
         except Exception as error:  # a fault of one sender must stop neither its lane nor the others
             self._failure(snapshot, error, self._clock.monotonic() - started)
         else:
-            self._success(self._clock.monotonic() - started)
+            self._manners.success(self._clock.monotonic() - started)
             self._done(snapshot)
 
     def _done(self, snapshot: Snapshot) -> None:
@@ -178,48 +255,25 @@ class Lane:
             if self._slot is snapshot:
                 self._slot = None
 
-    def _success(self, seconds: float) -> None:
-        self.outcome = Outcome(ok=True, seconds=round(seconds, 6), error=None)
-        self._stranger_seconds = 60.0
-        if self._said:
-            log.info("%s: works again after %.0f s", self.name, self._clock.monotonic() - self._failing_since)
-            self._said = None
-
     def _failure(self, snapshot: Snapshot, error: Exception, seconds: float) -> None:
-        now = self._clock.monotonic()
-        text = clean(describe(error))
-        self.outcome = Outcome(ok=False, seconds=round(seconds, 6), error=text)
-        row = error.row if isinstance(error, SendError) else Row.TROUBLE
-        if row is Row.NEVER:
-            self.refused += 1
+        never = row_of(error) is Row.NEVER
+        self.refused += never
+        row = self._manners.failure(error, seconds, f"; snapshots set aside so far: {self.refused}" if never else "")
+        if never:
             self.set_aside.append(snapshot)
-            text = f"{text}; snapshots set aside so far: {self.refused}"
             self._done(snapshot)
-        elif row is Row.WHO_ARE_YOU:
-            self._closed_until = now + self._stranger_seconds
-            self._stranger_seconds = min(900.0, 2 * self._stranger_seconds)
-        elif row is Row.NOT_NOW and isinstance(error, SendError):
-            self._closed_until = now + max(1.0, error.wait) * (1 + self._jitter())
-        else:
-            self._failed, self._retry_at = snapshot, now + self._retry_seconds
-        self._say(row, str(error), text, now)
-
-    def _say(self, row: Row, kind: str, text: str, now: float) -> None:
-        if self._said is None:
-            self._failing_since = now
-        elif self._said[0] == kind and now - self._said[1] < self.REMIND_SECONDS:
-            return
-        self._said = (kind, now)
-        level = logging.WARNING if row in (Row.TROUBLE, Row.NOT_NOW) else logging.ERROR
-        log.log(level, "%s: %s", self.name, text)
+        elif row is Row.TROUBLE:
+            self._failed, self._retry_at = snapshot, self._clock.monotonic() + self._retry_seconds
 
 
 class Mole:
     """Takes a snapshot every `interval` (s) on the host's own phase, and offers it to each lane.
 
-    `alive` is called in the loop itself, before each round and at least every `alive_seconds` of a pause, so that its
-    silence means that the loop hangs. An event stands in each snapshot until the first lane has done with one that
-    holds it: taken, or refused for good, which another with the same event might be, too.
+    `count` gives the number of the next snapshot, None where this one shall have no identity. `pace` (s) is how far
+    apart snapshots are at least for now. `alive` is called in the loop itself, before each round and at least every
+    `alive_seconds` of a pause, so that its silence means that the loop hangs. An event stands in each snapshot until
+    the first lane has done with one that holds it: taken, or refused for good, which another with the same event might
+    be, too.
     """
 
     EVENTS_KEPT = 200
@@ -229,19 +283,21 @@ class Mole:
         *,
         host: Host,
         collectors: Sequence[Collector],
-        lanes: Sequence[Lane],
+        lanes: Sequence[Way],
         interval: float,
         clock: Clock,
-        count: Callable[[], int] | None = None,
+        count: Callable[[], int | None] | None = None,
         labels: Mapping[str, str] | None = None,
         past: HostPast | None = None,
         alive: Callable[[], None] = lambda: None,
         alive_seconds: float = math.inf,
+        pace: Callable[[], float] = lambda: 0.0,
     ) -> None:
         self._host = host
         self._collectors = collectors
         self._lanes = lanes
         self._interval = interval
+        self._pace = pace
         self._clock = clock
         self._count = count
         self._labels = labels or {}
@@ -260,6 +316,8 @@ class Mole:
         while True:
             self.round()
             now = clock.monotonic()
+            if interval != (interval := self.interval):  # a server that has too much to do asked for it
+                grid = now + phase_wait(hostname, interval, clock.now())
             ticks = math.floor((now - grid) / interval + 1e-3) + 1  # a thousandth: a sleep may end a hair early
             self._pause(max(0.0, grid + ticks * interval - now))
 
@@ -271,6 +329,11 @@ class Mole:
             self._alive()
         self._clock.sleep(seconds)
         self._alive()
+
+    @property
+    def interval(self) -> float:
+        """Seconds between two snapshots now: longer than set while a server asks for it."""
+        return max(self._interval, self._pace())
 
     def round(self) -> None:
         """Take one snapshot and offer it to each lane."""
@@ -311,14 +374,14 @@ class Mole:
         for lane in self._lanes:
             if lane.outcome:
                 outcomes[f"send_{lane.name}"] = lane.outcome
-        identified = self._count is not None and self._host.boot_id is not None
+        seq = self._count() if self._count and self._host.boot_id is not None else None
         return Snapshot(
             hostname=self._host.hostname,
             timestamp=now,
-            interval_seconds=self._interval if identified else None,
+            interval_seconds=None if self._count is None else self.interval,
             machine_id=self._host.machine_id,
-            boot_id=self._host.boot_id if identified else None,
-            seq=self._count() if self._count and identified else None,
+            boot_id=None if seq is None else self._host.boot_id,
+            seq=seq,
             parts=parts,
             collectors=outcomes,
         )

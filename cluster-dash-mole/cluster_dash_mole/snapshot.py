@@ -3,11 +3,13 @@
 The one law of its shape is the server's JSON Schema. Unknown is None or absent, never 0, -1 or "N/A".
 """
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 SCHEMA_VERSION = 1
+_ENCODER = json.JSONEncoder(allow_nan=False, separators=(",", ":"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +72,11 @@ class Snapshot:
                 for name, said in self.collectors.items()
             },
         }
+
+
+def encode(document: Mapping[str, object]) -> bytes:
+    """Return a document as JSON, without a blank."""
+    return _ENCODER.encode(document).encode()
 
 
 def gpu_error(text: str) -> dict[str, object]:

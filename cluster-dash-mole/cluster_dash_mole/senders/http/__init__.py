@@ -4,20 +4,22 @@ import json
 import logging
 import time
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from cluster_dash_mole import __version__
+from cluster_dash_mole.delivery import BatchReceipt, Receipt
 from cluster_dash_mole.mole import Clock, Row, SendError
-from cluster_dash_mole.senders.http.exchange import Answer, Exchange, parse_address, proxy_of
-from cluster_dash_mole.snapshot import Snapshot, clean
+from cluster_dash_mole.senders.http.exchange import Address, Answer, Exchange, parse_address, proxy_of
+from cluster_dash_mole.snapshot import Snapshot, clean, encode
+from cluster_dash_mole.spool import Source
 
 if TYPE_CHECKING:
     from ssl import SSLContext
 
 log = logging.getLogger(__name__)
 
-_ENCODER = json.JSONEncoder(allow_nan=False, separators=(",", ":"))
+_BATCH_PATH = "api/v1/snapshots"
 TOKEN_PREFIX = "cdh_"  # noqa: S105 - how one begins
 """How a token of one host begins; what begins otherwise is a site's passcode, and travels as it always has."""
 _LONGEST_WAIT_SECONDS = 3600.0  # a slip of a server's clock must not silence a host for good
@@ -90,42 +92,90 @@ class HttpSender:
         Raises:
             SendError: the server did not take it; `row` says what to do.
         """
+        self.post_one(encode(snapshot.document()), {})
+
+    def post_one(self, body: bytes, more: Mapping[str, object]) -> Receipt:
+        """Post a snapshot, given as its JSON object and more members for it.
+
+        Raises:
+            SendError: the server did not take it; `row` says what to do.
+        """
+        said = _object(self._exchange(self._address, [(body, more)], packed=self._gzip))
+        durable = said.get("durable_seq")
+        return Receipt(
+            keeps_history="durable_seq" in said,
+            durable_seq=durable if isinstance(durable, int) else None,
+            next_seconds=_seconds(said.get("next_seconds")),
+        )
+
+    def post_many(self, bodies: Sequence[tuple[bytes, Mapping[str, object]]]) -> BatchReceipt:
+        """Post snapshots as one batch, each given as its JSON object and more members for it.
+
+        Raises:
+            SendError: the server took none of them; `row` says what to do.
+        """
+        path = self._address.path
+        if not path.endswith(_BATCH_PATH):
+            path = f"{path.rstrip('/')}/{_BATCH_PATH}"
+        said = _object(self._exchange(self._address._replace(path=path), bodies, packed=self._gzip))
+        return BatchReceipt(
+            rejected=dict(self._rejected(said)),
+            durable=dict(_durable(said)),
+            next_seconds=_seconds(said.get("next_seconds")),
+        )
+
+    def _exchange(
+        self, address: Address, bodies: Sequence[tuple[bytes, Mapping[str, object]]], *, packed: bool
+    ) -> Answer:
         self._warn_if_in_clear()
-        packed = self._gzip
-        headers, body = self._request(snapshot.document(), packed=packed)
-        answer = Exchange(self._address, proxy=self._proxy, tls=self._tls).post(headers, body)
+        headers, body = self._request(bodies, packed=packed)
+        answer = Exchange(address, proxy=self._proxy, tls=self._tls).post(headers, body)
         self._gzip = "gzip" in answer.headers.get("accept-encoding", "")
         if answer.status in _REFUSED and packed and not self._gzip:
             raise SendError("the server no longer takes gzip: sent plain from now on", row=Row.TROUBLE)
         self.judge(answer)
+        return answer
 
-    def post(self, document: dict[str, object]) -> Answer:
+    def post(self, document: Mapping[str, object]) -> Answer:
         """Post any document, plain; return the answer, whatever it says.
 
         Raises:
             SendError: there is no answer.
         """
-        headers, body = self._request(document, packed=False)
+        headers, body = self._request([(encode(document), {})], packed=False)
         return Exchange(self._address, proxy=self._proxy, tls=self._tls).post(headers, body)
 
-    def _request(self, document: dict[str, object], *, packed: bool) -> tuple[dict[str, str], bytes]:
+    def _request(
+        self, bodies: Sequence[tuple[bytes, Mapping[str, object]]], *, packed: bool
+    ) -> tuple[dict[str, str], bytes]:
         headers = {
             "Content-Type": "application/json",
             "User-Agent": f"cluster-dash-mole/{__version__}",
             "Date": time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime(self._clock.now())),
         }
+        secret: dict[str, object] = {}
         if self._auth_code is not None:
             if packed and (self._address.tls or self._address.loopback) and self._auth_code.isascii():
                 headers["Authorization"] = f"Bearer {self._auth_code}"
             else:
-                document["auth_code"] = self._auth_code
-        body = _ENCODER.encode(document).encode()
+                secret["auth_code"] = self._auth_code
+        body = b"\n".join([_with(document, {**more, **secret}) for document, more in bodies])
         if packed:
             headers["Content-Encoding"] = "gzip"
             # level 2: half the time of the usual one for 10 % more; 31: in gzip's own envelope; 5: small tables
             packer = zlib.compressobj(2, zlib.DEFLATED, 31, 5)
             body = packer.compress(body) + packer.flush()
         return headers, body
+
+    def _rejected(self, said: Mapping[str, object]) -> Iterator[tuple[int, SendError]]:
+        """Give the place of each line of a batch that was refused, and why."""
+        rejected = said.get("rejected")
+        for each in rejected if isinstance(rejected, list) else []:
+            match each:
+                case {"line": int() as line, "status": int() as status}:
+                    code, words = _REFUSED.get(status, ("", "refused"))
+                    text = f"{code} {words} ({status}){self._words(each)}".strip()
+                    yield line, SendError(text, row=_row(status))
 
     def judge(self, answer: Answer) -> None:
         """Return where the snapshot was taken.
@@ -144,9 +194,7 @@ class HttpSender:
             return
         if status in _REFUSED:
             code, words = _REFUSED[status]
-            raise SendError(
-                f"{code} {words} ({status}){said}", row=Row.WHO_ARE_YOU if status in _STRANGER else Row.NEVER
-            )
+            raise SendError(f"{code} {words} ({status}){said}", row=_row(status))
         wait = parse_retry_after(answer.headers.get("retry-after"))
         if status in (429, 503) and wait is not None:
             raise SendError(f"server is busy ({status}){said}", row=Row.NOT_NOW, wait=wait)
@@ -160,7 +208,10 @@ class HttpSender:
 
     def _said(self, answer: Answer) -> str:
         """Return the server's own words, as much as is fit for a log: never the secret."""
-        words = _object(answer).get("msg")
+        return self._words(_object(answer))
+
+    def _words(self, said: Mapping[str, object]) -> str:
+        words = said.get("msg")
         if not isinstance(words, str) or not words:
             return ""
         if self._auth_code:
@@ -182,6 +233,32 @@ def _tls_context(ca_file: str | None) -> "SSLContext":
     import ssl  # 4 MiB, for those who post by https only
 
     return ssl.create_default_context(cafile=ca_file)
+
+
+def _with(document: bytes, more: Mapping[str, object]) -> bytes:
+    """Return a JSON object with more members in it."""
+    return document[:-1] + b"," + encode(more)[1:] if more else document
+
+
+def _row(status: int) -> Row:
+    """Return the row of the contract's table for the status of a snapshot that was refused."""
+    if status in _STRANGER:
+        return Row.WHO_ARE_YOU
+    return Row.NEVER if status in _REFUSED else Row.NOT_NOW
+
+
+def _seconds(value: object) -> float | None:
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < float("inf"):
+        return float(value)
+    return None
+
+
+def _durable(said: Mapping[str, object]) -> Iterator[tuple[Source, int]]:
+    durable = said.get("durable")
+    for each in durable if isinstance(durable, list) else []:
+        match each:
+            case {"hostname": str() as hostname, "boot_id": str() as boot_id, "seq": int() as seq}:
+                yield Source(hostname, boot_id), seq
 
 
 def is_json(answer: Answer) -> bool:
