@@ -229,7 +229,7 @@ class Usage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UseQuery:
-    """Who had which GPU: intervals that touch the time from `begin` to `end`."""
+    """Who had which GPU from `begin` to `end`: what reaches beyond is cut at the full hour."""
 
     begin: float
     end: float

@@ -132,7 +132,8 @@ class MemoryStore:
         for host, rows in self._hosts(ask.hosts):
             pieces: list[Stretch] = []
             for hour, part in _hours(rows):
-                pieces += stretches(part, hour, hour + HOUR)
+                if ask.begin // HOUR * HOUR <= hour <= ask.end:
+                    pieces += stretches(part, hour, hour + HOUR)
             found += uses(host, pieces)
         return sorted(
             (

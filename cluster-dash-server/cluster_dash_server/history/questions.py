@@ -214,16 +214,16 @@ class Reader:
             where, models = "model != ''", []
         else:
             where, models = f"model IN ({', '.join('?' * len(wanted))})", sorted(wanted)
-        at = 1 + 3 * place
+        at = 4 * place
         for hour, model, blob in self._db.execute(
             f"SELECT hour, model, figures FROM cluster_hours WHERE {where} AND hour >= ? AND hour < ?",  # noqa: S608 - marks
             (*models, steps.begin // HOUR * HOUR, steps.end),
         ):
-            line, figures = line_of(model), array("d", blob)
-            least, mean, most = figures[at : at + 3]
+            line = line_of(model)
+            count, least, mean, most = array("d", blob)[at : at + 4]
             step = int((hour - steps.begin) // steps.seconds)
             if hour not in but and mean == mean and step >= 0:
-                line.add(step, least, mean * figures[0], most, int(figures[0]))
+                line.add(step, least, mean * count, most, int(count))
 
     # ------------------------------------------------------------------------------------------------------ users
 

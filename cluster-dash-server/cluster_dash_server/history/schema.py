@@ -23,7 +23,8 @@ CREATE TABLE minutes (host INTEGER NOT NULL, day INTEGER NOT NULL, layout INTEGE
   PRIMARY KEY (host, day, layout));
 CREATE TABLE hours (host INTEGER NOT NULL, day INTEGER NOT NULL, layout INTEGER NOT NULL, slots BLOB NOT NULL,
   PRIMARY KEY (host, day, layout));
--- the cluster (model '') and each model: a minute's share; an hour's least, mean and most, from so many minutes
+-- the cluster (model '') and each model: a minute's share; an hour's (minutes, least, mean, most) of
+-- each metric, float64
 CREATE TABLE cluster_minutes (minute INTEGER NOT NULL, model TEXT NOT NULL, share BLOB NOT NULL,
   PRIMARY KEY (minute, model)) WITHOUT ROWID;
 CREATE TABLE cluster_hours (hour INTEGER NOT NULL, model TEXT NOT NULL, figures BLOB NOT NULL,

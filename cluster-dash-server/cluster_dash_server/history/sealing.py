@@ -187,9 +187,10 @@ class Sums:
         if not of_minutes:
             self._db.execute("DELETE FROM cluster_hours WHERE hour = ? AND model = ?", (hour, model))
             return
-        figures = array("d", [len(of_minutes)])
+        figures = array("d")
         for column in zip(*of_minutes, strict=True):
             known = [value for value in column if value is not None]
+            figures.append(len(known))
             figures.extend([min(known), sum(known) / len(known), max(known)] if known else [NAN] * 3)
         self._db.execute("INSERT OR REPLACE INTO cluster_hours VALUES (?, ?, ?)", (hour, model, figures.tobytes()))
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from cluster_dash_server.figures import NAN
-from cluster_dash_server.store import DOINGS, GPU_METRICS, HOST_METRICS, Figures, GpuId, Holder
+from cluster_dash_server.store import DOINGS, GPU_METRICS, HOST_METRICS, Doing, Figures, GpuId, Holder
 
 BEGIN = 1_700_006_400.0
 """The start of an hour, and of a day less two hours."""
@@ -30,39 +30,36 @@ def make_fleet() -> MakeFleet:
 
 
 def _make_row(
-    host: str = "gpu01", at: float = BEGIN, *, seq: int | None = 1, gpus: int = 1, **fields: object
+    host: str = "gpu01",
+    at: float = BEGIN,
+    *,
+    seq: int | None = 1,
+    gpus: int = 1,
+    util: float = 50.0,
+    doing: Doing = "busy",
+    temperature: float = 60.0,
+    interval: float = 60.0,
+    user: str | None = "alice",
+    job: str | None = None,
 ) -> Figures:
-    """Return one row; `util`, `user`, `job`, `doing`, `temperature`, `interval` and `values` may be given."""
-    ids = tuple(GpuId(place, f"GPU-{host}-{place}", "H100", 80_000.0) for place in range(gpus))
-    given = {
-        "util": 50.0,
-        "doing": "busy",
-        "temperature": 60.0,
-        "interval": 60.0,
-        "user": "alice",
-        "job": None,
-        **fields,
-    }
     of = {
-        "gpu_util": given["util"],
+        "gpu_util": util,
         "used_mem": 40_000.0,
-        "temperature_c": given["temperature"],
+        "temperature_c": temperature,
         "power_w": 300.5,
-        "doing": float(DOINGS.index(given["doing"])),  # type: ignore[arg-type]
+        "doing": float(DOINGS.index(doing)),
     }
     values = [of.get(name, NAN) for name in GPU_METRICS for _ in range(gpus)]
-    values += [{"cpu_percent": 12.5, "interval_seconds": given["interval"]}.get(name, NAN) for name in HOST_METRICS]
-    holders = (
-        () if given["user"] is None else tuple(Holder(place, given["user"], given["job"]) for place in range(gpus))
-    )  # type: ignore[arg-type]
+    values += [{"cpu_percent": 12.5, "interval_seconds": interval}.get(name, NAN) for name in HOST_METRICS]
+    holders = () if user is None else tuple(Holder(place, user, job) for place in range(gpus))
     return Figures(
         host=host,
         at=at,
         boot_id="boot" if seq is not None else None,
         seq=seq,
         oldest_seq=None,
-        gpus=ids,
-        values=array("f", values),  # type: ignore[arg-type]
+        gpus=tuple(GpuId(place, f"GPU-{host}-{place}", "H100", 80_000.0) for place in range(gpus)),
+        values=array("f", values),
         holders=holders,
         holder_mem=array("f", [1_000.0] * len(holders)),
     )

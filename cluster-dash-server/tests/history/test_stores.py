@@ -14,6 +14,7 @@ from cluster_dash_server.history.rollups import DAY, HOUR
 from cluster_dash_server.history.sqlite import Keep, SqliteStore
 from cluster_dash_server.store import (
     CLUSTER_METRICS,
+    By,
     Event,
     EventQuery,
     Figures,
@@ -22,6 +23,7 @@ from cluster_dash_server.store import (
     SeriesQuery,
     StoreError,
     Usage,
+    UsageKey,
     UsageQuery,
     Use,
     UseQuery,
@@ -183,8 +185,8 @@ def test_two_hours_of_work_are_one_use_and_an_idle_stretch_is_measured(store: Ki
     rows = []
     for number in range(120):
         idle = 50 <= number < 80  # over the full hour
-        fields = {"util": 0.0, "doing": "idle"} if idle else {"util": 80.0}
-        rows.append(make_row(at=BEGIN + 60 * number, seq=number, job="4711", **fields))
+        util, doing = (0.0, "idle") if idle else (80.0, "busy")
+        rows.append(make_row(at=BEGIN + 60 * number, seq=number, job="4711", util=util, doing=doing))
     put(store, [*rows, make_row(at=BEGIN + 7200, seq=120, user=None, doing="free", util=0.0)])
 
     (use,) = store.uses(UseQuery(begin=BEGIN, end=BEGIN + DAY))
@@ -237,7 +239,7 @@ def nearly(found: Any, wanted: Any) -> bool:
     if isinstance(found, list | tuple) and isinstance(wanted, list | tuple):
         return len(found) == len(wanted) and all(map(nearly, found, wanted))
     if isinstance(found, Series | Usage | Use):
-        names = type(found).__slots__  # type: ignore[attr-defined]
+        names = type(found).__slots__
         return all(nearly(getattr(found, name), getattr(wanted, name)) for name in names)
     return bool(found == wanted)
 
@@ -253,7 +255,8 @@ def _short(each: Any) -> tuple[Any, ...]:
     return tuple(getattr(each, name) for name in type(each).__slots__ if name not in ("t", "min", "mean", "max"))
 
 
-ASKED = [
+CLUSTER_STEPS: list[tuple[By, float]] = [("cluster", 60), ("cluster", HOUR), ("model", 600), ("model", 2 * HOUR)]
+ASKED: list[SeriesQuery] = [
     SeriesQuery(metric="gpu_util", begin=BEGIN, end=BEGIN + 6 * HOUR),
     SeriesQuery(metric="gpu_util", begin=BEGIN + 1234, end=BEGIN + 3 * HOUR, step_seconds=60, gpus=(0, 2)),
     SeriesQuery(metric="power_w", begin=BEGIN, end=BEGIN + 6 * HOUR, step_seconds=HOUR),
@@ -263,14 +266,15 @@ ASKED = [
     *[
         SeriesQuery(metric=metric, begin=BEGIN, end=BEGIN + 6 * HOUR, by=by, step_seconds=step)
         for metric in CLUSTER_METRICS
-        for by, step in (("cluster", 60), ("cluster", HOUR), ("model", 600), ("model", 2 * HOUR))
+        for by, step in CLUSTER_STEPS
     ],
     SeriesQuery(metric="held_gpus", begin=BEGIN, end=BEGIN + 6 * HOUR, by="user"),
-]  # type: ignore[list-item]
+]
+BYS: list[tuple[UsageKey, ...]] = [
+    *((), ("user",), ("host",), ("model",), ("hour",), ("day",), ("user", "host", "model"), ("user", "hour"))
+]
 USED = [
-    UsageQuery(begin=BEGIN, end=BEGIN + 6 * HOUR, by=by)
-    for by in ((), ("user",), ("host",), ("model",), ("hour",), ("day",), ("user", "host", "model"), ("user", "hour"))
-] + [  # type: ignore[list-item]
+    *[UsageQuery(begin=BEGIN, end=BEGIN + 6 * HOUR, by=by) for by in BYS],
     UsageQuery(begin=BEGIN + HOUR, end=BEGIN + 3 * HOUR, by=("host",), users=("alice",)),
     UsageQuery(begin=BEGIN, end=BEGIN + 6 * HOUR, by=("user",), hosts=("gpu01",), models=("H100", "A100")),
 ]
