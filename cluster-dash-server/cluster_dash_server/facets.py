@@ -143,12 +143,22 @@ def toggled(wish: Filter, key: str, value: str) -> Filter:
         else:
             terms.append(term)
     if not own:
-        terms.append(Term((chosen(key, value),), is_negated=False))
+        terms.append(only(key, value))
     return wish.of(tuple(terms))
 
 
 def _names(alternative: Alternative, value: str) -> bool:
     return alternative.text.lower() == value.lower()
+
+
+def only(key: str, value: str) -> Term:
+    """Return the term that means one value of a key."""
+    return Term((chosen(key, value),), is_negated=False)
+
+
+def exactly(key: str, value: str) -> Term:
+    """Return the term that means one value of a key as it stands, whatever is in it."""
+    return Term((Alternative(key, ":", value, is_exact=True),), is_negated=False)
 
 
 def chosen(key: str, value: str) -> Alternative:

@@ -13,7 +13,20 @@ from cluster_dash_server.cluster import Cluster, HostView
 from cluster_dash_server.settings import Settings
 from cluster_dash_server.snapshot import read
 from cluster_dash_server.states import Thresholds
-from cluster_dash_server.web.charts import METRICS, MOST_BARS, MOST_ROWS, PLOTLY_JS, chart, escape, figure
+from cluster_dash_server.web.charts import (
+    BARS_UP_TO,
+    DOTS_UP_TO,
+    METRICS,
+    MOST_ROWS,
+    NAMED,
+    PLOTLY_JS,
+    chart,
+    escape,
+    figure,
+    is_shared,
+    percentiles,
+    table,
+)
 
 Hosts = Callable[..., list[HostView]]
 NOW = 1_700_000_000.0
@@ -96,11 +109,88 @@ def test_no_line_strikes_the_first_bar_through(hosts: Hosts) -> None:
     assert figure(chart("memory", hosts(gpu01={})))["layout"]["yaxis"]["zeroline"] is False
 
 
-def test_many_hosts_are_drawn_in_part_and_the_page_says_so(hosts: Hosts) -> None:
-    drawn = chart("cpu", hosts(**{f"gpu{number:03}": cpu(number % 100) for number in range(MOST_ROWS + 1)}))
-    assert (len(drawn.bars), len(drawn.rows)) == (MOST_BARS, MOST_ROWS)
-    assert f"The {MOST_BARS} highest of {MOST_ROWS + 1} are drawn" in drawn.finding
-    assert drawn.left_out == f"The first {MOST_ROWS} of {MOST_ROWS + 1}."
+def test_a_hundred_hosts_are_dots_in_order_of_which_the_highest_have_names(hosts: Hosts) -> None:
+    drawn = chart("cpu", hosts(**{f"gpu{number:03}": cpu(number) for number in range(100)}))
+    assert (drawn.form, drawn.finding) == ("dots", "Busiest CPU: gpu099, 99 % full. Of 100 the 20 highest are named.")
+    fig = figure(drawn)
+    (dots,) = fig["data"]
+    assert (len(dots["x"]), dots["x"][:2], dots["mode"]) == (100, [99, 98], "markers+text")
+    assert fig["layout"]["yaxis"]["ticktext"] == [f"gpu{99 - number:03}" for number in range(NAMED)]
+    assert dots["text"][NAMED:] == [""] * (100 - NAMED)
+    assert list(dots["y"]) == sorted(dots["y"])
+    assert fig["layout"]["height"] < 1100
+    assert [says for says, _ in dots["customdata"]].count("full") == 5
+
+
+def test_two_thousand_hosts_are_counted_with_percentiles_and_the_worst_named(hosts: Hosts) -> None:
+    many = {f"gpu{number:04}": cpu(number / 4 % 100) for number in range(DOTS_UP_TO + 40)}
+    drawn = chart("cpu", hosts(**many, old=cpu(100) | {"silent_seconds": 400}, mute=cpu(None)))
+    assert drawn.form == "histogram"
+    assert drawn.finding == (
+        "Busiest CPU: gpu0399, 100 % full. Median 45 %, 95th percentile 95 %, 99th percentile 99 %. "
+        f"1 of {DOTS_UP_TO + 42} do not report it."
+    )
+    fig = figure(drawn)
+    (bars,) = fig["data"]
+    assert sum(bars["y"]) == DOTS_UP_TO + 40
+    assert [each["text"] for each in fig["layout"]["annotations"]] == [
+        "median: 45 %",
+        "95th percentile: 95 %",
+        "99th percentile: 99 %",
+    ]
+    assert [says for says, _ in bars["customdata"]] == ["calm"] * 17 + ["high"] * 2 + ["full"]
+    assert len(drawn.rows) == MOST_ROWS
+    assert drawn.left_out == f"The first {MOST_ROWS} of {DOTS_UP_TO + 42}."
+    assert len(json.dumps(fig)) < 8_000
+
+
+def test_a_load_above_all_others_fits_into_the_histogram(hosts: Hosts) -> None:
+    many = {f"gpu{number:04}": cpu(1, cores=number + 1) for number in range(DOTS_UP_TO + 1)}
+    (bars,) = figure(chart("load", hosts(**many)))["data"]
+    assert (sum(bars["y"]), bars["y"][-1]) == (DOTS_UP_TO + 1, 1)
+
+
+@pytest.mark.parametrize(("count", "form"), [(1, "bars"), (BARS_UP_TO, "bars"), (BARS_UP_TO + 1, "dots")])
+def test_the_form_follows_from_how_many_there_are(hosts: Hosts, count: int, form: str) -> None:
+    assert chart("cpu", hosts(**{f"gpu{number:03}": cpu(number) for number in range(count)})).form == form
+
+
+def test_percentiles_are_values_that_were_measured() -> None:
+    assert percentiles([3.0]) == [("median", 3.0), ("95th percentile", 3.0), ("99th percentile", 3.0)]
+    assert percentiles([float(each) for each in range(100)]) == [
+        ("median", 50.0),
+        ("95th percentile", 95.0),
+        ("99th percentile", 99.0),
+    ]
+
+
+def test_a_file_system_that_many_hosts_mount_is_told_once_by_the_newest_of_them(hosts: Hosts) -> None:
+    home = {"mount_point": "/home", "device": "nas:/export/home", "total_gb": 1000, "used_gb": 500}
+    root = {"mount_point": "/", "device": "/dev/sda1", "total_gb": 100, "used_gb": 40}
+    drawn = chart(
+        "disk",
+        hosts(
+            gpu01={"disk": {"a": root, "b": home | {"used_gb": 400}}, "silent_seconds": 400},
+            gpu02={"disk": {"a": root, "b": home}},
+            gpu03={"disk": {"a": root, "b": home}},
+        ),
+    )
+    assert [(bar.name, bar.value) for bar in drawn.bars if "home" in bar.name] == [("/home on 3 hosts", 50.0)]
+    assert [(row.host, row.more) for row in drawn.rows if row.texts[0] == "/home"] == [("gpu02", 2)]
+    assert len([bar for bar in drawn.bars if bar.name.endswith("/") or "· stale" in bar.name]) == 3
+
+
+def test_what_is_shared_is_told_by_its_device() -> None:
+    assert [is_shared(each) for each in ("nas:/home", "//nas/x", "10.0.0.1@tcp:/lustre", "beegfs_nodev")] == [True] * 4
+    assert [is_shared(each) for each in ("/dev/sda1", "tmpfs", "rpool/ROOT", "")] == [False] * 4
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_all_figures_can_be_taken_away_as_they_are(metric: str, hosts: Hosts) -> None:
+    taken = table(metric, hosts(gpu01=cpu(12.345) | {"disk": {"/": {"percent_used": 1.5}}}, gpu02=cpu(None)))
+    rows = [dict(zip(taken.columns, row, strict=True)) for row in taken.rows]
+    assert [row["host"] for row in rows] == ["gpu01", "gpu02"]
+    assert {"cpu": 12.345, "memory": 21.875, "disk": 1.5, "load": 0.5}[metric] in rows[0].values()
 
 
 @pytest.mark.parametrize("metric", METRICS)

@@ -146,3 +146,26 @@ def test_a_csv_leaves_unknown_cells_empty_and_numbers_alone(client: FlaskClient,
         **{"host": "gpu01", "index": "0", "uuid": make_gpu(0)["uuid"], "model": "H100"},
         **{"free_mem": "", "total_mem": "", "since": str(NOW)},
     }
+
+
+def test_one_filter_narrows_every_list(client: FlaskClient, post: Post, make_gpu: Any, clock: Any) -> None:
+    busy = {"gpu_util": 90.0, "users": {"alice": {"1": {"type": "C"}}}}
+    post("gpu01", [make_gpu(0), make_gpu(1, **busy)], events=[{"at": NOW - 9, "kind": "xid", "gpu": 0, "code": 79}])
+    post("gpu02", [make_gpu(0)])
+    post("login", [])
+    free = get(client, "/api/v1/free?q=-host:gpu02")
+    assert [gpu["host"] for gpu in free["gpus"]] == ["gpu01"]
+    assert (free["q"], free["problems"]) == ("-host:gpu02", [])
+    assert [each["kind"] for each in get(client, "/api/v1/events?q=user:alice")["events"]] == ["xid"]
+    assert get(client, "/api/v1/events?q=host:gpu02")["events"] == []
+    assert get(client, "/api/v1/events?kind=rebooted")["events"] == []
+    simple = get(client, "/data-out/gpu-data-simple?q=user:alice")
+    assert [(host, entry["index"]) for host, entries in simple.items() for entry in entries.values()] == [("gpu01", 1)]
+    assert list(get(client, "/api/dashboard-data?q=state:free")["servers"]) == ["gpu01", "gpu02"]
+    table = client.get("/api/gpu-summary?color=no&q=state:none usr:x").text.splitlines()
+    assert (table[0], [line.split("\t")[0].strip() for line in table[1:]]) == (
+        "! usr: no such key, did you mean user?",
+        ["Server", "login"],
+    )
+    assert client.get("/api/v1/free?q=usr:x&format=text").text.startswith("! usr: no such key")
+    assert get(client, "/api/v1/figures/cpu?q=host:login")["data"][0]["y"] == [0]

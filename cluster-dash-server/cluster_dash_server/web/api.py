@@ -1,7 +1,7 @@
 """What machines read: the kept routes in their first shapes, `/api/v1/…`, and the health of the server."""
 
 import statistics
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qs
 
@@ -13,6 +13,7 @@ from cluster_dash_server.live import Body, Live, choose_encoding
 from cluster_dash_server.narrowed import Narrowed
 from cluster_dash_server.snapshot import Json, dumps, printable, schema_text
 from cluster_dash_server.viewers import needs
+from cluster_dash_server.web import views
 from cluster_dash_server.web.edge import Reply, Way
 
 if TYPE_CHECKING:
@@ -82,22 +83,24 @@ def blueprint(cluster: Cluster, narrowed: Narrowed, looks: Way, clock: Callable[
     @needs("state:read")
     def gpu_data_simple() -> Response:
         now = clock()
-        return json_response({host.host: gpu_entries(host, now) for host in cluster.hosts(now)})
+        view = views.asked(cluster.hosts(now), now)
+        return json_response({host.host: gpu_entries(host, now) for host in view.narrowed})
 
     @api.get("/api/dashboard-data")
     @needs("state:read")
     def dashboard_data() -> Response:
         now = clock()
         return json_response(
-            {"timestamp": now, "servers": {host.host: server(host, now) for host in cluster.hosts(now)}}
+            {"timestamp": now, "servers": {host.host: server(host, now) for host in _meant(cluster, now)}}
         )
 
     @api.get("/api/gpu-summary")
     @needs("state:read")
     def gpu_summary() -> Response:
         now = clock()
-        text = summary_table(cluster.hosts(now), now, color=request.args.get("color") != "no")
-        return Response(text, mimetype="text/plain")
+        view = views.asked(cluster.hosts(now), now)
+        table = summary_table(view.hosts, now, color=request.args.get("color") != "no")
+        return Response(views.problems_text(view) + table, mimetype="text/plain")
 
     @api.get("/api/history-data")
     @needs("history:read")
@@ -154,11 +157,16 @@ def blueprint(cluster: Cluster, narrowed: Narrowed, looks: Way, clock: Callable[
 
 
 def gpu_entries(host: HostView, now: float) -> Json:
-    """Return the GPU entries of a host's snapshot, each with the age of the snapshot."""
+    """Return the entries of a host's GPUs in its snapshot, each with the age of the snapshot."""
     snapshot = host.seen.snapshot
     age_seconds = now - host.seen.received_at
     ages = {"received_timestamp": age_seconds, "time_received_mins": age_seconds / 60}
-    return {key: {**entry, **ages} for key, entry in snapshot["gpu"].items()}
+    left_out = {gpu.key for gpu in host.seen.gpus} - {view.gpu.key for view in host.gpus}
+    return {key: {**entry, **ages} for key, entry in snapshot["gpu"].items() if key not in left_out}
+
+
+def _meant(cluster: Cluster, now: float) -> Sequence[HostView]:
+    return views.asked(cluster.hosts(now), now).hosts
 
 
 def _memory_percent(gpu: GpuView) -> float | None:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import distribution
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from flask import Blueprint, Response, request
 
@@ -18,21 +18,33 @@ from cluster_dash_server.cluster import Cluster, HostView
 from cluster_dash_server.hostlist import natural
 from cluster_dash_server.snapshot import dumps
 from cluster_dash_server.viewers import needs
-from cluster_dash_server.web import words
+from cluster_dash_server.web import views, words
+from cluster_dash_server.web.export import Table
 
-MOST_BARS = 60
-"""Bars in one figure; the table beside it holds more, the API all."""
+BARS_UP_TO = 40
+"""So many hosts have a bar each; beyond it a dot, and the highest a name; …"""
+DOTS_UP_TO = 400
+"""… and beyond this they are counted in a histogram."""
+NAMED = 20
+"""How many of the highest are named where not all are."""
 MOST_ROWS = 200
-"""Rows of the table beside a figure."""
-ROW_PX, FRAME_PX = 24, 64
+"""Rows of the table beside a figure; as CSV there are all."""
+ROW_PX, FRAME_PX, HISTOGRAM_PX = 24, 64, 320
+DOT_PX = (1.5, 6.0)
+"""Least and most room for a dot without a name: so that four hundred take no more than about one screen."""
+BINS = 20
+PERCENTILES = ((50, "median"), (95, "95th percentile"), (99, "99th percentile"))
+"""Below which value so many percent of the hosts are, and what that is called in a figure."""
 IMMUTABLE = "public, max-age=31536000, immutable"
 
 Json = dict[str, Any]
+Form = Literal["bars", "dots", "histogram"]
+Texts = tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bar:
-    """One bar: what it is of, how long it is (None: not known), and its label; both once more for a phone."""
+    """One bar or dot: what it is of, how long it is (None: not known), and its label; both once more for a phone."""
 
     host: str
     name: str
@@ -46,18 +58,20 @@ class Bar:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TableRow:
-    """One row of the table beside a figure."""
+    """One row of the table beside a figure; `more`: how many other hosts it speaks of, too."""
 
     host: str
-    texts: tuple[str, ...]
+    more: int
+    texts: Texts
     silent: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chart:
-    """One metric of all hosts: the finding in a sentence, the bars (longest first), and the same as a table."""
+    """One metric of some hosts: the finding in a sentence, the bars (longest first), and the same as a table."""
 
     metric: str
+    form: Form
     title: str
     finding: str
     axis: str
@@ -70,10 +84,12 @@ class Chart:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Measure:
-    """One host or disk measured: its bar, what its table row says."""
+    """One host or disk measured: its bar, what its table row says (asked for few), its figures as they are."""
 
     bar: Bar
-    texts: tuple[str, ...]
+    texts: Callable[[], Texts]
+    figures: tuple[object, ...]
+    more: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,8 +97,9 @@ class _Metric:
     title: str
     axis: str
     percent: bool
-    columns: tuple[str, ...]
-    measure: Callable[[HostView, Json], list[_Measure]]
+    columns: Texts
+    figures: Texts
+    measure: Callable[[Sequence[HostView]], list[_Measure]]
     noun: str
 
 
@@ -105,48 +122,104 @@ def _full(value: float | None) -> str:
     return f"{words.percent(value)} {words.level(value)}".rstrip()
 
 
-def _cpu(host: HostView, snapshot: Json) -> list[_Measure]:
-    value = host.seen.cpu_percent
-    texts = (_full(value), words.whole(host.seen.num_cpus))
-    return [_Measure(bar=_bar(host, host.host, value, _full(value), words.level(value)), texts=texts)]
+def _cpu(hosts: Sequence[HostView]) -> list[_Measure]:
+    return [_cpu_of(host) for host in hosts]
 
 
-def _memory(host: HostView, snapshot: Json) -> list[_Measure]:
+def _cpu_of(host: HostView) -> _Measure:
+    value, cores = host.seen.cpu_percent, host.seen.num_cpus
+    return _Measure(
+        bar=_bar(host, host.host, value, _full(value), words.level(value)),
+        texts=lambda: (_full(value), words.whole(cores)),
+        figures=(host.host, host.headline.state, value, cores),
+    )
+
+
+def _memory(hosts: Sequence[HostView]) -> list[_Measure]:
+    return [_memory_of(host) for host in hosts]
+
+
+def _memory_of(host: HostView) -> _Measure:
     used, total = host.seen.memory_used_gb, host.seen.memory_total_gb
     value = words.share(used, total)
     said = words.gib_of(used, total)
-    swap = (snapshot.get("memory") or {}).get("swap") or {}
-    texts = (_full(value), said, words.gib_of(swap.get("used_gb"), swap.get("total_gb")))
-    bar = _bar(host, host.host, value, f"{_full(value)}, {said}", words.level(value))
-    return [_Measure(bar=bar, texts=texts)]
+
+    def texts() -> Texts:
+        swap = (host.seen.snapshot.get("memory") or {}).get("swap") or {}
+        return _full(value), said, words.gib_of(swap.get("used_gb"), swap.get("total_gb"))
+
+    return _Measure(
+        bar=_bar(host, host.host, value, f"{_full(value)}, {said}", words.level(value)),
+        texts=texts,
+        figures=(host.host, host.headline.state, value, used, total),
+    )
 
 
-def _disks(host: HostView, snapshot: Json) -> list[_Measure]:
-    """Measure each disk: a full data disk stops a job as surely as a full root."""
-    measures = []
-    for key, each in (snapshot.get("disk") or {}).items():
-        disk = each or {}
-        place = disk.get("mount_point") or key
-        value = disk.get("percent_used")
-        if value is None:
-            value = words.share(disk.get("used_gb"), disk.get("total_gb"))
-        said = words.gib_of(disk.get("used_gb"), disk.get("total_gb"))
-        texts = (words.cut(place, 60), _full(value), said, words.cut(disk.get("device") or words.DASH, 60))
-        bar = _bar(host, f"{words.cut(host.host, 20)} {place}", value, f"{_full(value)}, {said}", words.level(value))
-        measures.append(_Measure(bar=bar, texts=texts))
-    if measures:
-        return measures
-    return [_Measure(bar=_bar(host, host.host, None, words.DASH), texts=(words.DASH,) * 4)]
+def _disks(hosts: Sequence[HostView]) -> list[_Measure]:
+    """Measure each disk: a full data disk stops a job as surely as a full root; one that is shared is told once."""
+    measures: list[_Measure] = []
+    shared: dict[tuple[str, object], list[tuple[HostView, str, Json]]] = {}
+    for host in hosts:
+        disks = [(disk.get("mount_point") or key, disk) for key, disk in _entries(host)]
+        for place, disk in disks:
+            device = disk.get("device") or ""
+            if is_shared(device):
+                shared.setdefault((device, disk.get("total_gb")), []).append((host, place, disk))
+            else:
+                measures.append(_disk(host, place, disk, f"{words.cut(host.host, 20)} {place}"))
+        if not disks:
+            bar = _bar(host, host.host, None, words.DASH)
+            figures = (host.host, host.headline.state, None, None, None, None, None)
+            measures.append(_Measure(bar=bar, texts=lambda: (words.DASH,) * 4, figures=figures))
+    for mounts in shared.values():
+        host, place, disk = max(mounts, key=lambda mount: (mount[0].silent is None, mount[0].seen.received_at))
+        on = len({each.host for each, _, _ in mounts})
+        name = f"{words.cut(host.host, 20)} {place}" if on == 1 else f"{place} on {on} hosts"
+        measures.append(_disk(host, place, disk, name, on - 1))
+    return measures
 
 
-def _load(host: HostView, snapshot: Json) -> list[_Measure]:
-    loads_ = snapshot["cpu"].get("load_avgs") or (None, None, None)
-    cores = host.seen.num_cpus
-    value = loads_[0] / cores if loads_[0] is not None and cores else None
+def _entries(host: HostView) -> list[tuple[str, Json]]:
+    return [(key, disk or {}) for key, disk in (host.seen.snapshot.get("disk") or {}).items()]
+
+
+def is_shared(device: str) -> bool:
+    """Say whether a device is one file system that many hosts mount, as `nas:/home` or `//nas/home`."""
+    return ":" in device or device.startswith("//") or device == "beegfs_nodev"
+
+
+def _disk(host: HostView, place: str, disk: Json, name: str, more: int = 0) -> _Measure:
+    used, total, device = disk.get("used_gb"), disk.get("total_gb"), disk.get("device")
+    value = disk.get("percent_used")
+    if value is None:
+        value = words.share(used, total)
+    said = words.gib_of(used, total)
+    return _Measure(
+        bar=_bar(host, name, value, f"{_full(value)}, {said}", words.level(value)),
+        texts=lambda: (words.cut(place, 60), _full(value), said, words.cut(device or words.DASH, 60)),
+        figures=(host.host, host.headline.state, place, value, used, total, device),
+        more=more,
+    )
+
+
+def _load(hosts: Sequence[HostView]) -> list[_Measure]:
+    return [_load_of(host) for host in hosts]
+
+
+def _load_of(host: HostView) -> _Measure:
+    load, cores = host.seen.load_avg_1, host.seen.num_cpus
+    value = load / cores if load is not None and cores else None
     per_core = words.DASH if value is None else f"{value:.2f}"
-    said = f"{per_core}, {words.short(loads_[0])} on {words.whole(cores)}"
-    texts = (per_core, *(words.short(each) for each in loads_), words.whole(cores))
-    return [_Measure(bar=_bar(host, host.host, value, said), texts=texts)]
+
+    def texts() -> Texts:
+        loads = host.seen.snapshot["cpu"].get("load_avgs") or (None, None, None)
+        return per_core, *(words.short(each) for each in loads), words.whole(cores)
+
+    return _Measure(
+        bar=_bar(host, host.host, value, f"{per_core}, {words.short(load)} on {words.whole(cores)}"),
+        texts=texts,
+        figures=(host.host, host.headline.state, value, load, cores),
+    )
 
 
 METRICS: Mapping[str, _Metric] = {
@@ -155,6 +228,7 @@ METRICS: Mapping[str, _Metric] = {
         axis="CPU busy, %",
         percent=True,
         columns=("Host", "Busy", "Cores"),
+        figures=("host", "state", "cpu_percent", "num_cpus"),
         measure=_cpu,
         noun="Busiest CPU",
     ),
@@ -163,6 +237,7 @@ METRICS: Mapping[str, _Metric] = {
         axis="memory in use, % of the host's",
         percent=True,
         columns=("Host", "Share", "Used", "Swap"),
+        figures=("host", "state", "percent", "memory_used_gb", "memory_total_gb"),
         measure=_memory,
         noun="Fullest memory",
     ),
@@ -171,6 +246,7 @@ METRICS: Mapping[str, _Metric] = {
         axis="disk in use, %",
         percent=True,
         columns=("Host", "Mounted at", "Share", "Used", "Device"),
+        figures=("host", "state", "mount_point", "percent_used", "used_gb", "total_gb", "device"),
         measure=_disks,
         noun="Fullest disk",
     ),
@@ -179,6 +255,7 @@ METRICS: Mapping[str, _Metric] = {
         axis="load of 1 minute, per core (1: all cores have work)",
         percent=False,
         columns=("Host", "Per core", "1 min", "5 min", "15 min", "Cores"),
+        figures=("host", "state", "load_per_core", "load_avg_1", "num_cpus"),
         measure=_load,
         noun="Highest load per core",
     ),
@@ -186,79 +263,210 @@ METRICS: Mapping[str, _Metric] = {
 """What the server draws, by the name of its figure."""
 
 
-def chart(metric: str, hosts: Sequence[HostView]) -> Chart:
-    """Measure all hosts: the longest bar first, hosts that do not report last."""
+def _measured(kind: _Metric, hosts: Sequence[HostView]) -> list[_Measure]:
+    """Measure hosts: the longest bar first, what does not report last."""
+    return sorted(
+        kind.measure(hosts), key=lambda each: (each.bar.value is None, -(each.bar.value or 0), natural(each.bar.host))
+    )
+
+
+def table(metric: str, hosts: Sequence[HostView]) -> Table:
+    """Return all figures of a metric as they are, to take away."""
     kind = METRICS[metric]
-    measures = [each for host in hosts for each in kind.measure(host, host.seen.snapshot)]
-    measures.sort(key=lambda each: (each.bar.value is None, -(each.bar.value or 0), natural(each.bar.host)))
+    return Table(columns=kind.figures, rows=[each.figures for each in _measured(kind, hosts)])
+
+
+def chart(metric: str, hosts: Sequence[HostView]) -> Chart:
+    """Measure hosts, and choose how to draw so many."""
+    kind = METRICS[metric]
+    measures = _measured(kind, hosts)
     known = [each for each in measures if each.bar.value is not None]
-    shown = measures[:MOST_ROWS]
+    form: Form = "bars" if len(known) <= BARS_UP_TO else "dots" if len(known) <= DOTS_UP_TO else "histogram"
     return Chart(
         metric=metric,
+        form=form,
         title=kind.title,
-        finding=_finding(kind, measures, known),
+        finding=_finding(kind, measures, known, form),
         axis=kind.axis,
         percent=kind.percent,
-        bars=tuple(each.bar for each in known[:MOST_BARS]),
+        bars=tuple([each.bar for each in known]),
         columns=kind.columns,
-        rows=tuple(TableRow(host=each.bar.host, texts=each.texts, silent=each.bar.silent) for each in shown),
+        rows=tuple(
+            [
+                TableRow(host=each.bar.host, more=each.more, texts=each.texts(), silent=each.bar.silent)
+                for each in measures[:MOST_ROWS]
+            ]
+        ),
         left_out=f"The first {MOST_ROWS} of {len(measures)}." if len(measures) > MOST_ROWS else "",
     )
 
 
-def _finding(kind: _Metric, measures: Sequence[_Measure], known: Sequence[_Measure]) -> str:
+def _finding(kind: _Metric, measures: Sequence[_Measure], known: Sequence[_Measure], form: Form) -> str:
     if not measures:
         return "No host has reported yet."
     live = [each.bar for each in known if not each.bar.silent]
     said = []
     if live:
         said.append(f"{kind.noun}: {live[0].name}, {live[0].text}")
+    if form == "histogram":
+        values = [value for bar in live if (value := bar.value) is not None]
+        said += (
+            [", ".join(f"{name} {_shown(kind.percent, value)}" for name, value in percentiles(values))]
+            if values
+            else []
+        )
     unknown = len(measures) - len(known)
     if unknown:
         said.append(f"{unknown} of {len(measures)} do not report it")
-    if len(known) > MOST_BARS:
-        said.append(f"The {MOST_BARS} highest of {len(known)} are drawn, the table holds more")
-    return ". ".join(said or ["Only silent hosts: these are their last figures"]) + "."
+    if form == "dots":
+        said.append(f"Of {len(known)} the {NAMED} highest are named")
+    text = ". ".join(each[0].upper() + each[1:] for each in said)
+    return f"{text or 'Only silent hosts: these are their last figures'}."
+
+
+def percentiles(values: Sequence[float]) -> list[tuple[str, float]]:
+    """Return the percentiles of some values, by name; `values` holds at least one."""
+    ordered = sorted(values)
+    return [(name, ordered[min(len(ordered) - 1, len(ordered) * percent // 100)]) for percent, name in PERCENTILES]
+
+
+def _shown(percent: bool, value: float) -> str:
+    return words.percent(value) if percent else f"{value:.2f}"
 
 
 def figure(drawn: Chart) -> Json:
-    """Draw a chart as one Plotly figure with one trace; `static/js/charts.js` gives it the colours of its role."""
+    """Draw a chart as one Plotly figure with one trace; `static/js/charts.js` gives it the colours of its role.
+
+    `layout.meta.form` says which of the three it is. In `customdata` of each bar and dot stands what it says (`calm`,
+    `high`, `full`, `silent`) and its short label.
+    """
     from plotly import graph_objects as go  # 85 ms and 15 MB that only these pages need
 
-    places = list(range(len(drawn.bars)))
-    bars = go.Bar(
-        orientation="h",
-        x=[bar.value for bar in drawn.bars],
-        y=places,
-        text=[escape(bar.text) for bar in drawn.bars],
-        hovertext=[escape(f"{bar.name}: {bar.text}") for bar in drawn.bars],
-        hoverinfo="text",
-        customdata=[["silent" if bar.silent else bar.level or "calm", escape(bar.short_text)] for bar in drawn.bars],
-        meta={"role": drawn.metric},
-    )
-    layout = go.Layout(
-        template=None,
-        meta={"short_names": [escape(bar.short_name) for bar in drawn.bars]},
-        height=FRAME_PX + ROW_PX * max(1, len(places)),
-        xaxis={
-            "title": {"text": drawn.axis},
-            "range": [0, 100] if drawn.percent else None,
-            "rangemode": "tozero",
-            "fixedrange": True,
-        },
-        yaxis={
-            "autorange": "reversed",
-            "tickmode": "array",
-            "tickvals": places,
-            "ticktext": [escape(bar.name) for bar in drawn.bars],
-            "fixedrange": True,
-            "showgrid": False,
-            "zeroline": False,  # the first bar stands at 0: the line would strike its words through
-        },
-    )
-    drawing: Json = go.Figure(data=[bars], layout=layout).to_dict()
+    trace, layout = {"bars": _bars, "dots": _dots, "histogram": _histogram}[drawn.form](drawn)
+    layout["meta"] = {"form": drawn.form, **layout.get("meta", {})}
+    drawing: Json = go.Figure(
+        data=[{**trace, "meta": {"role": drawn.metric}}], layout=go.Layout(template=None, **layout)
+    ).to_dict()
     drawing["layout"].pop("template", None)
     return drawing
+
+
+def _says(bar: Bar) -> list[str]:
+    return ["silent" if bar.silent else bar.level or "calm", escape(bar.short_text)]
+
+
+def _value_axis(drawn: Chart) -> Json:
+    return {
+        "title": {"text": drawn.axis},
+        "range": [0, 100] if drawn.percent else None,
+        "rangemode": "tozero",
+        "fixedrange": True,
+    }
+
+
+def _name_axis(bars: Sequence[Bar]) -> Json:
+    return {
+        "autorange": "reversed",
+        "tickmode": "array",
+        "tickvals": list(range(len(bars))),
+        "ticktext": [escape(bar.name) for bar in bars],
+        "fixedrange": True,
+        "showgrid": False,
+        "zeroline": False,  # the first bar stands at 0: the line would strike its words through
+    }
+
+
+def _bars(drawn: Chart) -> tuple[Json, Json]:
+    trace = {
+        "type": "bar",
+        "orientation": "h",
+        "x": [bar.value for bar in drawn.bars],
+        "y": list(range(len(drawn.bars))),
+        "text": [escape(bar.text) for bar in drawn.bars],
+        "hovertext": [escape(f"{bar.name}: {bar.text}") for bar in drawn.bars],
+        "hoverinfo": "text",
+        "customdata": [_says(bar) for bar in drawn.bars],
+    }
+    layout = {
+        "meta": {"short_names": [escape(bar.short_name) for bar in drawn.bars]},
+        "height": FRAME_PX + ROW_PX * max(1, len(drawn.bars)),
+        "xaxis": _value_axis(drawn),
+        "yaxis": _name_axis(drawn.bars),
+    }
+    return trace, layout
+
+
+def _dots(drawn: Chart) -> tuple[Json, Json]:
+    """Draw a dot each, in order; the highest stand in rows of their own, with names, the others close together."""
+    named, rest = drawn.bars[:NAMED], drawn.bars[NAMED:]
+    least, most = DOT_PX
+    px = min(most, max(least, 600 / max(1, len(rest))))
+    texts = [escape(bar.text) for bar in named]
+    trace = {
+        "type": "scatter",
+        "mode": "markers+text",
+        "x": [bar.value for bar in drawn.bars],
+        "y": [*range(len(named)), *(len(named) + place * px / ROW_PX for place in range(len(rest)))],
+        "text": [*texts, *[""] * len(rest)],
+        "textposition": "middle right",
+        "hovertext": [escape(f"{bar.name}: {bar.text}") for bar in drawn.bars],
+        "hoverinfo": "text",
+        "customdata": [_says(bar) for bar in drawn.bars],
+    }
+    layout = {
+        "meta": {"short_names": [escape(bar.short_name) for bar in named]},
+        "height": FRAME_PX + ROW_PX * len(named) + round(px * len(rest)),
+        "xaxis": _value_axis(drawn),
+        "yaxis": _name_axis(named),
+        "hovermode": "closest",
+    }
+    return trace, layout
+
+
+def _histogram(drawn: Chart) -> tuple[Json, Json]:
+    """Count hosts by their value, with lines at the percentiles; silent hosts are left out."""
+    values = [bar.value for bar in drawn.bars if bar.value is not None and not bar.silent]
+    top = 100.0 if drawn.percent else max(1.0, *values) if values else 1.0
+    width = top / BINS
+    counts = [0] * BINS
+    for value in values:
+        counts[min(BINS - 1, max(0, int(value / width)))] += 1
+    lefts = [place * width for place in range(BINS)]
+    marks = percentiles(values) if values else []
+    trace = {
+        "type": "bar",
+        "x": [left + width / 2 for left in lefts],
+        "y": counts,
+        "width": width * 0.9,
+        "hovertext": [
+            f"{words.plural(count, 'host')}: {_shown(drawn.percent, left)} to {_shown(drawn.percent, left + width)}"
+            for left, count in zip(lefts, counts, strict=True)
+        ],
+        "hoverinfo": "text",
+        "customdata": [[(words.level(left) if drawn.percent else "") or "calm", ""] for left in lefts],
+    }
+    layout = {
+        "height": HISTOGRAM_PX,
+        "xaxis": {**_value_axis(drawn), "range": [0, top]},
+        "yaxis": {"title": {"text": "hosts"}, "rangemode": "tozero", "fixedrange": True},
+        "shapes": [
+            {"type": "line", "x0": value, "x1": value, "y0": 0, "y1": 1, "yref": "paper", "line": {"dash": "dot"}}
+            for _, value in marks
+        ],
+        "annotations": [
+            {
+                "x": value,
+                "y": 1 - 0.09 * place,  # close together they would stand on each other
+                "yref": "paper",
+                "xanchor": "right" if value > top / 2 else "left",
+                "yanchor": "top",
+                "showarrow": False,
+                "text": f"{name}: {_shown(drawn.percent, value)}",
+            }
+            for place, (name, value) in enumerate(marks)
+        ],
+    }
+    return trace, layout
 
 
 _MARKUP = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;", "$": "&#36;"})
@@ -308,7 +516,8 @@ def blueprint(cluster: Cluster, clock: Callable[[], float]) -> Blueprint:
             known = ", ".join(METRICS)
             body: Json = {"success": False, "msg": f"metric: not known here, one of: {known}"}
             return Response(dumps(body) + b"\n", 404, mimetype="application/json")
-        body = figure(chart(metric, cluster.hosts(clock())))
+        now = clock()
+        body = figure(chart(metric, views.asked(cluster.hosts(now), now).hosts))
         return Response(dumps(body) + b"\n", mimetype="application/json", headers={"Cache-Control": "no-cache"})
 
     @charts.get("/plotly-<tag>.min.js")

@@ -1,5 +1,7 @@
 """What the page of one host says, in words: its GPUs and what is odd about them, processes, the machine. Pure."""
 
+import difflib
+import heapq
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Any, cast
@@ -85,6 +87,28 @@ def words_of(view: HostView, events: Sequence[Event], thresholds: Thresholds, no
         "more_events": max(0, len(events) - MOST_EVENTS),
         "facts": _facts(view, snapshot, now),
     }
+
+
+NEAREST = 5
+LIKELY = 200
+"""Names that are compared letter by letter: those that begin most like the one asked for."""
+MOST_COMPARED = 64
+"""Letters of a name that are compared."""
+
+
+def nearest(asked: str, names: Sequence[str]) -> list[str]:
+    """Return the names that are most like one that nobody has; of 10,000 it looks closely at few."""
+    asked = asked[:MOST_COMPARED].lower()
+    likely = heapq.nlargest(LIKELY, names, key=lambda name: _alike(asked, name.lower()))
+    short = {name[:MOST_COMPARED].lower(): name for name in likely}
+    return [short[each] for each in difflib.get_close_matches(asked, list(short), n=NEAREST, cutoff=0.5)]
+
+
+def _alike(one: str, other: str) -> int:
+    """Return with how many letters alike two names begin."""
+    return next(
+        (place for place, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other))
+    )
 
 
 def _gpus_in_words(view: HostView) -> str:

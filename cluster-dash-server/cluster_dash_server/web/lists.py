@@ -1,14 +1,12 @@
 """Lists for people in a terminal and for scripts: free GPUs and events, as JSON, text or CSV."""
 
-import csv
-import io
 import re
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from flask import Blueprint, Response, request
 
-from cluster_dash_server import free
+from cluster_dash_server import filters, free
 from cluster_dash_server.cluster import Cluster, GpuView
 from cluster_dash_server.events import EventLog, silences
 from cluster_dash_server.hostlist import HostlistError, matcher
@@ -16,20 +14,16 @@ from cluster_dash_server.snapshot import Json, printable
 from cluster_dash_server.store import Event
 from cluster_dash_server.summary import model
 from cluster_dash_server.viewers import needs
-from cluster_dash_server.web import words
+from cluster_dash_server.web import views, words
 from cluster_dash_server.web.api import failure, json_response
+from cluster_dash_server.web.export import csv_response
+from cluster_dash_server.web.views import QueryError, View
 
 FREE_COLUMNS = ("host", "index", "uuid", "model", "free_mem", "total_mem", "since")
 EVENT_COLUMNS = ("at", "host", "gpu", "kind", "code", "text")
 MOST_GPUS = 64
 
-_MIB_BY_UNIT = {"K": 1 / 1024, "M": 1.0, "G": 1024.0, "T": 1024.0 * 1024}
 _SECONDS_BY_UNIT = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
-
-
-class QueryError(Exception):
-    """A query that cannot be answered; the text names the parameter and its mend."""
 
 
 def blueprint(cluster: Cluster, log: EventLog, clock: Callable[[], float]) -> Blueprint:
@@ -43,40 +37,48 @@ def blueprint(cluster: Cluster, log: EventLog, clock: Callable[[], float]) -> Bl
     @lists.get("/api/v1/free")
     @needs("state:read")
     def free_gpus() -> Response:
-        form = _format("json", "text", "csv")
+        form = views.choice("format", ("json", "text", "csv"))
         wish = free.Wish(
             count=count(request.args.get("count", "1")),
             free_mem=size_mib("mem", request.args.get("mem", "0G")),
             model=request.args.get("model", ""),
         )
         now = clock()
-        offers = free.find(cluster.hosts(now), wish)
+        view = views.asked(cluster.hosts(now), now)
+        offers = free.find(view.narrowed, wish)
         if form == "text":
-            return Response(free_text(offers, wish, now), mimetype="text/plain")
-        gpus = [_free_gpu(offer.host, view) for offer in offers for view in offer.gpus]
+            return Response(views.problems_text(view) + free_text(offers, wish, now), mimetype="text/plain")
+        gpus = [_free_gpu(offer.host, each) for offer in offers for each in offer.gpus]
         if form == "csv":
-            return csv_response(FREE_COLUMNS, gpus)
+            return _csv(FREE_COLUMNS, gpus)
         hosts = [{"host": offer.host, "count": len(offer.gpus)} for offer in offers]
-        return json_response({"at": now, "gpus": gpus, "hosts": hosts})
+        return json_response({"at": now, "gpus": gpus, "hosts": hosts, **said(view)})
 
     @lists.get("/api/v1/events")
     @needs("state:read")
     def events() -> Response:
-        form = _format("json", "csv")
+        form = views.choice("format", ("json", "csv"))
         now = clock()
-        hosts = request.args.get("host")
+        hosts, kind = request.args.get("host"), request.args.get("kind")
         begin = moment("from", request.args.get("from", "0"), now)
         end = moment("to", request.args.get("to", "now"), now)
         try:
             meant = None if hosts is None else matcher(hosts)
         except HostlistError as error:
             raise QueryError(f"host: {printable(str(error))}") from None
+        view = views.asked(cluster.hosts(now), now)
+        names = {host.host for host in view.hosts} if view.wish.terms else None
         found = [
             _event(event)
             for event in so_far(cluster, log, now)
-            if begin <= event.at <= end and (meant is None or meant(event.host))
+            if begin <= event.at <= end
+            and (meant is None or meant(event.host))
+            and (kind is None or event.kind == kind)
+            and (names is None or event.host in names)
         ]
-        return csv_response(EVENT_COLUMNS, found) if form == "csv" else json_response({"at": now, "events": found})
+        return (
+            _csv(EVENT_COLUMNS, found) if form == "csv" else json_response({"at": now, "events": found, **said(view)})
+        )
 
     return lists
 
@@ -90,6 +92,15 @@ def so_far(cluster: Cluster, log: EventLog, now: float, host: str | None = None)
         views = [] if view is None else [view]
     found = log.newest(None if host is None else [host]) + silences(views, cluster.thresholds)
     return sorted(found, key=lambda event: -event.at)
+
+
+def said(view: View) -> Json:
+    """Return what a list says of its filter, beside its rows: nothing where it was asked for none."""
+    return {"q": str(view.wish), "problems": list(view.wish.problems)} if view.q else {}
+
+
+def _csv(columns: Sequence[str], rows: Sequence[Json]) -> Response:
+    return csv_response(columns, ([row[column] for column in columns] for row in rows))
 
 
 def _event(event: Event) -> Json:
@@ -126,11 +137,6 @@ def free_text(offers: Sequence[free.Offer], wish: free.Wish, now: float) -> str:
 # ----------------------------------------------------------------------------------------------- what was asked
 
 
-def _format(*known: str) -> str:
-    form = request.args.get("format", known[0])
-    return form if form in known else _refuse("format", form, f"one of {', '.join(known)}")
-
-
 def _refuse(name: str, got: str, expected: str) -> NoReturn:
     raise QueryError(f"{name}: got {printable(got, 64)!r}, expected {expected}")
 
@@ -152,10 +158,8 @@ def size_mib(name: str, text: str) -> float:
     Raises:
         QueryError: it is none; a number without its unit is none, for nobody could say what it means.
     """
-    match = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,6})?)\s?([KMGT])(?:i?B)?", text.strip(), re.IGNORECASE)
-    if match is None:
-        return _refuse(name, text, "a size with its unit, such as 40G or 512M")
-    return float(match[1]) * _MIB_BY_UNIT[match[2].upper()]
+    size = filters.size_mib(text)
+    return _refuse(name, text, "a size with its unit, such as 40G or 512M") if size is None else size
 
 
 def moment(name: str, text: str, now: float) -> float:
@@ -172,19 +176,3 @@ def moment(name: str, text: str, now: float) -> float:
     if re.fullmatch(r"-?[0-9]{1,12}(?:\.[0-9]{1,9})?", text):
         return float(text)
     return _refuse(name, text, "Unix seconds, now, or now-6h")
-
-
-# ---------------------------------------------------------------------------------------------------------- CSV
-
-
-def csv_response(columns: Sequence[str], rows: Sequence[Json]) -> Response:
-    """Answer with a table; a text that a spreadsheet would take for a formula gets a ' in front."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\r\n")
-    writer.writerow(columns)
-    writer.writerows([_cell(row[column]) for column in columns] for row in rows)
-    return Response(text.getvalue(), mimetype="text/csv")
-
-
-def _cell(value: object) -> object:
-    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
