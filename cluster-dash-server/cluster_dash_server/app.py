@@ -27,6 +27,7 @@ from cluster_dash_server.snapshot import Seen, checker
 from cluster_dash_server.tokens import TokenError, TokenFile, Tokens
 from cluster_dash_server.viewers import scope_of
 from cluster_dash_server.web import api, charts, edge, lists, metrics, pages, post, waitress_limits
+from cluster_dash_server.web.views import QueryError
 
 VERSION = __version__
 
@@ -184,6 +185,12 @@ def create_app(settings: Settings | None = None, clock: Callable[[], float] = ti
             answer.headers.extend(header for header in error.get_headers() if header[0] == "Allow")
             return answer
         return render_template("error.html", title=error.name, text=error.description or text), status
+
+    @app.errorhandler(QueryError)
+    def wrong_query(error: QueryError) -> Response | tuple[str, int]:
+        if _is_for_machines():
+            return api.failure(400, str(error))
+        return render_template("error.html", title="This address cannot be answered", text=str(error)), 400
 
     @app.errorhandler(Exception)
     def own_error(error: Exception) -> Response | tuple[str, int]:

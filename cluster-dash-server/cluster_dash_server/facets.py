@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from cluster_dash_server.cluster import GpuView, HostView
-from cluster_dash_server.filters import Alternative, Filter, Term, labels, partitions
+from cluster_dash_server.filters import Alternative, Filter, Term, labels, partitions, users_of
 from cluster_dash_server.states import STATES
 from cluster_dash_server.summary import Tally, model, tally_of
 
@@ -103,7 +103,7 @@ def _count_gpu(key: str, gpu: GpuView, counts: Counter[str]) -> None:
     elif key == "model":
         counts[model(gpu.gpu)] += 1
     else:
-        counts.update(gpu.gpu.users or ())
+        counts.update(users_of(gpu))
 
 
 def _choices(key: str, counts: Counter[str], wish: Filter) -> tuple[tuple[Choice, ...], int]:

@@ -7,7 +7,7 @@ text raises. A term that cannot be understood is left out and said in `problems`
 import difflib
 import operator
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import lru_cache
@@ -26,7 +26,7 @@ MOST_ALTERNATIVES = 100
 REMEMBERED = 20_000
 """Texts of which a term remembers whether it means them: users and models are few, GPUs many."""
 PARTITION_LABEL = "partition"
-"""The label that names a host's partition."""
+"""The label that names the partitions of a host that Slurm does not know."""
 
 Test = Callable[[HostView, GpuView | None, float], bool]
 """Says of a host and one of its GPUs (None: it has none), at a time (Unix s), whether a term means it."""
@@ -316,9 +316,24 @@ def _host(alternatives: Sequence[Alternative]) -> Test:
     return lambda host, gpu, now: means[host.seen.host]
 
 
+def users_of(view: GpuView) -> Iterable[str]:
+    """Return who is on a GPU: whose processes are there, and to whom Slurm has given it."""
+    on = view.gpu.users or {}
+    if view.slurm is None or not view.slurm.jobs:
+        return on
+    return dict.fromkeys((*on, *(job.user for job in view.slurm.jobs)))
+
+
+def jobs_of(view: GpuView) -> Iterable[str]:
+    """Return the jobs that are on a GPU: those of its processes, and those that Slurm has given it to."""
+    if view.slurm is None or not view.slurm.jobs:
+        return view.gpu.jobs
+    return dict.fromkeys((*view.gpu.jobs, *(job.id for job in view.slurm.jobs)))
+
+
 def _users(says: Says) -> Test:
     means = _Remembers(says)
-    return lambda host, gpu, now: gpu is not None and any(map(means.__getitem__, gpu.gpu.users or ()))
+    return lambda host, gpu, now: gpu is not None and any(map(means.__getitem__, users_of(gpu)))
 
 
 def _models(named: Says, spoken: Says) -> Test:
@@ -350,11 +365,13 @@ def _state(alternatives: Sequence[Alternative]) -> Test:
 
 def _job(alternatives: Sequence[Alternative]) -> Test:
     says = _meant(alternatives)
-    return lambda host, gpu, now: gpu is not None and any(map(says, gpu.gpu.jobs))
+    return lambda host, gpu, now: gpu is not None and any(map(says, jobs_of(gpu)))
 
 
 def partitions(host: HostView) -> tuple[str, ...]:
-    """Return the partitions of a host: what its label `partition` says."""
+    """Return the partitions of a host: Slurm's, else what its label `partition` says."""
+    if host.place is not None and host.place.partitions:
+        return host.place.partitions
     said = host.seen.labels.get(PARTITION_LABEL, "")
     return tuple(dict.fromkeys(part.strip() for part in said.split(",") if part.strip()))
 

@@ -1,6 +1,7 @@
 """The grammar of `q`: what each kind of term means, what is said of slips, and that no text breaks it."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,8 +10,9 @@ from hypothesis import strategies as st
 
 from cluster_dash_server.cluster import Cluster, HostView
 from cluster_dash_server.filters import KEYS, NUMBERS, Alternative, Filter, Term, parse, seconds, size_mib
+from cluster_dash_server.slurm import Place
 from cluster_dash_server.snapshot import read
-from cluster_dash_server.states import Thresholds
+from cluster_dash_server.states import Allotment, JobOnGpu, Thresholds
 
 NOW = 1_700_000_000.0
 Json = dict[str, Any]
@@ -282,6 +284,17 @@ def test_a_size_has_a_unit(text: str, mib: float | None) -> None:
 )
 def test_a_stretch_of_time_has_a_unit(text: str, length: float | None) -> None:
     assert seconds(text) == length
+
+
+def test_slurm_says_whose_a_gpu_is_and_in_which_partition(fleet: list[HostView]) -> None:
+    job = JobOnGpu(id="99", user="dan", name=None)
+    allotment = Allotment(drained=False, reserved=False, allocated=True, jobs=(job,))
+    host = next(each for each in fleet if each.host == "gpu01")
+    place = Place(node="n1", state="ALLOCATED", reason="", partitions=("gpu",), gpus=2, allotments={}, other=allotment)
+    given = replace(host, place=place, gpus=(replace(host.gpus[0], slurm=allotment), host.gpus[1]))
+    assert [meant([given], q) for q in ("user:dan", "job:99", "part:gpu", "part:debug", "dan,carol")] == [
+        *("gpu01:0", "gpu01:0", "gpu01:0,1", "", "gpu01:0,1")
+    ]
 
 
 def test_every_number_shows_an_example_that_is_understood() -> None:

@@ -10,7 +10,8 @@ from flask.testing import FlaskClient
 
 from cluster_dash_server.app import create_app
 from cluster_dash_server.settings import Settings
-from cluster_dash_server.web.lists import QueryError, moment, size_mib
+from cluster_dash_server.web.lists import moment, size_mib
+from cluster_dash_server.web.views import QueryError
 
 Snapshot = dict[str, Any]
 Post = Callable[..., None]

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from flask import Response
 
 from cluster_dash_server.cluster import GpuView, HostView
+from cluster_dash_server.filters import jobs_of, users_of
 from cluster_dash_server.free import free_mem
 from cluster_dash_server.snapshot import dumps
 from cluster_dash_server.summary import model
@@ -102,7 +103,7 @@ def _host(host: HostView) -> Sequence[object]:
         *(host.host, host.headline.state, host.headline.count, seen.received_at, host.interval_seconds, len(gpus)),
         sum(view.state == "free" for view in host.gpus),
         list(dict.fromkeys(map(model, gpus))),
-        list(dict.fromkeys(user for gpu in gpus for user in gpu.users or ())),
+        list(dict.fromkeys(user for view in host.gpus for user in users_of(view))),
         sum(utils) / len(utils) if utils else None,
         *(_sum([gpu.used_mem for gpu in gpus]), _sum([gpu.total_mem for gpu in gpus])),
         *(seen.cpu_percent, seen.num_cpus, seen.load_avg_1, seen.memory_used_gb, seen.memory_total_gb),
@@ -115,8 +116,8 @@ def gpu_row(host: HostView, view: GpuView) -> Sequence[object]:
     gpu = view.gpu
     return (
         *(host.host, gpu.index, gpu.uuid, model(gpu), gpu.name, view.state, view.since),
-        None if gpu.users is None else list(gpu.users),
-        list(gpu.jobs),
+        None if gpu.users is None else list(users_of(view)),
+        list(jobs_of(view)),
         *(gpu.gpu_util, gpu.used_mem, free_mem(view), gpu.total_mem, gpu.temperature_c, gpu.power_w, gpu.error),
     )
 

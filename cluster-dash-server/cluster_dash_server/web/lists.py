@@ -15,7 +15,7 @@ from cluster_dash_server.store import Event
 from cluster_dash_server.summary import model
 from cluster_dash_server.viewers import needs
 from cluster_dash_server.web import views, words
-from cluster_dash_server.web.api import failure, json_response
+from cluster_dash_server.web.api import json_response
 from cluster_dash_server.web.export import csv_response
 from cluster_dash_server.web.views import QueryError, View
 
@@ -29,10 +29,6 @@ _SECONDS_BY_UNIT = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 def blueprint(cluster: Cluster, log: EventLog, clock: Callable[[], float]) -> Blueprint:
     """Build the routes."""
     lists = Blueprint("lists", __name__)
-
-    @lists.errorhandler(QueryError)
-    def wrong_query(error: QueryError) -> Response:
-        return failure(400, str(error))
 
     @lists.get("/api/v1/free")
     @needs("state:read")
