@@ -15,10 +15,10 @@ from typing import NoReturn
 
 from cluster_dash_mole import __version__, collectors, pick
 from cluster_dash_mole.collectors.gpu import GpuCollector
-from cluster_dash_mole.config import Config, ConfigError, before_enrolment, load
+from cluster_dash_mole.config import Config, ConfigError, before_enrolment, for_listening, load
 from cluster_dash_mole.delivery import Delivery
 from cluster_dash_mole.host import Host, HostPast, SnapshotCounter, read_host, state_folder
-from cluster_dash_mole.mole import Collector, Lane, Mole, Row, Sender, SendError, SystemClock
+from cluster_dash_mole.mole import Clock, Collector, Lane, Mole, Row, Sender, SendError, SystemClock
 from cluster_dash_mole.notify import ServiceManager
 from cluster_dash_mole.senders import GoogleSheetsSender, HttpSender, StdoutSender
 from cluster_dash_mole.snapshot import clean
@@ -54,7 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if given.command == "enrol":
             return _enrol(given)
-        config = load(given.config, os.environ)
+        listen: str | None = getattr(given, "listen", None)
+        config = load(given.config, os.environ) if not listen else for_listening(listen, given.config, os.environ)
         if given.show:
             return _show(config)
         return _once(config) if given.once else _run(config)
@@ -77,7 +78,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"cluster-dash-mole {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
-    commands.add_parser("run", help="take and send a snapshot every interval, for ever", parents=[options])
+    run = commands.add_parser("run", help="take and send a snapshot every interval, for ever", parents=[options])
+    run.add_argument(
+        "--listen", metavar="[HOST]:PORT", help="answer Prometheus there, under dcgm-exporter's names, such as :9400"
+    )
     commands.add_parser("doctor", help="look for what may keep this host from the dashboard", parents=[options])
     _add_enrol(commands.add_parser("enrol", help="trade a code for a token of this host", parents=[options]))
     _add_pick(commands.add_parser("pick", help="choose free GPUs of this host: prints CUDA_VISIBLE_DEVICES=…"))
@@ -266,6 +270,8 @@ def _run(config: Config) -> int:
             lanes.append(delivery)
         else:
             lanes.append(Lane(sender, interval=interval, min_interval=min_interval, clock=clock))
+    if config.listen.use:  # the last one: the first says what was told of what happened
+        lanes.append(Lane(_listen(config, clock), interval=interval, clock=clock))
     mole = Mole(
         host=host,
         collectors=readers,
@@ -289,6 +295,23 @@ def _run(config: Config) -> int:
         manager.stopping()
         spool.close()
     return DONE
+
+
+def _listen(config: Config, clock: Clock) -> Sender:
+    from cluster_dash_mole.senders.listen import ListenSender  # a server of its own: memory
+
+    settings = config.listen
+    try:
+        listener = ListenSender(
+            settings.address,
+            interval=config.poll.poll_interval_in_secs,
+            clock=clock,
+            hostname_label=settings.hostname_label,
+        )
+    except (ValueError, OSError) as error:
+        raise ConfigError(f"{config.source}: Listen.address: {settings.address}: {error}") from error
+    log.info("answers Prometheus on port %d: /metrics", listener.port)
+    return listener
 
 
 def _count(delivery: Delivery, counter: SnapshotCounter) -> int | None:
@@ -409,7 +432,7 @@ def _senders(config: Config, environ: Mapping[str, str]) -> list[tuple[Sender, f
         senders.append((sheets, config.google_sheets.min_interval_in_secs))
     if config.stdout.use:
         senders.append((StdoutSender(), config.stdout.min_interval_in_secs))
-    if not senders:
+    if not senders and not config.listen.use:
         raise ConfigError(f"{config.source}: no sender is in use: expected use = true in [Json_Sender_Logger]")
     return senders
 

@@ -82,6 +82,19 @@ class SlurmSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ListenSettings:
+    """[Listen]: answers Prometheus on a port of this host."""
+
+    use: bool = _setting(False, "whether this host can be scraped; `run --listen :9400` turns it on, too")
+    address: str = _setting(":9400", "where to listen for it: [HOST]:PORT")
+    hostname_label: str = _setting(
+        "hostname",
+        "the label that names the host: hostname, Hostname or both",
+        choices=("hostname", "Hostname", "both"),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
     """All settings. `labels` ([Labels]) are free words about this host; `source` is the file they came from."""
 
@@ -92,6 +105,7 @@ class Config:
     stdout: StdoutSettings
     slurm: SlurmSettings
     labels: Mapping[str, str]
+    listen: ListenSettings = ListenSettings()
 
 
 SECTIONS: dict[str, type] = {
@@ -100,8 +114,11 @@ SECTIONS: dict[str, type] = {
     "Google_Sheets_Logger": GoogleSheetsSettings,
     "StdOut_Logger": StdoutSettings,
     "Slurm": SlurmSettings,
+    "Listen": ListenSettings,
 }
 LABELS = "Labels"
+ALONE_SECONDS = 5.0
+"""Between two looks of a mole that has no file: what every file we ship says."""
 
 S = TypeVar("S")
 
@@ -132,6 +149,7 @@ def _config(document: dict[str, Any], environ: Mapping[str, str], found: Path) -
         google_sheets=_checked(_section(GoogleSheetsSettings, "Google_Sheets_Logger", document, found), found),
         stdout=_section(StdoutSettings, "StdOut_Logger", document, found),
         slurm=_section(SlurmSettings, "Slurm", document, found),
+        listen=_section(ListenSettings, "Listen", document, found),
         labels=_labels(document.get(LABELS, {}), found),
     )
 
@@ -150,6 +168,29 @@ def before_enrolment(path: Path | None, environ: Mapping[str, str], *, folder: P
     else:
         document = _read_toml(found)
     return _config(document, environ, found)
+
+
+def for_listening(
+    address: str, path: Path | None, environ: Mapping[str, str], *, folder: Path | None = None
+) -> Config:
+    """Read the same for a mole that is to be scraped, which needs no file: it then looks every 5 s and sends nothing.
+
+    Raises:
+        ConfigError: see `load`.
+    """
+    document: dict[str, Any] = {"Poll_Settings": {"poll_interval_in_secs": ALONE_SECONDS}}
+    try:
+        found = path or find(folder or Path(), socket.gethostname())
+    except ConfigError:
+        found = Path("environment")
+    else:
+        document = _read_toml(found)
+    config = _config(document, environ, found)
+    return replace(
+        config,
+        json_sender=_with_secret(config.json_sender, found),
+        listen=replace(config.listen, use=True, address=address),
+    )
 
 
 def find(folder: Path, hostname: str) -> Path:
@@ -209,7 +250,9 @@ def _value(setting: "Field[Any]", value: object, where: str) -> object:
             value = _number(value)
         right = isinstance(value, (int, float)) and not isinstance(value, bool) and low <= value <= high
     else:
-        right = isinstance(value, str)
+        choices = setting.metadata.get("choices")
+        wanted = " or ".join(choices) if choices else wanted
+        right = isinstance(value, str) and value in (choices or (value,))
         value = str(value) if right else value
     if not right:
         shown = "something else" if setting.metadata.get("secret") else _shown(given)

@@ -1,0 +1,166 @@
+"""A port that Prometheus scrapes: the newest snapshot as text, for sites that prefer to ask each host.
+
+A scrape reads nothing and waits for nothing: it gets what the last round saw. Each connection has a thread, and there
+are few of them, so that a slow scraper delays neither a round nor another one.
+"""
+
+import gzip
+import socket
+import threading
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+from cluster_dash_mole.mole import Clock
+from cluster_dash_mole.senders.listen import text
+from cluster_dash_mole.snapshot import Snapshot
+
+MOST_CONNECTIONS = 16
+IDLE_SECONDS = 75.0
+"""How long a connection may say nothing, or take to take an answer: longer than most scrape intervals."""
+SILENT_INTERVALS = 3
+SILENT_SECONDS = 60.0
+"""A snapshot older than both is not told any more: the round hangs, and `up` must say so."""
+
+
+def parse_address(address: str) -> tuple[str, int]:
+    """Return host and port of `:9400`, `10.0.0.7:9400` or `[::1]:9400`; no host means all of this machine's.
+
+    Raises:
+        ValueError: it is none of these.
+    """
+    host, colon, port = address.rpartition(":")
+    if not colon or not (port.isascii() and port.isdigit() and int(port) < 65536) or (":" in host) != (host[:1] == "["):
+        raise ValueError(f"got {address!r}, expected [HOST]:PORT, such as :9400")
+    return host.strip("[]"), int(port)
+
+
+class ListenSender:
+    """Answers `GET /metrics` with the newest snapshot.
+
+    Args:
+        address: where to listen: `:9400`.
+        interval: seconds between two snapshots.
+        clock: tells how old the newest one is.
+        hostname_label: how the label is called that names the host.
+
+    Raises:
+        ValueError: the address is none.
+        OSError: it cannot be listened on.
+    """
+
+    name = "listen"
+
+    def __init__(self, address: str, *, interval: float, clock: Clock, hostname_label: str = "hostname") -> None:
+        self._interval = interval
+        self._clock = clock
+        self._hostname_label = hostname_label
+        self._newest: tuple[float, Snapshot] | None = None  # when it came, by the clock that does not jump
+        self._xids: dict[int, int] = {}
+        self._made: tuple[Snapshot, bytes, bytes] | None = None
+        self._server = _Server(parse_address(address), self._answer)
+        self.port = self._server.server_port
+        threading.Thread(target=self._server.serve_forever, name="listen", daemon=True).start()
+
+    def send(self, snapshot: Snapshot) -> None:
+        """Take the snapshot as the newest."""
+        events = snapshot.parts.get("events")
+        for event in events if isinstance(events, list) else ():
+            if event["kind"] == "xid" and event["gpu"] is not None and event["code"] is not None:
+                self._xids[event["gpu"]] = event["code"]
+        self._newest = self._clock.monotonic(), snapshot
+
+    def close(self) -> None:
+        """Listen no more."""
+        self._server.shutdown()
+        self._server.server_close()
+
+    def _answer(self, path: str, packed: bool) -> tuple[int, bytes, bool]:
+        """Return status and body of an answer, and whether it is packed."""
+        if path != "/metrics":
+            return 404, b"metrics are at /metrics\n", False
+        newest = self._newest
+        if newest is None:
+            return 503, b"no snapshot yet\n", False
+        taken_at, snapshot = newest
+        seconds = self._clock.monotonic() - taken_at
+        if seconds > max(SILENT_SECONDS, SILENT_INTERVALS * self._interval):
+            return 503, f"the newest snapshot is {seconds:.0f} s old\n".encode(), False
+        made = self._made
+        if made is None or made[0] is not snapshot:
+            body = text.dcgm(
+                snapshot.document(),
+                self._xids,
+                hostname_label=self._hostname_label,
+                old_after_seconds=SILENT_INTERVALS * self._interval,
+            ).encode()
+            made = self._made = snapshot, body, gzip.compress(body, 1, mtime=0)
+        return 200, made[2] if packed else made[1], packed
+
+
+class _Server(ThreadingHTTPServer):
+    """Few connections at once; one more is closed at once, and a thread that is stuck keeps nobody from ending."""
+
+    daemon_threads = True
+    block_on_close = False
+    request_queue_size = 16
+
+    def __init__(self, address: tuple[str, int], answer: Callable[[str, bool], tuple[int, bytes, bool]]) -> None:
+        host, port = address
+        self.answer = answer
+        self._free = threading.BoundedSemaphore(MOST_CONNECTIONS)
+        both = not host and socket.has_dualstack_ipv6()
+        self.address_family = socket.AF_INET6 if both or ":" in host else socket.AF_INET
+        self._both = both
+        super().__init__((host, port), _Handler)
+
+    def server_bind(self) -> None:
+        """Bind, for both families where no host is named; without asking a name server who we are."""
+        if self._both:
+            self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self.socket.bind(self.server_address)
+        self.server_address = self.socket.getsockname()
+        self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Answer in a thread of its own, if there is one left."""
+        if not self._free.acquire(blocking=False):
+            self.shutdown_request(request)
+            return
+        super().process_request(request, client_address)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        """Answer, and give the place back."""
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._free.release()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say nothing: a scraper that went away is its own affair."""
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server_version, sys_version = "cluster-dash-mole", ""
+    timeout = IDLE_SECONDS
+    wbufsize = -1  # headers and body in one piece
+    disable_nagle_algorithm = True
+
+    def do_GET(self) -> None:
+        """Answer a scrape."""
+        server = self.server
+        assert isinstance(server, _Server)  # noqa: S101 - for the type checker
+        wants_packed = "gzip" in self.headers.get("Accept-Encoding", "")
+        status, body, packed = server.answer(self.path.partition("?")[0], wants_packed)
+        self.send_response(status)
+        self.send_header("Content-Type", text.CONTENT_TYPE)
+        self.send_header("Content-Length", str(len(body)))
+        if packed:
+            self.send_header("Content-Encoding", "gzip")
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *arguments: Any) -> None:
+        """Say nothing: a line every 15 s for each scraper helps nobody."""
