@@ -47,6 +47,7 @@ HOST_COLUMNS: dict[str, Callable[[HostView], object]] = {
     "gpu_note": lambda host: host.seen.gpu_note,
     "mole_version": lambda host: host.seen.mole_version,
     "skew_seconds": lambda host: host.seen.skew_seconds,
+    "labels": lambda host: host.seen.labels,
 }
 """The columns of `hosts`, and what stands in them."""
 

@@ -65,7 +65,10 @@ def legend_links(view: View) -> dict[str, Link]:
 def without(view: View) -> list[tuple[str, str | None]]:
     """Return each term of the filter with the filter that lacks it."""
     terms = view.wish.terms
-    return [(str(term), str(view.wish.of((*terms[:place], *terms[place + 1 :]))) or None) for place, term in enumerate(terms)]
+    return [
+        (str(term), str(view.wish.of((*terms[:place], *terms[place + 1 :]))) or None)
+        for place, term in enumerate(terms)
+    ]
 
 
 def said_count(part: Page, sort: str) -> str:

@@ -6,6 +6,8 @@ const root = document.documentElement;
 const drawn = new Map();
 const narrow = matchMedia("(max-width: 760px)");
 const RAMP_STEPS = 6;
+const LINE_HUES = 4;
+const MARKERS = ["circle", "square", "triangle-up", "diamond"];
 
 // Without these Plotly's own bar holds "Share chart…", which uploads the chart, host and user names included.
 const CONFIG = { displayModeBar: false, showSendToCloud: false, plotlyServerURL: "", responsive: true, doubleClick: "reset" };
@@ -42,6 +44,7 @@ export const save = (place, name) => Plotly.downloadImage(place, { format: "png"
 
 function paint(trace) {
   if (trace.type === "heatmap") return { ...trace, coloraxis: "coloraxis" };
+  if (trace.type === "scatter") return { ...trace, ...line(trace.meta.line) };
   const labelled = trace.orientation === "h";
   const names = trace.customdata.map(([says]) => COLOURS_OF_BARS[says] ?? `${says}-ink`);
   return {
@@ -51,6 +54,13 @@ function paint(trace) {
     textposition: labelled ? "outside" : "none",
     cliponaxis: false,
   };
+}
+
+/** 8 GPUs are 4 hues by 2 dashes, and a marker each: a hue alone tells too few people which is which. */
+function line(number) {
+  const ink = colour(`line-${number % LINE_HUES}`);
+  const dash = Math.floor(number / LINE_HUES) % 2 ? "dash" : "solid";
+  return { line: { color: ink, dash, width: 1.5 }, marker: { color: ink, symbol: MARKERS[number % LINE_HUES], size: 6 } };
 }
 
 function frame({ data, layout }) {

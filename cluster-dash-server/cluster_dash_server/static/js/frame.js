@@ -3,10 +3,13 @@
 import * as api from "./api.js";
 import { patch } from "./dom.js";
 import { age, clock, moment } from "./format.js";
+import "./keys.js";
 import { Poll } from "./poll.js";
+import { keep } from "./storage.js";
 
 const root = document.documentElement;
 const chip = document.getElementById("freshness");
+const SAID_MS = 1500;
 const THEMES = ["auto", "light", "dark"];
 
 /**
@@ -77,16 +80,33 @@ function startThemeButton() {
     const next = THEMES[(THEMES.indexOf(root.dataset.theme ?? "auto") + 1) % THEMES.length];
     if (next === "auto") delete root.dataset.theme;
     else root.dataset.theme = next;
-    try {
-      localStorage.setItem("theme", next);
-    } catch {
-      // storage may be forbidden: the choice holds for this page
-    }
+    keep("theme", next);
     showTheme(button);
   });
   showTheme(button);
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => showTheme(button));
 }
 
+/** Copy the address of this view, which is all that somebody else needs to see the same. */
+function startCopyButton() {
+  const button = document.getElementById("copy-link");
+  button.addEventListener("click", async () => {
+    button.textContent = (await copied(location.href)) ? "Copied" : "Copy it from the address bar";
+    setTimeout(() => {
+      button.textContent = "Copy link";
+    }, SAID_MS);
+  });
+}
+
+async function copied(text) {
+  try {
+    await navigator.clipboard.writeText(text);
+    return true;
+  } catch {
+    return false; // a site without TLS may not
+  }
+}
+
 sayMoments(document, Number(root.dataset.at));
+startCopyButton();
 startThemeButton();

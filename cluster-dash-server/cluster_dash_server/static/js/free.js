@@ -9,7 +9,7 @@ const SAID_MS = 1500;
 const section = document.getElementById("free-now");
 const list = document.getElementById("cards");
 
-/** @param {import("./rows.js").Host[]} hosts by name */
+/** @param {import("./cluster.js").Host[]} hosts by name */
 export function drawFree(hosts) {
   const free = new Map();
   for (const { host, gpus } of hosts) {
@@ -26,7 +26,7 @@ export function drawFree(hosts) {
 
 function card(model, names) {
   const wanted = encodeURIComponent(model).replaceAll("'", "%27");
-  const line = `curl -s '${section.dataset.root}api/v1/free?model=${wanted}&format=text'`;
+  const line = `curl -s '${document.documentElement.dataset.root}api/v1/free?model=${wanted}&format=text'`;
   return h(
     "li",
     { "data-key": model },
@@ -37,7 +37,7 @@ function card(model, names) {
       " ",
       h("span", { class: "count" }, `×${names.length}`),
       " ",
-      h("code", { class: "where" }, cut(compress(names), 120)),
+      h("code", { class: "where" }, cut(compress(names), 2000)),
     ),
     h(
       "span",

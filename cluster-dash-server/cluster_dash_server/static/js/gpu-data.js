@@ -1,20 +1,30 @@
-// The GPU charts: drawn here, from the live view of the API.
+// The GPU charts: drawn here, from the live view of the API. A figure that is not in sight is not drawn.
 
 import * as api from "./api.js";
+import { asked, here, listen } from "./address.js";
 import { draw, escape, save } from "./charts.js";
-import { patchChildren, say } from "./dom.js";
+import { Cluster } from "./cluster.js";
+import { h, patchChildren, say } from "./dom.js";
+import { drawFrame, drawLegend, drawScope, startBox } from "./filter.js";
 import { cut, gib, known, percent, plural, short, unit } from "./format.js";
 import { live } from "./frame.js";
-import { drawLegend } from "./legend.js";
-import { Cluster, gpuRow, icon, iconLink, stateCounts } from "./rows.js";
+import { gpuRow, icon, iconLink, stateCounts } from "./rows.js";
 
 const MIB_PER_GIB = 1024;
 const MOST_BARS = 160;
+const MOST_CELLS = 8000;
+const BINS = 10;
 const MOST_LABELS = 24;
+const MOST_PANELS = 8;
+const MOST_LINES = 16;
+const MOST_POINTS = 800;
 const LABEL_PX = 32;
 const BARS_PX = 220;
-const cluster = new Cluster();
+const PANEL_PX = 180;
+const PAST = "now-1h";
 const byId = (id) => document.getElementById(id);
+let cluster = new Cluster();
+let facets = null;
 
 /** What each figure draws of a GPU, its words, and its finding over all GPUs that report it. */
 const METRICS = {
@@ -49,23 +59,43 @@ const sum = (values) => values.reduce((total, value) => total + value, 0);
 const mean = (values) => sum(values) / values.length;
 const nameOf = (gpu) => `${gpu.host} GPU ${gpu.index}`;
 
-function top(found, say) {
+function top(found, words) {
   const { gpu, value } = found.reduce((best, each) => (each.value > best.value ? each : best));
-  return `${nameOf(gpu)}, ${say(value)}`;
+  return `${nameOf(gpu)}, ${words(value)}`;
 }
 
 async function load(signal) {
-  cluster.merge(await api.cluster(cluster.version, signal));
-  const gpus = cluster.gpus();
-  say(byId("sentence"), cluster.summary);
-  byId("icon").setAttribute("href", iconLink(icon(cluster.byName())));
-  byId("empty").hidden = cluster.hosts.size > 0;
-  byId("no-gpu").hidden = gpus.length > 0 || cluster.hosts.size === 0;
-  for (const part of ["states", "charts", "fleet"]) byId(part).hidden = gpus.length === 0;
-  drawLegend(byId("legend"), stateCounts(cluster.byName()));
-  drawTable(gpus);
-  if (gpus.length) drawFigures(gpus);
+  const q = asked("q");
+  const isNew = cluster.q !== q;
+  const [body, choices] = await Promise.all([
+    api.cluster(isNew ? null : cluster.version, q, signal),
+    q ? api.facets(q, signal) : null,
+  ]);
+  if (isNew) cluster = new Cluster(q);
+  cluster.merge(body);
+  facets = choices;
+  redraw();
   return cluster.at;
+}
+
+function redraw() {
+  const gpus = cluster.gpus();
+  byId("main").removeAttribute("aria-busy");
+  say(byId("sentence"), cluster.summary);
+  byId("icon").setAttribute("href", iconLink(icon(cluster.narrowed())));
+  drawFrame();
+  drawScope(cluster);
+  const isEmpty = cluster.hosts.size === 0 && !cluster.of?.hosts;
+  byId("empty").hidden = !isEmpty;
+  byId("no-gpu").hidden = gpus.length > 0 || isEmpty;
+  byId("states").hidden = isEmpty;
+  for (const part of ["charts", "panels", "fleet"]) byId(part).hidden = gpus.length === 0;
+  drawLegend(stateCounts(cluster.narrowed()), facets);
+  drawTable(gpus);
+  if (!gpus.length) return;
+  remember(gpus);
+  drawPanels(gpus);
+  for (const place of document.querySelectorAll("#charts .plot")) offer(place, () => overall(place, gpus));
 }
 
 function drawTable(gpus) {
@@ -75,17 +105,41 @@ function drawTable(gpus) {
   patchChildren(byId("gpus"), gpus.slice(0, most).map(gpuRow));
 }
 
-function drawFigures(gpus) {
-  for (const place of document.querySelectorAll(".plot")) {
-    const metric = METRICS[place.dataset.metric];
-    const live = gpus.filter((gpu) => !gpu.silent);
-    const found = live.map((gpu) => ({ gpu, value: metric.value(gpu) })).filter(({ value }) => known(value));
-    const unknown = live.length - found.length;
-    const said = found.length ? metric.finding(found) : "No GPU that is live reports it.";
-    const lack = unknown && found.length ? ` ${unknown} of ${live.length} do not report it.` : "";
-    say(byId(`finding-${place.dataset.metric}`), cut(said + lack, 240));
-    draw(place, gpus.length <= MOST_BARS ? bars(gpus, metric, place.clientWidth) : cells(gpus, metric));
-  }
+// ------------------------------------------------------------------------------------------- only what is in sight
+
+const waiting = new WeakMap();
+const inSight = new WeakSet();
+const sight = new IntersectionObserver(
+  (entries) => {
+    for (const { target, isIntersecting } of entries) {
+      if (isIntersecting) inSight.add(target);
+      else inSight.delete(target);
+      if (isIntersecting) offer(target, waiting.get(target));
+    }
+  },
+  { rootMargin: "200px" },
+);
+
+/** Draw a figure when it is seen: now, or once somebody scrolls there. */
+function offer(place, figure) {
+  if (!waiting.has(place)) sight.observe(place);
+  waiting.set(place, figure);
+  if (inSight.has(place)) figure();
+}
+
+// --------------------------------------------------------------------------------------------- all GPUs, a metric
+
+function overall(place, gpus) {
+  const metric = METRICS[place.dataset.metric];
+  const reporting = gpus.filter((gpu) => !gpu.silent);
+  const found = reporting.map((gpu) => ({ gpu, value: metric.value(gpu) })).filter(({ value }) => known(value));
+  const unknown = reporting.length - found.length;
+  const said = found.length ? metric.finding(found) : "No GPU that is live reports it.";
+  const lack = unknown && found.length ? ` ${unknown} of ${reporting.length} do not report it.` : "";
+  say(byId(`finding-${place.dataset.metric}`), cut(said + lack, 240));
+  if (gpus.length <= MOST_BARS) draw(place, bars(gpus, metric, place.clientWidth));
+  else if (gpus.length <= MOST_CELLS) draw(place, cells(gpus, metric));
+  else draw(place, shares(found, metric));
 }
 
 const hover = (gpu, metric) =>
@@ -135,11 +189,14 @@ function apart(labels, distance) {
   });
 }
 
+/** The top of a scale; a loop, for a call takes so many arguments only. */
+const most = (values) => values.reduce((best, value) => Math.max(best, value ?? 0), 1);
+
 /** A cell for each GPU, a line for each host: for more GPUs than bars can show. */
 function cells(gpus, metric) {
   const hosts = [...new Set(gpus.map((gpu) => gpu.host))];
   const places = new Map(hosts.map((host, place) => [host, place]));
-  const width = Math.max(...gpus.map((gpu) => gpu.index)) + 1;
+  const width = most(gpus.map((gpu) => gpu.index)) + 1;
   const grid = (value) => hosts.map(() => Array(width).fill(value));
   const z = grid(null);
   const text = grid("");
@@ -150,7 +207,7 @@ function cells(gpus, metric) {
   const step = Math.ceil(hosts.length / MOST_LABELS);
   const labels = hosts.map((host, place) => [host, place]).filter(([, place]) => place % step === 0);
   const trace = { type: "heatmap", z, hovertext: text, hoverinfo: "text", hoverongaps: false, xgap: 1, ygap: 1 };
-  const [cmin, cmax] = metric.range ?? [0, Math.max(1, ...gpus.map(metric.value))];
+  const [cmin, cmax] = metric.range ?? [0, most(gpus.map(metric.value))];
   const layout = {
     height: Math.min(640, Math.max(BARS_PX, 12 * hosts.length)),
     xaxis: { showgrid: false, zeroline: false, title: { text: "GPU" } },
@@ -168,9 +225,169 @@ function cells(gpus, metric) {
   return { data: [trace], layout };
 }
 
+/** How many GPUs of each model have which figure: for more GPUs than cells can show. */
+function shares(found, metric) {
+  const [low, high] = metric.range ?? [0, most(found.map(({ value }) => value))];
+  const models = [...new Set(found.map(({ gpu }) => gpu.model))].sort();
+  const z = models.map(() => Array(BINS).fill(0));
+  for (const { gpu, value } of found) {
+    const bin = Math.min(BINS - 1, Math.floor(((value - low) / (high - low || 1)) * BINS));
+    z[models.indexOf(gpu.model)][bin] += 1;
+  }
+  const edge = (bin) => short(low + (bin * (high - low)) / BINS);
+  const text = z.map((line, place) =>
+    line.map((number, bin) => escape(`${plural(number, "GPU")} ${models[place]}: ${edge(bin)} to ${edge(bin + 1)}`)),
+  );
+  const layout = {
+    height: Math.min(640, Math.max(BARS_PX, 60 + 24 * models.length)),
+    xaxis: {
+      tickmode: "array",
+      tickvals: z[0]?.map((_, bin) => bin) ?? [],
+      ticktext: z[0]?.map((_, bin) => `${edge(bin)}–${edge(bin + 1)}`) ?? [],
+      showgrid: false,
+      zeroline: false,
+    },
+    yaxis: {
+      tickmode: "array",
+      tickvals: models.map((_, place) => place),
+      ticktext: models.map((model) => escape(cut(model, 14))),
+      showgrid: false,
+      zeroline: false,
+    },
+    coloraxis: { cmin: 0, cmax: most(z.flat()) },
+    meta: { ramp: metric.ramp },
+  };
+  return { data: [{ type: "heatmap", z, hovertext: text, hoverinfo: "text", xgap: 1, ygap: 1 }], layout };
+}
+
+// ----------------------------------------------------------------------------------------- hosts, each by its lines
+
+/** What was seen of the GPUs of the hosts that have a panel: `host/uuid` to moments (ms) and values by metric. */
+const past = new Map();
+const filledUp = new Set();
+const panelMetric = () => (METRICS[asked("metric")] ? asked("metric") : "gpu_util");
+const keyOf = (gpu) => `${gpu.host}/${gpu.uuid ?? gpu.key}`;
+
+/** The hosts that have a panel. */
+function panelled(gpus) {
+  const hosts = new Map();
+  for (const gpu of gpus) {
+    if (!hosts.has(gpu.host) && hosts.size === MOST_PANELS) break;
+    if (!hosts.has(gpu.host)) hosts.set(gpu.host, []);
+    hosts.get(gpu.host).push(gpu);
+  }
+  return hosts;
+}
+
+function remember(gpus) {
+  const kept = [...panelled(gpus).values()].flat();
+  const keys = new Set(kept.map(keyOf));
+  for (const key of past.keys()) if (!keys.has(key)) past.delete(key);
+  for (const gpu of kept) {
+    const key = keyOf(gpu);
+    if (!past.has(key)) past.set(key, { t: [], ...Object.fromEntries(Object.keys(METRICS).map((name) => [name, []])) });
+    const lines = past.get(key);
+    const at = cluster.at * 1000;
+    if (lines.t.at(-1) >= at) continue;
+    lines.t.push(at);
+    // a silent host's last figures are not what is: the line has a gap
+    for (const [name, { value }] of Object.entries(METRICS)) lines[name].push(gpu.silent || gpu.read_at !== null ? null : value(gpu));
+    if (lines.t.length > MOST_POINTS) for (const column of Object.values(lines)) column.shift();
+  }
+}
+
+function drawPanels(gpus) {
+  const hosts = panelled(gpus);
+  const all = new Set(gpus.map((gpu) => gpu.host)).size;
+  const some = all > hosts.size ? `The first ${hosts.size} of ${all} hosts: filter to see others.` : "";
+  say(byId("panels-words"), some);
+  const metric = panelMetric();
+  for (const link of document.querySelectorAll("#panels [data-metric-link]")) {
+    link.setAttribute("href", here({ metric: link.dataset.metricLink }));
+    if (link.dataset.metricLink === metric) link.setAttribute("aria-current", "true");
+    else link.removeAttribute("aria-current");
+  }
+  patchChildren(byId("panel-list"), [...hosts].map(([host, of]) => panel(host, of, METRICS[metric])));
+  for (const place of document.querySelectorAll("#panel-list .plot")) {
+    const of = hosts.get(place.closest("figure").dataset.key);
+    offer(place, () => lines(place, of, metric));
+  }
+}
+
+function panel(host, gpus, metric) {
+  const found = gpus.map((gpu) => ({ gpu, value: gpu.silent ? null : metric.value(gpu) })).filter(({ value }) => known(value));
+  const said = found.length ? metric.finding(found).replaceAll(`${host} `, "") : "Reports nothing now.";
+  return h(
+    "figure",
+    { class: "chart panel", "data-key": host },
+    h("figcaption", {}, h("a", { class: "name", href: api.hostLink(host) }, cut(host, 40)), h("span", { class: "quiet" }, cut(said, 120))),
+    h("div", { class: "plot", "data-keep": "", style: `height:${PANEL_PX}px`, role: "img", "aria-label": `${host}: ${cut(said, 120)}` }),
+  );
+}
+
+function lines(place, gpus, metric) {
+  fillUp(gpus[0].host, metric);
+  const shown = gpus.slice(0, MOST_LINES);
+  const data = shown.map((gpu) => {
+    const { t, [metric]: y } = past.get(keyOf(gpu));
+    return {
+      type: "scatter",
+      mode: t.length > 1 ? "lines" : "markers",
+      x: t,
+      y,
+      name: `GPU ${gpu.index}`,
+      hovertemplate: `GPU ${gpu.index}: %{y:.0f}<extra></extra>`,
+      connectgaps: false,
+      meta: { line: gpu.index },
+    };
+  });
+  const range = METRICS[metric].range;
+  const layout = {
+    height: PANEL_PX,
+    xaxis: { type: "date", nticks: 4 },
+    yaxis: { rangemode: "tozero", fixedrange: true, nticks: 4, ...(range && { range }) },
+    hovermode: "closest",
+  };
+  draw(place, { data, layout });
+}
+
+/** Put what history knows of a host in front of what was seen since this page was opened. */
+async function fillUp(host, metric) {
+  const which = `${host}/${metric}`;
+  if (filledUp.has(which)) return;
+  filledUp.add(which);
+  let body;
+  try {
+    body = await api.series({ metric, host, from: PAST }, AbortSignal.timeout(10_000));
+  } catch {
+    return; // without history the lines begin now
+  }
+  const scale = metric === "used_mem" ? 1 / MIB_PER_GIB : 1;
+  for (const { gpu: index, t, mean: means } of body.series) {
+    const gpu = cluster.hosts.get(host)?.gpus.find((each) => each.index === index);
+    const seen = gpu && past.get(`${host}/${gpu.uuid ?? gpu.key}`);
+    if (!seen || !t.length) continue;
+    const before = t.map((at, place) => [at * 1000, means[place]]).filter(([at]) => at < (seen.t[0] ?? Infinity));
+    for (const [name, column] of Object.entries(seen)) {
+      if (name === "t") column.unshift(...before.map(([at]) => at));
+      else column.unshift(...before.map(([, value]) => (name === metric && known(value) ? value * scale : null)));
+    }
+  }
+}
+
 document.addEventListener("click", ({ target }) => {
   const metric = target.dataset?.saves;
-  if (metric) save(document.querySelector(`[data-metric="${metric}"]`), metric);
+  if (metric) save(document.querySelector(`#charts [data-metric="${metric}"]`), metric);
 });
 
-live(load);
+startBox();
+const poll = live(load);
+listen(() => {
+  drawFrame();
+  if (asked("q") === cluster.q && cluster.version !== null) {
+    redraw();
+    return;
+  }
+  byId("main").setAttribute("aria-busy", "true");
+  poll.now();
+});

@@ -51,6 +51,12 @@ export class Poll {
     this.tell(this);
   }
 
+  /** Ask at once, a paused page too: what is to be seen has changed. */
+  now() {
+    this.stop();
+    this.ask();
+  }
+
   async ask() {
     const flight = new AbortController();
     this.flight = flight;
@@ -67,6 +73,7 @@ export class Poll {
     if (this.flight !== flight) return;
     this.flight = null;
     this.tell(this);
+    if (this.paused) return;
     const wait = Math.min(this.periodMs * 2 ** Math.max(0, this.failures - 1), SLOWEST_MS);
     this.timer = setTimeout(() => this.ask(), wait * (0.95 + 0.1 * Math.random()));
   }

@@ -2,73 +2,20 @@
 // A browser test holds the two to each other, cell by cell.
 
 import { base, hostLink } from "./api.js";
+import { here } from "./address.js";
+import { count, isSilent } from "./cluster.js";
 import { h } from "./dom.js";
 import * as format from "./format.js";
 
-const { DASH, GLYPHS, STATES, age, compare, cut, known, natural, percent, plural, share, short, unit, usedOf, whole } =
+const { DASH, GLYPHS, age, compare, cut, known, percent, plural, share, short, unit, usedOf, whole } =
   format;
 const NAMED = 3;
-const SILENT = ["down", "stale"];
 
-/**
- * The live view, merged from answers. A host carries its own columns' values by name, and `gpus`, the same of each GPU.
- * @typedef {Object<string, any> & {host: string, gpus: Object<string, any>[]}} Host
- */
-export class Cluster {
-  constructor() {
-    /** @type {Map<string, Host>} */
-    this.hosts = new Map();
-    this.version = null;
-    this.at = null;
-    this.summary = null;
-  }
-
-  /** Take an answer of `api.cluster`. */
-  merge(body) {
-    this.at = body.at;
-    if (!body.full && body.version === this.version) return; // nothing changed
-    if (body.full) this.hosts.clear();
-    for (const host of body.gone) this.hosts.delete(host);
-    const changed = objects(body.hosts).map((host) => ({ ...host, gpus: [] }));
-    for (const gpu of objects(body.gpus)) changed[gpu.host].gpus.push(gpu);
-    for (const host of changed) this.hosts.set(host.host, host);
-    this.version = body.version;
-    this.summary = body.summary;
-  }
-
-  /** @returns {Host[]} by name, as people count */
-  byName() {
-    return [...this.hosts.values()].sort((one, other) => compare(natural(one.host), natural(other.host)));
-  }
-
-  /** @returns {Host[]} what is wrong first, then the most free, then by name */
-  worstFirst() {
-    const rank = ({ state }) => {
-      if (state === null) return STATES.length + 1;
-      return ["free", "busy", "unknown"].includes(state) ? STATES.length : STATES.indexOf(state);
-    };
-    const free = (host) => (host.state === null ? 0 : count(host.gpus, (gpu) => gpu.state === "free"));
-    return this.byName().sort((one, other) => rank(one) - rank(other) || free(other) - free(one));
-  }
-
-  /** @returns {Object[]} all GPUs, by the name of their hosts */
-  gpus() {
-    return this.byName().flatMap((host) => host.gpus.map((gpu) => ({ ...gpu, host: host.host, silent: isSilent(host) })));
-  }
-}
-
-function objects(columns) {
-  const names = Object.keys(columns);
-  return columns[names[0]].map((_, place) => Object.fromEntries(names.map((name) => [name, columns[name][place]])));
-}
-
-const count = (list, test) => list.reduce((sum, each) => sum + (test(each) ? 1 : 0), 0);
-const isSilent = (host) => SILENT.includes(host.state);
 const missing = (gpu) => gpu.since !== null && gpu.state !== "held" && gpu.state !== "free";
 
 // ------------------------------------------------------------------------------------------------- one row
 
-/** @param {Host} host @param {number} now */
+/** @param {import("./cluster.js").Host} host @param {number} now */
 export function hostRow(host, now) {
   const silent = isSilent(host);
   const [glyph, headline] = badgeOf(host);
@@ -151,9 +98,10 @@ function noGpu(host) {
   return "no GPU";
 }
 
-function cell(host, gpu, now) {
+/** All that a cell shows, and more, in words. */
+export function cellLabel(host, gpu, now) {
   const parts = [`${host.host} GPU ${gpu.index}`, gpu.state];
-  const on = gpu.users === null ? [] : mostFirst(Object.entries(gpu.users)).map(([user]) => user);
+  const on = usersOf(gpu);
   if (gpu.users === null) parts.push("processes not reported");
   else if (on.length) parts.push(named(on));
   parts.push(gpu.used_mem === null ? "memory not reported" : usedOf(gpu.used_mem, gpu.total_mem));
@@ -162,7 +110,15 @@ function cell(host, gpu, now) {
   if (missing(gpu)) parts.push(`missing for ${age(now - gpu.since)}`);
   else if (gpu.error !== null) parts.push(cut(gpu.error));
   if (gpu.read_at !== null) parts.push(`figures of ${age(now - gpu.read_at)} ago`);
-  const label = parts.join(", ");
+  return parts.join(", ");
+}
+
+const usersOf = (gpu) => mostFirst(Object.entries(gpu.users ?? {})).map(([user]) => user);
+
+function cell(host, gpu, now) {
+  const label = cellLabel(host, gpu, now);
+  const on = usersOf(gpu);
+  const who = on.length > 1 ? `${cut(on[0], 32)} +${on.length - 1}` : cut(on[0] ?? "", 32);
   const fill = gpu.state === "busy" && gpu.gpu_util !== null ? `--share:${whole(gpu.gpu_util)}%` : null;
   return h(
     "a",
@@ -172,9 +128,11 @@ function cell(host, gpu, now) {
       "data-state": gpu.state,
       "aria-label": label,
       title: label,
+      "data-off": gpu.matches === false ? "" : null,
       style: fill,
     },
-    GLYPHS[gpu.state],
+    h("span", { class: "glyph" }, GLYPHS[gpu.state]),
+    ...(who ? [h("span", { class: "who" }, who)] : []),
   );
 }
 
@@ -244,20 +202,38 @@ function load(value, cores) {
   return { text: short(value), title: cores ? `1 min; ${short(value / cores)} a core, ${plural(cores, "core")}` : "1 min" };
 }
 
+// ------------------------------------------------------------------------------------------------- one group
+
+/** @param {Object} group as `fleet.groups` gives it @param {string|null} q what shows it alone */
+export function groupRow({ name, hosts, gpus, free, bar, users: on }, q) {
+  const said = bar.map(([state, number]) => `${number} ${state}`).join(", ");
+  const stack = bar.map(([state, number]) => h("span", { "data-state": state, style: `flex-grow:${number}` }));
+  const number = (value) => h("td", { class: "number" }, String(value));
+  return h(
+    "tr",
+    { "data-key": name },
+    h("th", { scope: "row", class: "host" }, q === null ? "none" : h("a", { href: here({ q, group: "none" }) }, cut(name, 60))),
+    ...[hosts, gpus, free].map(number),
+    h("td", { class: "states" }, h("span", { class: "stack", role: "img", "aria-label": said, title: said }, ...stack)),
+    h("td", { class: "users" }, on || "none"),
+  );
+}
+
 // ------------------------------------------------------------------------------------------ above the table
 
 /**
  * What needs attention, worst first.
- * @param {Host[]} hosts by name
- * @returns {{state: string, text: string, href: string|null}[]}
+ * @param {import("./cluster.js").Host[]} hosts by name
+ * @returns {{state: string, text: string, href: string}[]}
  */
 export function attention(hosts, now) {
   const notes = [];
+  const all = (state) => here({ q: `state:${state}` });
   const together = (found, state, many) => {
     if (found.length <= NAMED) notes.push(...found.map(({ text, href }) => ({ state, text, href })));
-    else notes.push({ state, text: `${found.length} ${many}: ${named(found.map(({ name }) => name))}`, href: null });
+    else notes.push({ state, text: `${found.length} ${many}: ${named(found.map(({ name }) => name))}`, href: all(state) });
   };
-  for (const state of SILENT) {
+  for (const state of ["down", "stale"]) {
     const silent = hosts.filter((host) => host.state === state);
     const words = (host) => `${host.host} ${state} ${age(now - host.last_at)}`;
     together(
@@ -272,23 +248,23 @@ export function attention(hosts, now) {
     "error",
     "hosts cannot read their GPUs",
   );
-  const all = hosts.flatMap((host) => host.gpus.map((gpu) => ({ host, gpu })));
-  const broken = all.filter(({ gpu }) => gpu.state === "error").map(({ host, gpu }) => {
+  const gpus = hosts.flatMap((host) => host.gpus.map((gpu) => ({ host, gpu })));
+  const broken = gpus.filter(({ gpu }) => gpu.state === "error").map(({ host, gpu }) => {
     const name = `${host.host} GPU ${gpu.index}`;
     const text = missing(gpu) ? `${name} missing for ${age(now - gpu.since)}` : `${name}: ${cut(gpu.error || "error")}`;
     return { name, text, href: `${hostLink(host.host)}#gpu-${gpu.index}` };
   });
   together(broken, "error", "GPUs in error");
-  const held = all.filter(({ gpu }) => gpu.state === "held");
+  const held = gpus.filter(({ gpu }) => gpu.state === "held");
   if (held.length) {
     const on = mostFirst(tally(held.flatMap(({ gpu }) => Object.keys(gpu.users ?? {}))));
     const said = on.map(([user, number]) => `${user} ${number}`);
-    notes.push({ state: "held", text: `${held.length} held${said.length ? ` (${named(said)})` : ""}`, href: null });
+    notes.push({ state: "held", text: `${held.length} held${said.length ? ` (${named(said)})` : ""}`, href: all("held") });
   }
   return notes;
 }
 
-/** @param {Host[]} hosts */
+/** @param {import("./cluster.js").Host[]} hosts */
 export const stateCounts = (hosts) => tally(hosts.flatMap((host) => host.gpus.map((gpu) => gpu.state)));
 
 function wrong(hosts) {
@@ -297,14 +273,14 @@ function wrong(hosts) {
   return hosts.reduce((sum, host) => sum + ofHost(host), 0);
 }
 
-/** @param {Host[]} hosts */
+/** @param {import("./cluster.js").Host[]} hosts */
 export function title(hosts, site) {
   const bad = wrong(hosts);
   const free = stateCounts(hosts).get("free") ?? 0;
   return (bad ? `(${bad}!) ` : "") + (hosts.length ? `${free} free ${DASH} ` : "") + site;
 }
 
-/** @param {Host[]} hosts */
+/** @param {import("./cluster.js").Host[]} hosts */
 export function icon(hosts) {
   if (wrong(hosts)) return "error";
   const states = stateCounts(hosts);
