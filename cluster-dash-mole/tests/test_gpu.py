@@ -199,6 +199,18 @@ def test_a_child_that_cannot_be_renewed_goes_on(machine: Callable[..., Machine])
     assert all(each["ok"] and child in each["children"] for each in taken)
 
 
+@pytest.mark.parametrize(("retry", "tries"), [(100.0, 1), (0.2, 3)])
+def test_an_heir_that_cannot_begin_is_tried_again_after_a_while_not_each_round_nor_a_day_later(
+    machine: Callable[..., Machine], retry: float, tries: int
+) -> None:
+    subject = machine(GPUS, interval=0.1, renew=1.0, mismatch_retry=retry)
+    known = set(subject.take_until(lambda taken: bool(taken["ok"]))["children"])
+    subject.set(GPUS + "fault nvmlInit* LIB_RM_VERSION_MISMATCH\n")
+    taken = subject.take_for(3.0)
+    heirs = {pid for each in taken for pid in each["children"]} - known
+    assert len(heirs) == 1 if tries == 1 else tries <= len(heirs) <= len(taken) / 2
+
+
 def test_an_xid_is_told_once_with_its_meaning_also_while_a_call_hangs(machine: Callable[..., Machine]) -> None:
     subject = machine(GPUS + "events = 1\nxid 1 0 13\n", interval=0.3, deadline=0.1, patience=0.05)
     subject.take_until(lambda taken: bool(taken["ok"]))

@@ -4,14 +4,14 @@ An event is kept once however often its snapshot is posted, and two equal ones i
 """
 
 import threading
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from cluster_dash_server.cluster import HostView, KnownGpu, KnownHost, another_machine, slot
 from cluster_dash_server.snapshot import Json, Seen, printable
 from cluster_dash_server.states import Thresholds, silence, silence_after
-from cluster_dash_server.store import Event, KeptEvent
+from cluster_dash_server.store import Event, KeptEvent, Ledger
 
 PER_HOST = 1_000
 IN_ALL = 50_000
@@ -23,6 +23,8 @@ REBOOT_SECONDS = 60
 """How far apart two moments of start are at least, of a host without a boot_id: clocks are set right after a start."""
 SAME_SECONDS = 120
 """What the server sees and a mole tells so close together is one event: the mole's, which saw it from nearer."""
+JITTER_SECONDS = 2
+"""How far apart the moments of one event may be that is told twice: with a skewed clock they depend on the post."""
 SPELL_SECONDS = 300
 """Throttling that begins anew within so long has not ended: a card at its limit comes and goes every few seconds."""
 HARMFUL_THROTTLES = frozenset(("hw_slowdown", "hw_thermal_slowdown", "hw_power_brake_slowdown", "sw_thermal_slowdown"))
@@ -34,9 +36,13 @@ HARMFUL_THROTTLES = frozenset(("hw_slowdown", "hw_thermal_slowdown", "hw_power_b
 
 def told(seen: Seen) -> list[Event]:
     """Return the events that a snapshot carries."""
+    return [_told(seen, each, ahead_seconds(seen)) for each in seen.events]
+
+
+def ahead_seconds(seen: Seen) -> float:
+    """Return how far ahead of ours a host's moments are taken to be: 0 where its clock is about right."""
     skew = seen.skew_seconds or 0.0
-    ahead = skew if abs(skew) > SKEW_SECONDS else 0.0
-    return [_told(seen, each, ahead) for each in seen.events]
+    return skew if abs(skew) > SKEW_SECONDS else 0.0
 
 
 def _told(seen: Seen, event: Json, ahead_seconds: float) -> Event:
@@ -64,15 +70,25 @@ def _index(seen: Seen, gpu: int | str | None) -> int | str | None:
 # ------------------------------------------------------------------------------------- what differs between two
 
 
-def changes(before: KnownHost, after: KnownHost, thresholds: Thresholds) -> list[Event]:
-    """Return what happened between two snapshots of a host, by what is known before and after the second one."""
+def changes(
+    before: KnownHost, after: KnownHost, thresholds: Thresholds, listening_since: float = float("-inf")
+) -> list[Event]:
+    """Return what happened between two snapshots of a host, by what is known before and after the second one.
+
+    Args:
+        before: what was known before the second one.
+        after: what is known since.
+        thresholds: when a host counts as silent.
+        listening_since: from when on a host could be heard (Unix s): before, it was the server that was away.
+    """
     first, second = before.seen, after.seen
 
     def event(kind: str, text: str, gpu: int | None = None, code: str | None = None) -> Event:
         return Event(at=second.received_at, host=second.host, gpu=gpu, kind=kind, code=code, text=text)
 
     found = []
-    if silence(second.received_at - first.received_at, before.interval_seconds, thresholds) is not None:
+    silent_seconds = second.received_at - max(first.received_at, listening_since)
+    if silence(silent_seconds, before.interval_seconds, thresholds) is not None:
         found.append(_silent(first, before.interval_seconds, thresholds))
         found.append(event("host_back", f"posts again, after {_span(second.received_at - first.received_at)}"))
     if another_machine(first, second):
@@ -206,9 +222,18 @@ class EventLog:
         thresholds: when a host counts as silent.
         per_host: events kept of one host.
         in_all: events kept of all hosts; beyond, the host with the most loses its oldest.
+        ledger: where events are kept for good.
     """
 
-    def __init__(self, thresholds: Thresholds, per_host: int = PER_HOST, in_all: int = IN_ALL) -> None:
+    def __init__(
+        self,
+        thresholds: Thresholds,
+        per_host: int = PER_HOST,
+        in_all: int = IN_ALL,
+        ledger: Ledger | None = None,
+    ) -> None:
+        self._ledger = ledger
+        self._listening_since = float("-inf")
         self._thresholds = thresholds
         self._per_host = per_host
         self._in_all = in_all
@@ -218,15 +243,19 @@ class EventLog:
 
     def witness(self, seen: Seen, before: KnownHost | None, after: KnownHost | None) -> None:
         """Take what a snapshot says and what it changed; see `cluster.Witness`."""
-        changed = [] if before is None or after is None else changes(before, after, self._thresholds)
+        changed = (
+            [] if before is None or after is None else changes(before, after, self._thresholds, self._listening_since)
+        )
         if not changed and not seen.events:
             return
         with self._lock:
             kept = self._kept.setdefault(seen.host, [])
             source = None if seen.boot_id is None or seen.seq is None else (seen.boot_id, seen.seq)
             if source is None or all(each.source != source for each in kept):
+                earlier = list(kept)  # of equal ones within one snapshot each counts
                 for event in told(seen):
-                    self._keep(kept, KeptEvent(event, True, source))
+                    if not _is_told(earlier, event, 0 if ahead_seconds(seen) == 0 else JITTER_SECONDS):
+                        self._keep(kept, KeptEvent(event, True, source))
             for event in changed:
                 self._keep(kept, KeptEvent(event, False, source))
             if not kept:
@@ -240,18 +269,34 @@ class EventLog:
         if same is not None:
             if not new.told:
                 return
-            self._remove(kept, same)
+            self._replace(kept, same)
         if event.kind == "throttling_began":
             ended = next(_near(kept, event, SPELL_SECONDS, "throttling_ended", told=False), None)
             if ended is not None:  # it was no end: it begins anew soon after
-                self._remove(kept, ended)
+                self._replace(kept, ended)
                 return
         if len(kept) >= self._per_host and event.at < kept[0].event.at:
             return  # older than what was dropped already: it may have been here before
         kept.insert(bisect_right(kept, event.at, key=lambda each: each.event.at), new)
         self._count += 1
+        if self._ledger is not None:
+            self._ledger.record(new)
         if len(kept) > self._per_host:
             self._remove(kept, 0)
+
+    def _replace(self, kept: list[KeptEvent], place: int) -> None:
+        """Drop an event for good: a better one takes its place, or it was none."""
+        if self._ledger is not None:
+            self._ledger.retract(kept[place])
+        self._remove(kept, place)
+
+    def begin_with(self, events: Iterable[KeptEvent], now: float) -> None:
+        """Take the events that were kept before a restart, the oldest first."""
+        with self._lock:
+            self._listening_since = now
+            for each in events:
+                self._kept.setdefault(each.event.host, []).append(each)
+                self._count += 1
 
     def _make_room(self) -> None:
         """Drop the oldest events of the host that has the most."""
@@ -271,6 +316,8 @@ class EventLog:
         with self._lock:
             for host in hosts:
                 self._count -= len(self._kept.pop(host, ()))
+                if self._ledger is not None:
+                    self._ledger.forget([host])
 
     def newest(
         self, hosts: Iterable[str] | None = None, *, begin: float = float("-inf"), end: float = float("inf")
@@ -288,6 +335,18 @@ class EventLog:
         found.reverse()  # of two at one moment, the one that came later is the newer one
         found.sort(key=lambda event: -event.at)
         return found
+
+
+def _is_told(kept: list[KeptEvent], event: Event, jitter_seconds: float) -> bool:
+    """Say whether a mole told this before: it repeats an event until it knows that a snapshot with it was taken."""
+    same = (event.kind, event.gpu, event.code, True)
+    first = bisect_left(kept, event.at - jitter_seconds, key=lambda each: each.event.at)
+    for each in kept[first:]:
+        if each.event.at > event.at + jitter_seconds:
+            return False
+        if (each.event.kind, each.event.gpu, each.event.code, each.told) == same:
+            return True
+    return False
 
 
 def _near(kept: list[KeptEvent], event: Event, seconds: float, kind: str, *, told: bool) -> Iterator[int]:

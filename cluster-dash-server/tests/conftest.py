@@ -80,9 +80,10 @@ def make_snapshot() -> MakeSnapshot:
 
 @pytest.fixture
 def make_seen(make_snapshot: MakeSnapshot, clock: StillClock) -> MakeSeen:
-    """Make a snapshot that was accepted: arguments as `make_snapshot`, and `received_at`."""
+    """Make a snapshot that was accepted: arguments as `make_snapshot`, `received_at` and `skew_seconds`."""
 
-    def make(*args: Any, received_at: float | None = None, **fields: Any) -> Seen:
-        return read(make_snapshot(*args, **fields), received_at=clock.now if received_at is None else received_at)
+    def make(*args: Any, received_at: float | None = None, skew_seconds: float | None = None, **fields: Any) -> Seen:
+        received_at = clock.now if received_at is None else received_at
+        return read(make_snapshot(*args, **fields), received_at=received_at, skew_seconds=skew_seconds)
 
     return make

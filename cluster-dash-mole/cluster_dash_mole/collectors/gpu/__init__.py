@@ -234,8 +234,8 @@ class GpuCollector:
             return
         if child is self._heir:  # it could not begin, but the one before it works: a driver that waits for a reboot
             self._heir = None
-            if self._child:
-                self._child.born = time.monotonic()
+            if self._child:  # not in each round, nor a day later: a reboot or a mended library may be near
+                self._child.born = time.monotonic() - self._renew + self._mismatch_retry
             return
         self._child = None
         self._fail(why, self._mismatch_retry if number == _MISMATCH else self._retry, number)
