@@ -475,8 +475,14 @@ def test_chunks_are_put_together_and_a_part_of_them_is_not_the_whole(parts: list
     ],
 )
 def test_a_token_goes_where_nobody_can_read_it(address: str, goes: bool) -> None:
-    def make(**more: bool) -> HttpSender:
-        return HttpSender(address=address, auth_code="cdh_abcdefgh_x", clock=SystemClock(), environ={}, **more)
+    def make(allow_plaintext: bool = False) -> HttpSender:
+        return HttpSender(
+            address=address,
+            auth_code="cdh_abcdefgh_x",
+            clock=SystemClock(),
+            environ={},
+            allow_plaintext=allow_plaintext,
+        )
 
     make(allow_plaintext=True)
     if goes:

@@ -65,11 +65,11 @@ def test_what_is_no_json_object_is_refused_in_words(
 
 @pytest.mark.parametrize("depth", [10**power for power in range(2, 7)])
 def test_deep_nesting_is_refused_quickly(depth: int) -> None:
-    begin = time.monotonic()
+    begin = time.thread_time()
     for opening in (b"[", b'{"a":'):
         with pytest.raises(SnapshotError):
             decode(opening * depth)
-    assert time.monotonic() - begin < 5
+    assert time.thread_time() - begin < 2
 
 
 def test_brackets_inside_of_strings_are_no_nesting() -> None:
