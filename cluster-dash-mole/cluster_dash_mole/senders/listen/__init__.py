@@ -7,6 +7,7 @@ are few of them, so that a slow scraper delays neither a round nor another one.
 import gzip
 import socket
 import threading
+import time
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -60,7 +61,7 @@ class ListenSender:
         self._made: tuple[Snapshot, bytes, bytes] | None = None
         self._server = _Server(parse_address(address), self._answer)
         self.port = self._server.server_port
-        threading.Thread(target=self._server.serve_forever, name="listen", daemon=True).start()
+        threading.Thread(target=self._server.take, name="listen", daemon=True).start()
 
     def send(self, snapshot: Snapshot) -> None:
         """Take the snapshot as the newest."""
@@ -72,8 +73,7 @@ class ListenSender:
 
     def close(self) -> None:
         """Listen no more."""
-        self._server.shutdown()
-        self._server.server_close()
+        self._server.end()
 
     def _answer(self, path: str, packed: bool) -> tuple[int, bytes, bool]:
         """Return status and body of an answer, and whether it is packed."""
@@ -108,6 +108,7 @@ class _Server(ThreadingHTTPServer):
     def __init__(self, address: tuple[str, int], answer: Callable[[str, bool], tuple[int, bytes, bool]]) -> None:
         host, port = address
         self.answer = answer
+        self._ended = False
         self._free = threading.BoundedSemaphore(MOST_CONNECTIONS)
         both = not host and socket.has_dualstack_ipv6()
         self.address_family = socket.AF_INET6 if both or ":" in host else socket.AF_INET
@@ -122,6 +123,22 @@ class _Server(ThreadingHTTPServer):
         self.socket.bind(self.server_address)
         self.server_address = self.socket.getsockname()
         self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
+
+    def take(self) -> None:
+        """Take connections until it is closed; unlike `serve_forever` this sleeps where none comes."""
+        while not self._ended:
+            try:
+                request, client_address = self.get_request()
+            except OSError:  # closed, or no file is left to open
+                time.sleep(0.0 if self._ended else 1.0)
+                continue
+            self.process_request(request, client_address)
+
+    def end(self) -> None:
+        """Take no more connections."""
+        self._ended = True
+        self.socket.shutdown(socket.SHUT_RDWR)  # wakes `take`, which closing does not
+        self.server_close()
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Answer in a thread of its own, if there is one left."""
