@@ -170,9 +170,7 @@ def before_enrolment(path: Path | None, environ: Mapping[str, str], *, folder: P
     return _config(document, environ, found)
 
 
-def for_listening(
-    address: str, path: Path | None, environ: Mapping[str, str], *, folder: Path | None = None
-) -> Config:
+def for_listening(address: str, path: Path | None, environ: Mapping[str, str], *, folder: Path | None = None) -> Config:
     """Read the same for a mole that is to be scraped, which needs no file: it then looks every 5 s and sends nothing.
 
     Raises:

@@ -20,6 +20,7 @@ from cluster_dash_mole.mole import Collector, Reading, Row, Sender, SendError, d
 from cluster_dash_mole.senders import GoogleSheetsSender, HttpSender
 from cluster_dash_mole.senders.http import is_json
 from cluster_dash_mole.snapshot import clean
+from cluster_dash_mole.spool import SPOOL, look
 
 Mark = Literal["✔", "!", "✘"]
 
@@ -131,6 +132,7 @@ def examine(
     yield from hardware(kinds)
     yield owners(Path("/proc/self/mounts").read_text(errors="replace"), uid=os.geteuid(), groups=os.getgroups())
     yield state(environ, host.hostname)
+    yield from spooled(state_folder(environ, host.hostname) / SPOOL, time.time())
 
 
 def exit_code(findings: Sequence[Finding]) -> int:
@@ -371,6 +373,39 @@ def state(environ: Mapping[str, str], hostname: str) -> Finding:
         measured=f"{folder} cannot be {'written' if folder.exists() else 'made'} by uid {os.geteuid()}",
         cause="it belongs to another user, or the file system is read-only; the mole runs without it",
         command=f"ls -ld {quote(str(nearest))}",
+    )
+
+
+def spooled(folder: Path, now: float) -> Iterator[Finding]:
+    """Say what lies on disk that the server has not got; `now` in Unix s. Where there never was anything, nothing."""
+    if not folder.exists():
+        return
+    try:
+        found = look(folder)
+    except OSError as error:
+        measured = f"{folder} cannot be read: {error.strerror}"
+        cause, command = "it belongs to the mole's own user", "cluster-dash-mole doctor  # as the mole's user"
+        yield Finding(mark="!", what="spool", measured=measured, cause=cause, command=command)
+        return
+    if found.damaged:
+        yield Finding(
+            mark="!",
+            what="spool",
+            measured=f"{found.damaged} damaged files were set aside in {folder}; the mole's log says what was lost",
+            cause="the disk, or a power cut in the middle of an outage",
+            command=f"rm {quote(str(folder))}/*.bad-*",
+        )
+    if found.oldest_at is None:
+        yield Finding(mark="✔", what="spool", measured="nothing waits for the server")
+        return
+    hours = (now - found.oldest_at) / 3600
+    age = f"{60 * hours:.0f} min" if hours < 2 else f"{hours:.0f} h"
+    yield Finding(
+        mark="!",
+        what="spool",
+        measured=f"{found.snapshots} snapshots wait for the server, the oldest for {age}: {found.size / 2**20:.1f} MiB",
+        cause="the server was away; they arrive by themselves when it is back, a hundred a second",
+        command="cluster-dash-mole run  # where none runs yet",
     )
 
 

@@ -548,7 +548,7 @@ class Spool:
 
     def _load(self, folder: Path, last_seq: int | None) -> None:
         try:
-            paths = sorted(path for path in folder.iterdir() if _NAME.fullmatch(path.name))
+            paths = sorted(filter(_is_batch, folder.iterdir()))
         except OSError:
             return
         contents = []
@@ -587,6 +587,38 @@ class Spool:
                     batch.let_go(place)
         self._sweep()
         _prune_bad(folder)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """What a folder holds, as far as can be seen without reading the snapshots; `oldest_at` in Unix s."""
+
+    snapshots: int
+    size: int
+    oldest_at: float | None
+    damaged: int
+
+
+def look(folder: Path) -> Found:
+    """Look into a folder that a mole may be using, and touch nothing.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    moments: list[float] = []
+    size = 0
+    paths = list(folder.iterdir())
+    for path in filter(_is_batch, paths):
+        with suppress(FileNotFoundError):  # sent in this moment
+            data = path.read_bytes()
+            size += len(data)
+            moments += [at for _, at, _, _ in _rows(data)]
+    damaged = sum(".bad-" in path.name for path in paths)
+    return Found(snapshots=len(moments), size=size, oldest_at=min(moments, default=None), damaged=damaged)
+
+
+def _is_batch(path: Path) -> bool:
+    return _NAME.fullmatch(path.name) is not None
 
 
 def _missing(before: _Batch | None, source: Source, end: int | None, durable: Mapping[Source, int]) -> int | None:

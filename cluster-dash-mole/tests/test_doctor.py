@@ -21,6 +21,7 @@ from cluster_dash_mole.doctor import Finding
 from cluster_dash_mole.mole import Reading, SystemClock
 from cluster_dash_mole.senders import GoogleSheetsSender, HttpSender
 from cluster_dash_mole.snapshot import gpu_error
+from cluster_dash_mole.spool import Held, Source, Spool
 
 SECRET = "planted-s3cret"
 Script = Callable[[socket.socket], None]
@@ -381,3 +382,23 @@ def test_a_terminal_without_the_signs_still_shows_them_apart(config: Path) -> No
     done = examine(config.parent, PYTHONIOENCODING="ascii")
     assert done.returncode == 0
     assert r"\u2714 mole" in done.stdout
+
+
+def test_the_spool_is_said_where_there_is_one_and_stays_as_it_is(tmp_path: Path) -> None:
+    folder = tmp_path / "spool"
+    assert list(doctor.spooled(folder, 0.0)) == []
+    source = Source("gpu01", "boot")
+    spool = Spool(folder, most_bytes=2**20, source=source)
+    spool.failed(0.0)
+    for seq in range(40):
+        body = b'{"hostname":"gpu01","boot_id":"boot"}'
+        spool.add(Held(source, seq, 1_790_000_000.0 + seq, body))
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    (waiting,) = doctor.spooled(folder, 1_790_000_000.0 + 4 * 3600)
+    assert waiting.mark == "!"
+    assert waiting.measured.startswith("40 snapshots wait for the server, the oldest for 4 h: 0.0 MiB")
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+    spool.durable(source, 40)
+    (folder / "0000000001.batch.bad-1790000000").touch()
+    damaged, nothing = doctor.spooled(folder, 1_790_000_000.0)
+    assert (damaged.mark, nothing.mark) == ("!", "✔")
