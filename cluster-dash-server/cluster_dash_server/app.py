@@ -26,6 +26,7 @@ from cluster_dash_server.slurm import Slurm
 from cluster_dash_server.snapshot import Seen, checker
 from cluster_dash_server.tokens import TokenError, TokenFile, Tokens
 from cluster_dash_server.viewers import scope_of
+from cluster_dash_server.web import slurm as slurm_pages
 from cluster_dash_server.web import api, charts, edge, lists, metrics, pages, post, waitress_limits
 from cluster_dash_server.web.views import QueryError
 
@@ -153,6 +154,7 @@ def create_app(settings: Settings | None = None, clock: Callable[[], float] = ti
     app.register_blueprint(api.blueprint(cluster, narrowed, looks, clock, VERSION))
     app.register_blueprint(lists.blueprint(cluster, events, clock))
     app.register_blueprint(pages.blueprint(cluster, events, clock, site))
+    app.register_blueprint(slurm_pages.blueprint(slurm, cluster, clock))
     app.register_blueprint(charts.blueprint(cluster, clock))
     app.register_blueprint(
         metrics.blueprint(

@@ -22,6 +22,7 @@ from cluster_dash_server.web.lists import so_far
 NAV = (
     ("Overview", "", ("overview", "host")),
     ("GPUs", "gpu-data", ("gpus", "chart")),
+    ("Slurm", "slurm", ("slurm",)),
 )
 """The pages that exist, as the frame names them: name, path, and the pages below it, its own first."""
 
