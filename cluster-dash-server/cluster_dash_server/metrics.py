@@ -14,10 +14,12 @@ from functools import lru_cache
 from itertools import chain
 from pathlib import Path
 
+from cluster_dash_server import slurm_metrics
 from cluster_dash_server.cluster import Cluster, GpuView, HostView, KnownHost
 from cluster_dash_server.exposition import OPEN_METRICS_END, Family, escape, labels, section
 from cluster_dash_server.ingest import Answer
 from cluster_dash_server.live import REFRESH_SECONDS, Encoding, pack
+from cluster_dash_server.slurm import Slurm
 from cluster_dash_server.snapshot import Seen, printable
 from cluster_dash_server.states import STATES, Thresholds, silence_after
 from cluster_dash_server.summary import model_of
@@ -112,6 +114,7 @@ class Metrics:
         cluster: the live view.
         posts: what became of the posts.
         xids: what hosts have told of.
+        slurm: what Slurm says.
         version: of the server.
         users: whether users are named.
     """
@@ -121,6 +124,7 @@ class Metrics:
         cluster: Cluster,
         posts: PostCounts,
         xids: XidCounts,
+        slurm: Slurm,
         *,
         version: str,
         users: bool,
@@ -128,6 +132,7 @@ class Metrics:
         self._cluster = cluster
         self._posts = posts
         self._xids = xids
+        self._slurm = slurm
         self._version = version
         self._users = users
         self._lock = threading.Lock()
@@ -158,6 +163,7 @@ class Metrics:
             of_hosts(hosts, self._cluster.thresholds),
             of_gpus(hosts),
             of_users(hosts) if self._users else (),
+            slurm_metrics.own(self._slurm.pictures(now), now),
             of_server(self._posts(), self._xids(), self._version),
         )
         parts = [section(family, samples, open_metrics=open_metrics) for family, samples in sections]

@@ -100,6 +100,13 @@ class MetricsSettings:
         },
     )
     users: bool = field(default=False, metadata={"help": "whether /metrics names users, and how many GPUs each has"})
+    slurm_family: str = field(
+        default="none",
+        metadata={
+            "help": "whose names /metrics?family=… has for Slurm: those of vpenso's exporter, or none",
+            "choices": ("none", "vpenso"),
+        },
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,6 +14,7 @@ from cluster_dash_server.cluster import Cluster
 from cluster_dash_server.ingest import Answer
 from cluster_dash_server.metrics import Metrics, PostCounts, XidCounts
 from cluster_dash_server.settings import MetricsSettings, ServerSettings, Settings
+from cluster_dash_server.slurm import Slurm
 from cluster_dash_server.states import Thresholds
 
 Post = Callable[..., int]
@@ -256,7 +257,7 @@ def test_the_text_is_packed_for_who_takes_it_so(client: FlaskClient, post: Post)
 
 def test_the_text_is_made_once_a_second_however_many_ask(make_seen: Any) -> None:
     cluster = Cluster(Thresholds())
-    metrics = Metrics(cluster, PostCounts(), XidCounts(), version="1", users=False)
+    metrics = Metrics(cluster, PostCounts(), XidCounts(), Slurm(), version="1", users=False)
     first = metrics.body(NOW, "identity", open_metrics=False)
     cluster.offer(make_seen("gpu01"))
     assert metrics.body(NOW + 0.9, "identity", open_metrics=False) is first

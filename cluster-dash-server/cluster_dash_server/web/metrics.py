@@ -5,12 +5,19 @@ from urllib.parse import urlsplit
 
 from flask import Blueprint, Response, request
 
-from cluster_dash_server import dcgm
+from cluster_dash_server import dcgm, slurm_metrics
 from cluster_dash_server.cluster import Cluster
 from cluster_dash_server.events import EventLog
-from cluster_dash_server.exposition import CONTENT_TYPE, OPEN_METRICS_TYPE, wants_open_metrics
+from cluster_dash_server.exposition import (
+    CONTENT_TYPE,
+    OPEN_METRICS_END,
+    OPEN_METRICS_TYPE,
+    section,
+    wants_open_metrics,
+)
 from cluster_dash_server.live import Encoding, choose_encoding, pack
 from cluster_dash_server.metrics import Metrics
+from cluster_dash_server.slurm import Slurm
 from cluster_dash_server.snapshot import Json, printable
 from cluster_dash_server.viewers import needs
 from cluster_dash_server.web.api import failure, json_response
@@ -20,9 +27,12 @@ def blueprint(
     metrics: Metrics,
     cluster: Cluster,
     events: EventLog,
+    slurm: Slurm,
     clock: Callable[[], float],
     *,
     hostname_label: str,
+    slurm_family: str,
+    users: bool,
     public_url: str | None,
 ) -> Blueprint:
     """Build the routes."""
@@ -32,13 +42,18 @@ def blueprint(
     @needs("metrics:read")
     def metrics_text() -> Response:
         family = request.args.get("family")
+        if family == "dcgm":
+            return _of_host(request.args.get("host", ""))
+        if "host" in request.args:
+            return failure(400, "host: only with family=dcgm")
         if family is None:
-            if "host" in request.args:
-                return failure(400, "host: only with family=dcgm")
             return _text(lambda encoding, open_metrics: metrics.body(clock(), encoding, open_metrics=open_metrics))
-        if family != "dcgm":
-            return failure(400, f"family: got {printable(family, 32)}, expected dcgm, or none for our own names")
-        host = request.args.get("host", "")
+        if family == slurm_family != "none":
+            return _of_slurm()
+        known = "" if slurm_family == "none" else f", {slurm_family}"
+        return failure(400, f"family: got {printable(family, 32)}, expected dcgm{known}, or none for our own names")
+
+    def _of_host(host: str) -> Response:
         now = clock()
         view = cluster.host(host, now)
         if view is None:
@@ -58,6 +73,22 @@ def blueprint(
                 open_metrics=open_metrics,
             )
             return pack(text.encode(), encoding)
+
+        return _text(write)
+
+    def _of_slurm() -> Response:
+        now = clock()
+        named = request.args.get("cluster")
+        picture = next((each for each in slurm.pictures(now) if named in (None, each.cluster)), None)
+        if picture is None:
+            return failure(404, "cluster: no mole has told of Slurm" if named is None else "cluster: not known here")
+        if picture.is_late(now):
+            return failure(503, "cluster: what Slurm said last is too old")
+        sections = slurm_metrics.vpenso(picture, users=users)
+
+        def write(encoding: Encoding, open_metrics: bool) -> bytes:
+            parts = [section(family, samples, open_metrics=open_metrics) for family, samples in sections]
+            return pack("".join([*parts, OPEN_METRICS_END if open_metrics else ""]).encode(), encoding)
 
         return _text(write)
 
