@@ -17,17 +17,18 @@ from cluster_dash_server.auth import Auth, Limiter, Passcode, Proxies, names_loo
 from cluster_dash_server.cluster import Cluster, KnownHost
 from cluster_dash_server.control import Control, data_folder
 from cluster_dash_server.events import EventLog
-from cluster_dash_server.ingest import Ingest
+from cluster_dash_server.ingest import Answer, Ingest
 from cluster_dash_server.live import Live
 from cluster_dash_server.metrics import Metrics, PostCounts, XidCounts
 from cluster_dash_server.narrowed import Narrowed
+from cluster_dash_server.received import Reception
 from cluster_dash_server.settings import ConfigError, Reading, Settings
 from cluster_dash_server.slurm import Slurm
 from cluster_dash_server.snapshot import Seen, checker
 from cluster_dash_server.tokens import TokenError, TokenFile, Tokens
 from cluster_dash_server.viewers import scope_of
 from cluster_dash_server.web import slurm as slurm_pages
-from cluster_dash_server.web import api, charts, edge, lists, metrics, pages, post, waitress_limits
+from cluster_dash_server.web import api, charts, edge, lists, metrics, pages, post, status, waitress_limits
 from cluster_dash_server.web.views import QueryError
 
 VERSION = __version__
@@ -144,11 +145,17 @@ def create_app(settings: Settings | None = None, clock: Callable[[], float] = ti
         return own
 
     site = pages.Site(name=settings.site.name, version=VERSION, notices=notices)
-    posts = post.ways(ingest, counts.count)
+    reception, viewers = Reception(clock), status.Viewers()
+
+    def note(answer: Answer) -> None:
+        counts.count(answer)
+        reception.note(answer)
+
+    posts = post.ways(ingest, note)
     life = secrets.token_hex(4)
     live = Live(cluster, life)
     narrowed = Narrowed(live, life)
-    looks = api.way(live, narrowed, clock)
+    looks = api.way(live, narrowed, clock, viewers.note)
     app.register_blueprint(post.blueprint(*posts))
     app.register_blueprint(post.enrolment(auth, clock))
     app.register_blueprint(api.blueprint(cluster, narrowed, looks, clock, VERSION))
@@ -156,16 +163,23 @@ def create_app(settings: Settings | None = None, clock: Callable[[], float] = ti
     app.register_blueprint(pages.blueprint(cluster, events, clock, site))
     app.register_blueprint(slurm_pages.blueprint(slurm, cluster, clock))
     app.register_blueprint(charts.blueprint(cluster, clock))
+    parts = status.Parts(
+        cluster=cluster,
+        live=live,
+        reception=reception,
+        viewers=viewers,
+        limits=settings.limits,
+        began_at=clock(),
+        version=VERSION,
+    )
+    app.register_blueprint(status.blueprint(parts, clock))
     app.register_blueprint(
         metrics.blueprint(
-            Metrics(cluster, counts, xids, slurm, version=VERSION, users=settings.metrics.users),
+            Metrics(cluster, counts, xids, version=VERSION, users=settings.metrics.users),
             cluster,
             events,
-            slurm,
             clock,
             hostname_label=settings.metrics.hostname_label,
-            slurm_family=settings.metrics.slurm_family,
-            users=settings.metrics.users,
             public_url=settings.server.public_url,
         )
     )

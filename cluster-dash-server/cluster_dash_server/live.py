@@ -207,6 +207,17 @@ class Live:
             self._refresh(now)
             return Rows(self._version, self._at, list(map(self._rows.__getitem__, self._names)), self._total)
 
+    @property
+    def cost_seconds(self) -> float:
+        """How long the last refresh took, with the bodies that were made after it."""
+        return self._cost_seconds
+
+    def behind(self, now: float) -> float:
+        """Return for how long posts wait to be seen, in seconds; 0: what was posted is seen."""
+        with self._lock:
+            self._refresh(now)
+            return 0.0 if self._cluster.changes == self._seen_changes else now - (self._refreshed_at or now)
+
     def _text(self, version: int) -> str:
         return f"{self._life}-{version}"
 

@@ -39,14 +39,21 @@ def failure(status: int, text: str) -> Response:
     return json_response({"success": False, "msg": text}, status)
 
 
-def way(live: Live, narrowed: Narrowed, clock: Callable[[], float]) -> Way:
-    """Build the way to the live view, which is answered in front of Flask."""
+def way(
+    live: Live,
+    narrowed: Narrowed,
+    clock: Callable[[], float],
+    note: "Callable[[WSGIEnvironment, float], None]" = lambda *_: None,
+) -> Way:
+    """Build the way to the live view, which is answered in front of Flask; `note` is told of who looks."""
 
     def answer(environ: "WSGIEnvironment") -> Reply:
+        now = clock()
+        note(environ, now)
         encoding = choose_encoding(environ.get("HTTP_ACCEPT_ENCODING"))
         query = parse_qs(environ.get("QUERY_STRING", ""))
         since, q = query.get("since", [""])[0], query.get("q", [""])[0].strip()
-        body = narrowed.body(clock(), q, since, encoding) if q else live.body(clock(), since, encoding)
+        body = narrowed.body(now, q, since, encoding) if q else live.body(now, since, encoding)
         return _reply(body, environ)
 
     return Way("GET", "/api/v1/cluster", "state:read", answer)

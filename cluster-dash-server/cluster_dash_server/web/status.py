@@ -1,0 +1,168 @@
+"""How the server itself does: what it takes and refuses, versions of agents, how far behind it is, its memory."""
+
+import os
+import threading
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from flask import Blueprint, Response, render_template
+
+from cluster_dash_server import facets
+from cluster_dash_server.cluster import Cluster
+from cluster_dash_server.filters import EVERYTHING
+from cluster_dash_server.hostlist import natural
+from cluster_dash_server.ingest import Limits
+from cluster_dash_server.live import Live
+from cluster_dash_server.received import Received, Reception
+from cluster_dash_server.snapshot import Json
+from cluster_dash_server.viewers import needs
+from cluster_dash_server.web import views
+from cluster_dash_server.web.api import json_response
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import WSGIEnvironment
+
+VIEWED_SECONDS = 60
+"""For how long somebody who asked for the live view counts as looking: pages ask every 5 to 15 s."""
+MOST_VIEWERS = 10_000
+SKEWED_SECONDS = 60
+MOST_VERSIONS = 50
+MOST_NAMED = 20
+
+
+class Viewers:
+    """Who looks at the live view, as far as one can tell: by address and browser. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._seen_at: dict[tuple[str, str, str], float] = {}
+        self._lock = threading.Lock()
+
+    def note(self, environ: "WSGIEnvironment", now: float) -> None:
+        """Note somebody who asks for the live view."""
+        who = (
+            environ.get("REMOTE_ADDR") or "",
+            environ.get("HTTP_X_FORWARDED_FOR") or "",
+            environ.get("HTTP_USER_AGENT") or "",
+        )
+        if len(self._seen_at) >= MOST_VIEWERS and who not in self._seen_at:
+            self.count(now)
+            if len(self._seen_at) >= MOST_VIEWERS:
+                return
+        self._seen_at[who] = now
+
+    def count(self, now: float) -> int:
+        """Return how many have looked in the last minute; forget the others."""
+        with self._lock:
+            self._seen_at = {who: at for who, at in self._seen_at.copy().items() if now - at <= VIEWED_SECONDS}
+            return len(self._seen_at)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Version:
+    """One version of the mole: how many hosts have it, and the filter that shows them."""
+
+    version: str
+    hosts: int
+    q: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """What the server is made of, as far as its own state is told from it."""
+
+    cluster: Cluster
+    live: Live
+    reception: Reception
+    viewers: Viewers
+    limits: Limits
+    began_at: float
+    version: str
+
+
+def status(parts: Parts, now: float) -> Json:
+    """Tell how the server does.
+
+    Args:
+        parts: what it is made of.
+        now: Unix s.
+    """
+    hosts = parts.cluster.hosts(now)
+    received = parts.reception.so_far()
+    silent = Counter(host.silent for host in hosts if host.silent is not None)
+    skewed = [
+        host for host in hosts if host.seen.skew_seconds is not None and abs(host.seen.skew_seconds) > SKEWED_SECONDS
+    ]
+    skewed.sort(key=lambda host: (-abs(host.seen.skew_seconds or 0), natural(host.host)))
+    return {
+        "at": now,
+        "version": parts.version,
+        "uptime_seconds": now - parts.began_at,
+        "memory_bytes": memory_bytes(),
+        "hosts": len(hosts),
+        "gpus": sum(len(host.gpus) for host in hosts),
+        "stale": silent["stale"],
+        "down": silent["down"],
+        "expected_per_second": sum(1 / host.interval_seconds for host in hosts if host.silent is None),
+        "ingest": _ingest(received),
+        "live": {"behind_seconds": parts.live.behind(now), "made_in_seconds": parts.live.cost_seconds},
+        "viewers": parts.viewers.count(now),
+        "moles": [asdict(each) for each in versions(Counter(host.seen.mole_version for host in hosts))],
+        "skewed": [{"host": host.host, "skew_seconds": host.seen.skew_seconds} for host in skewed[:MOST_NAMED]],
+        "skewed_hosts": len(skewed),
+        "limits": asdict(parts.limits),
+    }
+
+
+def _ingest(received: Received) -> Json:
+    return {
+        **received._asdict(),
+        "refusals": [asdict(each) for each in received.refusals],
+    }
+
+
+def versions(counts: Mapping[str | None, int]) -> list[Version]:
+    """Return the versions of moles, the most frequent first."""
+    ordered = sorted(counts.items(), key=lambda each: (-each[1], natural(each[0] or "")))
+    return [
+        Version(
+            version=version or "unknown",
+            hosts=count,
+            q=str(EVERYTHING.of((facets.only("mole", version or "unknown"),))),
+        )
+        for version, count in ordered[:MOST_VERSIONS]
+    ]
+
+
+def memory_bytes() -> int | None:
+    """Return how much memory this process holds; None where the system does not say."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    except (OSError, ValueError, IndexError):
+        return None
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def blueprint(parts: Parts, clock: Callable[[], float]) -> Blueprint:
+    """Build the page and its JSON."""
+    routes = Blueprint("status", __name__)
+
+    @routes.get("/status")
+    @needs("state:read")
+    def page() -> Response:
+        if views.choice("format", ("html", "json")) == "json":
+            return json_response(status(parts, clock()))
+        now = clock()
+        html = render_template(
+            "status.html", page="status", now=now, json_path="api/v1/status", said=status(parts, now)
+        )
+        return Response(html, mimetype="text/html", headers={"Cache-Control": "no-cache"})
+
+    @routes.get("/api/v1/status")
+    @needs("state:read")
+    def as_json() -> Response:
+        return json_response(status(parts, clock()))
+
+    return routes
