@@ -2,6 +2,7 @@
 
 import os
 import secrets
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,12 +12,13 @@ import click
 from flask import Config, Flask, Response, render_template, request
 from werkzeug.exceptions import HTTPException
 
-from cluster_dash_server import __version__
+from cluster_dash_server import __version__, looking, restart
 from cluster_dash_server import settings as settings_of_site
 from cluster_dash_server.auth import Auth, Limiter, Passcode, Proxies, names_loopback
 from cluster_dash_server.cluster import Cluster, KnownHost
 from cluster_dash_server.control import Control, data_folder
 from cluster_dash_server.events import EventLog
+from cluster_dash_server.history.kept import History
 from cluster_dash_server.ingest import Answer, Ingest
 from cluster_dash_server.live import Live
 from cluster_dash_server.metrics import Metrics, PostCounts, XidCounts
@@ -25,6 +27,7 @@ from cluster_dash_server.received import Reception
 from cluster_dash_server.settings import ConfigError, Reading, Settings
 from cluster_dash_server.slurm import Slurm
 from cluster_dash_server.snapshot import Seen, checker
+from cluster_dash_server.store import StoreError
 from cluster_dash_server.tokens import TokenError, TokenFile, Tokens
 from cluster_dash_server.viewers import scope_of
 from cluster_dash_server.web import slurm as slurm_pages
@@ -94,7 +97,7 @@ def create_app(settings: Settings | None = None, clock: Callable[[], float] = ti
     """Build the server.
 
     Args:
-        settings: all settings; None: this site's. Who gives them starts `app.extensions["control"]` itself.
+        settings: all settings; None: this site's. Who gives them calls `app.extensions["start"]` before it serves.
         clock: Unix s.
 
     Raises:
@@ -102,7 +105,15 @@ def create_app(settings: Settings | None = None, clock: Callable[[], float] = ti
     """
     is_loaded_by_others = settings is None  # flask, waitress-serve: nobody tells the application that it serves
     settings = load_settings() if settings is None else settings
-    events = EventLog(settings.states)
+    folder = data_folder(settings.server.data, os.environ)
+    history = History(
+        folder,
+        settings=settings.history,
+        privacy=settings.privacy,
+        clock=clock,
+        last_seen=lambda hosts: [restart.remember(known) for known in cluster.known(hosts)],
+    )
+    events = EventLog(settings.states, ledger=history)
     xids, counts = XidCounts(), PostCounts()
 
     def witness(seen: Seen, before: KnownHost | None, after: KnownHost | None) -> None:
@@ -111,7 +122,6 @@ def create_app(settings: Settings | None = None, clock: Callable[[], float] = ti
 
     cluster = Cluster(settings.states, settings.limits.max_hosts, witness, settings.limits.kept_bytes)
     passcode = Passcode(settings.ingest.passcode)
-    folder = data_folder(settings.server.data, os.environ)
     tokens = _tokens(folder, clock)
     auth = Auth(
         passcode,
@@ -123,11 +133,15 @@ def create_app(settings: Settings | None = None, clock: Callable[[], float] = ti
     )
     slurm = Slurm(settings.slurm, cluster.place)
     slurm.known_by(cluster.knows)
-    ingest = Ingest(cluster=cluster, auth=auth, check=checker(), limits=settings.limits, clock=clock, slurm=slurm)
+    ingest = Ingest(
+        cluster=cluster, auth=auth, check=checker(), limits=settings.limits, clock=clock, slurm=slurm, history=history
+    )
     control = Control(folder, cluster, events, clock, tokens)
+    start = _Start(history, cluster, events, control, clock)
     app = Flask(__name__, static_folder=None)
     app.url_map.merge_slashes = False  # its redirect names the Host header, which anybody can forge
     app.extensions["control"] = control
+    app.extensions["start"] = start
     if app.debug:
         _keep_the_debugger_at_home()
     app.config["MAX_CONTENT_LENGTH"] = settings.limits.body_bytes
@@ -135,6 +149,8 @@ def create_app(settings: Settings | None = None, clock: Callable[[], float] = ti
 
     def notices() -> tuple[str, ...]:
         own = () if settings.site.notice is None else (settings.site.notice,)
+        if start.is_done and history.trouble is not None:
+            own = (*own, f"History is not written: {history.trouble}. The live view goes on.")
         if passcode.is_shipped:
             return (*own, "No passcode is set: snapshots are taken from this machine only, with the shipped one.")
         if reached.from_afar:
@@ -143,6 +159,9 @@ def create_app(settings: Settings | None = None, clock: Callable[[], float] = ti
                 "Anyone who reaches this server may look; any host that knows the passcode can speak for any other.",
             )
         return own
+
+    def failing() -> list[dict[str, str]]:
+        return [] if history.trouble is None else [{"part": "history", "why": history.trouble}]
 
     site = pages.Site(name=settings.site.name, version=VERSION, notices=notices)
     reception, viewers = Reception(clock), status.Viewers()
@@ -158,7 +177,7 @@ def create_app(settings: Settings | None = None, clock: Callable[[], float] = ti
     looks = api.way(live, narrowed, clock, viewers.note)
     app.register_blueprint(post.blueprint(*posts))
     app.register_blueprint(post.enrolment(auth, clock))
-    app.register_blueprint(api.blueprint(cluster, narrowed, looks, clock, VERSION))
+    app.register_blueprint(api.blueprint(cluster, narrowed, looks, clock, VERSION, failing))
     app.register_blueprint(lists.blueprint(cluster, events, clock))
     app.register_blueprint(pages.blueprint(cluster, events, clock, site))
     app.register_blueprint(slurm_pages.blueprint(slurm, cluster, clock))
@@ -226,7 +245,7 @@ def create_app(settings: Settings | None = None, clock: Callable[[], float] = ti
         trusted_hosts=settings.viewers.trusted_hosts,
     )
     if is_loaded_by_others:
-        app.wsgi_app = _started_by_a_request(app.wsgi_app, control)  # type: ignore[method-assign]
+        app.wsgi_app = _started_by_a_request(app.wsgi_app, start)  # type: ignore[method-assign]
     waitress_limits.apply(settings.limits.body_bytes)
     return app
 
@@ -241,11 +260,48 @@ def _tokens(folder: Path, clock: Callable[[], float]) -> Tokens:
     return tokens
 
 
-def _started_by_a_request(serve: Callable[..., Any], control: Control) -> Callable[..., Any]:
-    """Open the socket for commands in the process that serves: neither flask's reloader nor `flask routes` does."""
+class _Start:
+    """What happens once, in the process that serves and before its first answer: history and the socket for commands.
+
+    Neither flask's reloader nor `flask routes` does it.
+
+    Raises:
+        ConfigError: the file of history is of a newer release.
+    """
+
+    def __init__(
+        self, history: History, cluster: Cluster, events: EventLog, control: Control, clock: Callable[[], float]
+    ) -> None:
+        self.is_done = False
+        self._history = history
+        self._cluster = cluster
+        self._events = events
+        self._control = control
+        self._clock = clock
+        self._lock = threading.Lock()
+
+    def __call__(self) -> None:
+        if not self.is_done:
+            with self._lock:
+                self._begin()
+
+    def _begin(self) -> None:
+        if not self.is_done:
+            try:
+                last_seen, events = self._history.start()
+            except StoreError as error:
+                raise ConfigError(str(error)) from error
+            self._cluster.begin_with(restart.recall(last_seen))
+            self._events.begin_with(events, self._clock())
+            self._control.start()
+            self.is_done = True
+
+
+def _started_by_a_request(serve: Callable[..., Any], start: _Start) -> Callable[..., Any]:
+    """Start with the first request, where nobody says that it serves."""
 
     def served(*request: Any) -> Any:
-        control.start()
+        start()
         return serve(*request)
 
     return served

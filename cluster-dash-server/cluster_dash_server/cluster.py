@@ -371,6 +371,20 @@ class Cluster:
             known = [each for each in self._hosts.values() if not self._has_departed(each, now)]
         return [self._view(each, now) for each in sorted(known, key=lambda each: each.seen.host)]
 
+    def known(self, names: Iterable[str]) -> list[KnownHost]:
+        """Return what is known of hosts; those that are not are left out."""
+        found = [self._hosts.get(name) for name in names]
+        return [known for known in found if known is not None]
+
+    def begin_with(self, hosts: Iterable[KnownHost]) -> None:
+        """Take what was known of hosts before a restart; one that has posted since stays as it is."""
+        with self._lock:
+            for known in hosts:
+                if known.seen.host not in self._hosts and len(self._hosts) < self._max_hosts:
+                    self._changes += 1
+                    self._hosts[known.seen.host] = replace(known, change=self._changes)
+                    self._kept_bytes += len(known.seen.packed)
+
     def names(self) -> set[str]:
         """Return the names of all hosts that are remembered, those that have left the lists too."""
         with self._lock:

@@ -6,13 +6,16 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
+from typing import NamedTuple, Protocol
 
 from cluster_dash_server.auth import Auth, AuthError, Caller
 from cluster_dash_server.cluster import Cluster, Refused
+from cluster_dash_server.figures import figures
 from cluster_dash_server.inflate import InflateError, inflate
 from cluster_dash_server.slurm import Slurm
 from cluster_dash_server.slurm import check as check_slurm
-from cluster_dash_server.snapshot import Json, SnapshotError, decode, printable, read
+from cluster_dash_server.snapshot import Json, Seen, SnapshotError, decode, printable, read
+from cluster_dash_server.store import Store
 
 log = logging.getLogger(__name__)
 
@@ -80,6 +83,28 @@ class Answer:
     retry_after_seconds: int | None = None
 
 
+class History(Store, Protocol):
+    """A store that may be away."""
+
+    @property
+    def keeps(self) -> bool:
+        """Whether what is taken is written, at once or as soon as it can be."""
+
+    @property
+    def trouble(self) -> str | None:
+        """Why it is not written now; None: it is."""
+
+
+class _Taken(NamedTuple):
+    """What became of a snapshot; boot_id is None where it has no identity."""
+
+    host: str
+    boot_id: str | None = None
+    oldest_seq: int | None = None
+    duplicate: bool = False
+    next_seconds: float | None = None
+
+
 class Ingest:
     """Limits, JSON, authentication, schema, live view: in this order, each refusal by its row of the contract.
 
@@ -90,6 +115,7 @@ class Ingest:
         limits: how much is taken.
         clock: Unix s; the time of receipt.
         slurm: takes what a mole says of Slurm.
+        history: keeps the figures; None: nobody does.
     """
 
     def __init__(
@@ -101,7 +127,9 @@ class Ingest:
         limits: Limits,
         clock: Callable[[], float],
         slurm: Slurm | None = None,
+        history: History | None = None,
     ) -> None:
+        self._history = history
         self._slurm = slurm or Slurm()
         self.limits = limits
         self._cluster = cluster
@@ -117,17 +145,24 @@ class Ingest:
         """Take one snapshot, or say why not; never raises."""
         try:
             body = self._open(post, self.limits.inflated_bytes)
-            answer = self._take(body, post, self._clock())
+            taken = self._take(body, post, self._clock())
         except REFUSALS as refusal:
             return self._refuse(refusal, post)
-        return Answer(status=200, body={"success": True, "msg": "stored result", **answer})
+        answer: Json = {"success": True, "msg": "stored result"}
+        if taken.boot_id is not None:
+            answer |= {"duplicate": taken.duplicate, "next_seconds": taken.next_seconds}
+            if self._history is not None and self._history.keeps:
+                answer["durable_seq"] = self._history.durable_seq(taken.host, taken.boot_id, taken.oldest_seq)
+        return Answer(status=200, body=answer)
 
     def batch(self, post: Post) -> Answer:
         """Take many snapshots, one a line, each for itself; never raises.
 
         The answer names each line that was refused, with the status it would have had alone. Where not one line could
-        be taken for want of room, the whole batch is answered 429.
+        be taken for want of room, the whole batch is answered 429; while history can't be written, 503.
         """
+        if self._history is not None and self._history.keeps and self._history.trouble is not None:
+            return refused(503, f"history: {self._history.trouble}: try again later")
         try:
             whole = self._open(post, self.limits.batch_bytes)
             lines = [line for line in whole.splitlines() if line.strip()]
@@ -142,9 +177,13 @@ class Ingest:
         now = self._clock()
         duplicates = 0
         rejected: list[Json] = []
+        boots: dict[tuple[str, str], int | None] = {}
         for number, line in enumerate(lines):
             try:
-                duplicates += bool(self._take(line, post, now).get("duplicate"))
+                taken = self._take(line, post, now)
+                duplicates += taken.duplicate
+                if taken.boot_id is not None:
+                    boots[taken.host, taken.boot_id] = taken.oldest_seq
             except REFUSALS as refusal:
                 rejected.append({"line": number, "status": refusal.status, "msg": refusal.text})
         if len(rejected) == len(lines) and all(each["status"] == 429 for each in rejected):
@@ -152,7 +191,18 @@ class Ingest:
         if rejected:
             log.info("refused %d of %d lines from %s", len(rejected), len(lines), post.caller.peer)
         body = {"accepted": len(lines) - len(rejected) - duplicates, "duplicates": duplicates, "rejected": rejected}
-        return Answer(status=200, body={"success": True, **body, "durable": []})
+        return Answer(status=200, body={"success": True, **body, "durable": self._durable(boots)})
+
+    def _durable(self, boots: Mapping[tuple[str, str], int | None]) -> list[Json]:
+        """Return what of each boot of a host is in history, of those of which something is."""
+        history = self._history
+        if history is None or not history.keeps:
+            return []
+        found = [
+            {"hostname": host, "boot_id": boot_id, "seq": history.durable_seq(host, boot_id, oldest_seq)}
+            for (host, boot_id), oldest_seq in boots.items()
+        ]
+        return [each for each in found if each["seq"] is not None]
 
     def _open(self, post: Post, inflated_bytes: int) -> bytes:
         """Return the body of a request as it was before it was compressed."""
@@ -165,14 +215,14 @@ class Ingest:
             raise SnapshotError(f"body: {len(body)} bytes, limit {inflated_bytes}", 413)
         return body
 
-    def _take(self, body: bytes, post: Post, received_at: float) -> Json:
-        """Take one snapshot; return what its answer says beyond success."""
+    def _take(self, body: bytes, post: Post, received_at: float) -> _Taken:
+        """Take one snapshot; return what its answer tells."""
         if len(body) <= LARGE_BODY_BYTES:
             return self._take_now(body, post, received_at)
         with self._large_bodies:
             return self._take_now(body, post, received_at)
 
-    def _take_now(self, body: bytes, post: Post, received_at: float) -> Json:
+    def _take_now(self, body: bytes, post: Post, received_at: float) -> _Taken:
         snapshot, presented, compact = decode(body)
         if presented in (None, ""):
             presented = bearer(post.headers.get("authorization"))
@@ -188,14 +238,27 @@ class Ingest:
         sent_at = date(post.headers.get("date"))
         skew_seconds = None if sent_at is None else sent_at - received_at
         seen = read(snapshot, received_at=received_at, skew_seconds=skew_seconds, compact=compact)
-        is_new = self._cluster.offer(seen)
+        is_new = self._keep(snapshot, seen)
         if block:
             self._slurm.offer(seen.host, block, received_at)
         if token is not None:
             self._auth.used(token, seen.machine_id, received_at)
         if seen.boot_id is None or seen.seq is None:
-            return {}
-        return {"duplicate": not is_new, "next_seconds": seen.interval_seconds}
+            return _Taken(seen.host)
+        oldest_seq = (snapshot.get("spool") or {}).get("oldest_seq")
+        return _Taken(seen.host, seen.boot_id, oldest_seq, not is_new, seen.interval_seconds)
+
+    def _keep(self, snapshot: Json, seen: Seen) -> bool:
+        """Give a snapshot to the live view and to history; False where it was taken before."""
+        history = self._history
+        if history is None or not history.keeps:
+            return self._cluster.offer(seen)
+        if seen.boot_id is not None and seen.seq is not None and history.knows(seen.host, seen.boot_id, seen.seq):
+            return False
+        is_new = self._cluster.offer(seen)
+        # also what the live view has: it may have been let go while history could not be written
+        history.append(figures(snapshot, seen, self._cluster.thresholds))
+        return is_new
 
     def _refuse_too_many(self, snapshot: Json) -> None:
         """Refuse what no real host has: pages and memory must stay bounded."""

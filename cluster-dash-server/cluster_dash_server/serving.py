@@ -41,7 +41,7 @@ def by_waitress(settings: Settings, log_options: LogOptions) -> None:
         server: Any = create_server(app, host=host, port=port)
     except (OSError, ValueError) as error:  # waitress makes a ValueError of a name that does not resolve
         raise _cannot_listen(settings, error) from None
-    app.extensions["control"].start()
+    app.extensions["start"]()
     signal.signal(signal.SIGTERM, _end)
     _say(settings, server.effective_port)
     notify.watch(settings.server.host, server.effective_port)
@@ -99,7 +99,7 @@ def _load(settings: Settings, log_options: LogOptions, tell_loaded: int) -> Call
     """Build the application in granian's worker, and tell its main process that it is there."""
     logs.setup(log_options)
     app = create_app(settings)
-    app.extensions["control"].start()
+    app.extensions["start"]()
     os.write(tell_loaded, b"1")
     return app
 

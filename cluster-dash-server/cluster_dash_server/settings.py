@@ -15,6 +15,7 @@ from urllib.parse import unquote, urlsplit
 import tomllib
 
 from cluster_dash_server.auth import Proxies
+from cluster_dash_server.history.kept import HistorySettings, PrivacySettings
 from cluster_dash_server.ingest import Limits
 from cluster_dash_server.slurm import SlurmSettings
 from cluster_dash_server.states import Thresholds
@@ -51,7 +52,7 @@ class ServerSettings:
     )
     data: str | None = field(
         default=None,
-        metadata={"help": "folder of the socket for commands; else $STATE_DIRECTORY, $XDG_STATE_HOME/cluster-dash"},
+        metadata={"help": "folder for what the server keeps; else $STATE_DIRECTORY, $XDG_STATE_HOME/cluster-dash"},
     )
 
     @property
@@ -83,6 +84,39 @@ class IngestSettings:
 class ViewerSettings:
     """The section `[viewers]`."""
 
+    mode: str = field(
+        default="open",
+        metadata={
+            "help": "who may look: open: everybody; basic: people of users_file; proxy: whom a trusted proxy names; "
+            "oidc: who signs in at an identity provider",
+            "choices": ("open", "basic", "proxy", "oidc"),
+        },
+    )
+    allow_anonymous: bool = field(
+        default=False, metadata={"help": "who has not signed in may look, too (see [privacy] user_names)"}
+    )
+    allow_plaintext: bool = field(
+        default=False, metadata={"help": "take passwords and read tokens that come unencrypted from other machines"}
+    )
+    operators: tuple[str, ...] = field(default=(), metadata={"help": "proxy, oidc: who may acknowledge and silence"})
+    admins: tuple[str, ...] = field(default=(), metadata={"help": "proxy, oidc: who may administer"})
+    session_hours: float = field(
+        default=12, metadata={"help": "how long somebody stays signed in", "minimum": 0.01, "maximum": 8760}
+    )
+    users_file: str | None = field(
+        default=None, metadata={"help": "basic: people and hashes, by `cluster-dash-server user add NAME --file FILE`"}
+    )
+    proxy_header: str = field(
+        default="X-Remote-User",
+        metadata={"help": "proxy: the header in which [server] trusted_proxies name the viewer"},
+    )
+    oidc_issuer: str | None = field(default=None, metadata={"help": "oidc: the address of the identity provider"})
+    oidc_client_id: str | None = field(default=None, metadata={"help": "oidc: what it calls this server"})
+    oidc_client_secret_file: str | None = field(
+        default=None, metadata={"help": "oidc: a file that holds the secret it gave this server"}
+    )
+    oidc_claim: str = field(default="preferred_username", metadata={"help": "oidc: what in its word names the person"})
+    oidc_scope: str = field(default="openid profile", metadata={"help": "oidc: what it is asked for"})
     trusted_hosts: tuple[str, ...] = field(
         default=(), metadata={"help": "names in the Host header that pages answer to; empty: any"}
     )
@@ -125,7 +159,9 @@ class Settings:
     ingest: IngestSettings = field(default_factory=IngestSettings)
     limits: Limits = field(default_factory=Limits)
     states: Thresholds = field(default_factory=Thresholds)
+    history: HistorySettings = field(default_factory=HistorySettings)
     viewers: ViewerSettings = field(default_factory=ViewerSettings)
+    privacy: PrivacySettings = field(default_factory=PrivacySettings)
     metrics: MetricsSettings = field(default_factory=MetricsSettings)
     site: SiteSettings = field(default_factory=SiteSettings)
     slurm: SlurmSettings = field(default_factory=SlurmSettings)

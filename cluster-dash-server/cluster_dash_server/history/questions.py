@@ -31,6 +31,7 @@ from cluster_dash_server.store import (
     Event,
     EventQuery,
     Figures,
+    KeptEvent,
     Series,
     SeriesQuery,
     StoreError,
@@ -372,6 +373,25 @@ class Reader:
             Event(at=at, host=host, gpu=json.loads(gpu), kind=kind, code=json.loads(code), text=text)
             for at, host, gpu, kind, code, text in self._db.execute(query, (*values, ask.most))
         ]
+
+    def kept_events(self, most: int) -> list[KeptEvent]:
+        """Return the newest events, oldest first."""
+        found = self._db.execute(
+            "SELECT at, host, gpu, kind, code, text, told, boot_id, seq FROM events ORDER BY at DESC, id DESC LIMIT ?",
+            (most,),
+        ).fetchall()
+        return [
+            KeptEvent(
+                Event(at=at, host=host, gpu=json.loads(gpu), kind=kind, code=json.loads(code), text=text),
+                bool(told),
+                None if boot_id is None else (boot_id, seq),
+            )
+            for at, host, gpu, kind, code, text, told, boot_id, seq in reversed(found)
+        ]
+
+    def last_seen(self) -> list[tuple[str, float, float | None, bytes, bytes]]:
+        """Return (host, received_at, skew_seconds, packed, known) of each host."""
+        return self._db.execute("SELECT host, received_at, skew_seconds, packed, known FROM last").fetchall()
 
     def moment(self, at: float, silent_seconds: float) -> list[Figures]:
         """See `Store.moment`."""

@@ -399,6 +399,21 @@ class SqliteStore:
         reader: Reader = self._readers.reader
         return reader
 
+    # ------------------------------------------------------------------------------------------- after a restart
+
+    def last_seen(self) -> list[LastSeen]:
+        """Return the newest snapshot of each host."""
+        with _reading():
+            return [
+                LastSeen(host=host, received_at=received_at, skew_seconds=skew_seconds, packed=packed, known=known)
+                for host, received_at, skew_seconds, packed, known in self._reader().last_seen()
+            ]
+
+    def kept_events(self, most: int = 20_000) -> list[KeptEvent]:
+        """Return the newest events, oldest first."""
+        with _reading():
+            return self._reader().kept_events(most)
+
     # ------------------------------------------------------------------------------------------------- asking
 
     def series(self, ask: SeriesQuery) -> list[Series]:

@@ -72,8 +72,15 @@ def _reply(body: Body, environ: "WSGIEnvironment") -> Reply:
     return Reply(body.content, "200 OK", headers)
 
 
-def blueprint(cluster: Cluster, narrowed: Narrowed, looks: Way, clock: Callable[[], float], version: str) -> Blueprint:
-    """Build the routes."""
+def blueprint(
+    cluster: Cluster,
+    narrowed: Narrowed,
+    looks: Way,
+    clock: Callable[[], float],
+    version: str,
+    failing: Callable[[], list[dict[str, str]]],
+) -> Blueprint:
+    """Build the routes; `failing` names the parts that do not do their work, and why."""
     api = Blueprint("api", __name__)
 
     @api.get("/healthz")
@@ -84,7 +91,9 @@ def blueprint(cluster: Cluster, narrowed: Narrowed, looks: Way, clock: Callable[
     @api.get("/readyz")
     @needs("public")
     def readyz() -> Response:
-        return json_response({"success": True, "failing": [], "hosts": len(cluster), "version": version})
+        parts = failing()
+        body = {"success": not parts, "failing": parts, "hosts": len(cluster), "version": version}
+        return json_response(body, 503 if parts else 200)
 
     @api.get("/data-out/gpu-data-simple")
     @needs("state:read")

@@ -1,0 +1,224 @@
+"""The history of this server: opened when it serves; until then, or where it can't be, a store that keeps nothing."""
+
+import atexit
+import contextlib
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cluster_dash_server.history import folder as data_folder
+from cluster_dash_server.history.rollups import DAY
+from cluster_dash_server.history.sqlite import Keep, SqliteStore
+from cluster_dash_server.store import (
+    Event,
+    EventQuery,
+    Figures,
+    KeptEvent,
+    LastSeen,
+    Series,
+    SeriesQuery,
+    StoreError,
+    Usage,
+    UsageQuery,
+    Use,
+    UseQuery,
+)
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HistorySettings:
+    """The section `[history]`."""
+
+    kind: str = field(
+        default="sqlite",
+        metadata={
+            "help": "what keeps history: sqlite, a file in the data folder, or none",
+            "choices": ("sqlite", "none"),
+        },
+    )
+    rows_days: float = field(
+        default=7, metadata={"help": "days of figures as they came; duplicates are known for as long", "minimum": 0.1}
+    )
+    minutes_days: float = field(default=90, metadata={"help": "days of minutes: least, mean, most", "minimum": 1})
+    hours_days: float = field(
+        default=730,
+        metadata={"help": "days of hours, and of events; those of the cluster are kept for ever", "minimum": 1},
+    )
+    max_gb: float = field(
+        default=20,
+        metadata={
+            "help": "2^30 bytes that the file may take; the oldest figures are let go earlier for it",
+            "minimum": 0.01,
+        },
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrivacySettings:
+    """The section `[privacy]`."""
+
+    user_days: float = field(
+        default=400,
+        metadata={"help": "days for which is kept who had which GPU, and GPU-hours of each user", "minimum": 1},
+    )
+    user_names: str = field(
+        default="full",
+        metadata={
+            "help": "full: shown to who may look; signed_in: only to who has signed in, others see pseudonyms; "
+            "pseudonym: never kept nor shown, from the first post on",
+            "choices": ("full", "signed_in", "pseudonym"),
+        },
+    )
+    programs: bool = field(
+        default=True, metadata={"help": "whether names of programs, containers and jobs are kept and shown"}
+    )
+
+
+class History:
+    """A `Store` and a `Ledger`; the parts of the server hold it from the start.
+
+    Args:
+        folder: the data folder.
+        settings: the section `[history]`.
+        privacy: the section `[privacy]`.
+        clock: Unix s.
+        last_seen: what the live view knows of hosts.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        settings: HistorySettings,
+        privacy: PrivacySettings,
+        clock: Callable[[], float],
+        last_seen: Callable[[Iterable[str]], Iterable[LastSeen]],
+    ) -> None:
+        self._folder = folder
+        self._settings = settings
+        self._keep = Keep(
+            rows_seconds=settings.rows_days * DAY,
+            minutes_seconds=settings.minutes_days * DAY,
+            hours_seconds=settings.hours_days * DAY,
+            users_seconds=privacy.user_days * DAY,
+            file_bytes=int(settings.max_gb * 2**30),
+        )
+        self._clock = clock
+        self._last_seen = last_seen
+        self._once = threading.Lock()
+        self._store: SqliteStore | None = None
+        self._why_not: str | None = None
+
+    def start(self) -> tuple[list[LastSeen], list[KeptEvent]]:
+        """Open it, once, in the process that serves; return what the live view begins with.
+
+        Where it can't be opened, the server goes on without: `trouble` says why.
+
+        Raises:
+            StoreError: the file is of a newer release.
+        """
+        if self._settings.kind == "none" or not self._once.acquire(blocking=False):
+            return [], []
+        try:
+            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._lock = data_folder.take(self._folder)
+        except data_folder.FolderHeld as error:
+            self._why_not = f"no history is written: {error}"
+            log.warning("%s; it shows the live view only", self._why_not)
+            return [], []
+        except OSError as error:
+            self._why_not = f"no history is kept: {self._folder}: {error.strerror}: choose another folder, --data"
+            log.warning("%s", self._why_not)
+            return [], []
+        store = SqliteStore(self._folder, clock=self._clock, keep=self._keep, last_seen=self._last_seen)
+        atexit.register(self.close)
+        last, events = store.last_seen(), store.kept_events()
+        self._store = store
+        return last, events
+
+    def close(self) -> None:
+        """Write what waits, and give the folder back."""
+        store, self._store = self._store, None
+        if store is not None:
+            store.close()
+            with contextlib.suppress(OSError):
+                os.close(self._lock)
+            atexit.unregister(self.close)
+
+    @property
+    def keeps(self) -> bool:
+        """Whether what is taken is written, at once or as soon as it can be."""
+        return self._store is not None
+
+    @property
+    def trouble(self) -> str | None:
+        """Why history is not written now, though it is wished; None: it is, or nothing was started yet."""
+        return self._why_not if self._store is None else self._store.trouble
+
+    def _open(self) -> SqliteStore:
+        if self._store is None:
+            raise StoreError(self._why_not or "no history is kept here")
+        return self._store
+
+    # --------------------------------------------------------------------------------------------- Store and Ledger
+
+    def append(self, figures: Figures) -> None:
+        """See `Store`."""
+        if self._store is not None:
+            self._store.append(figures)
+
+    def knows(self, host: str, boot_id: str, seq: int) -> bool:
+        """See `Store`."""
+        return self._store is not None and self._store.knows(host, boot_id, seq)
+
+    def durable_seq(self, host: str, boot_id: str, oldest_seq: int | None) -> int | None:
+        """See `Store`."""
+        return None if self._store is None else self._store.durable_seq(host, boot_id, oldest_seq)
+
+    def series(self, ask: SeriesQuery) -> list[Series]:
+        """See `Store`."""
+        return self._open().series(ask)
+
+    def moment(self, at: float, silent_seconds: float = 600) -> list[Figures]:
+        """See `Store`."""
+        return self._open().moment(at, silent_seconds)
+
+    def prune(self, now: float) -> None:
+        """See `Store`."""
+        self._open().prune(now)
+
+    def flush(self) -> None:
+        """See `Store`."""
+        self._open().flush()
+
+    def record(self, kept: KeptEvent) -> None:
+        """See `Ledger`."""
+        if self._store is not None:
+            self._store.record(kept)
+
+    def retract(self, kept: KeptEvent) -> None:
+        """See `Ledger`."""
+        if self._store is not None:
+            self._store.retract(kept)
+
+    def events(self, ask: EventQuery) -> list[Event]:
+        """See `Ledger`."""
+        return self._open().events(ask)
+
+    def uses(self, ask: UseQuery) -> list[Use]:
+        """See `Ledger`."""
+        return self._open().uses(ask)
+
+    def usage(self, ask: UsageQuery) -> list[Usage]:
+        """See `Ledger`."""
+        return self._open().usage(ask)
+
+    def forget(self, hosts: Iterable[str]) -> None:
+        """See `Ledger`."""
+        if self._store is not None:
+            self._store.forget(hosts)

@@ -1,0 +1,66 @@
+"""What the live view begins with after a restart: the newest snapshot of each host, and moments."""
+
+import dataclasses
+import logging
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from cluster_dash_server.cluster import KnownGpu, KnownHost
+from cluster_dash_server.inflate import InflateError, unpack
+from cluster_dash_server.snapshot import Gpu, dumps, loads, read
+from cluster_dash_server.states import DEFAULT_INTERVAL_SECONDS
+from cluster_dash_server.store import LastSeen
+
+log = logging.getLogger(__name__)
+
+_NAMES = [field.name for field in dataclasses.fields(Gpu)]
+
+
+def remember(known: KnownHost) -> LastSeen:
+    """Return what to write of a host."""
+    place_of = {id(gpu): place for place, gpu in enumerate(known.seen.gpus)}
+    gpus = []
+    for each in known.gpus:
+        place = place_of.get(id(each.gpu))
+        # a GPU that the snapshot does not hold, or that is known by more than the snapshot says
+        whole = None if place is not None else [getattr(each.gpu, name) for name in _NAMES]
+        gpus.append([place, each.idle_since, each.missing_since, each.free_since, whole])
+    return LastSeen(
+        host=known.seen.host,
+        received_at=known.seen.received_at,
+        skew_seconds=known.seen.skew_seconds,
+        packed=known.seen.packed,
+        known=dumps([known.gaps, gpus]),
+    )
+
+
+def recall(kept: Iterable[LastSeen]) -> Iterator[KnownHost]:
+    """Give what was known of each host; one that cannot be read is left out, and comes back with its next post."""
+    for last in kept:
+        try:
+            yield _recalled(last)
+        except (InflateError, ValueError, TypeError, KeyError, IndexError):
+            log.warning("the last snapshot of a host could not be read back: it is shown when it posts again")
+
+
+def _recalled(last: LastSeen) -> KnownHost:
+    plain = unpack(last.packed)
+    snapshot: Any = loads(plain)
+    known: Any = loads(last.known)
+    seen = read(snapshot, received_at=last.received_at, skew_seconds=last.skew_seconds, compact=plain)
+    gaps, kept = known
+    gpus = []
+    for place, idle_since, missing_since, free_since, whole in kept:
+        if place is None:
+            values: list[Any] = [tuple(value) if isinstance(value, list) else value for value in whole]
+            gpu = Gpu(**dict(zip(_NAMES, values, strict=True)))
+        else:
+            gpu = seen.gpus[place]
+        gpus.append(KnownGpu(gpu=gpu, idle_since=idle_since, missing_since=missing_since, free_since=free_since))
+    return KnownHost(
+        seen=seen,
+        interval_seconds=seen.interval_seconds or max(gaps, default=DEFAULT_INTERVAL_SECONDS),
+        gaps=tuple(gaps),
+        gpus=tuple(gpus),
+        change=0,
+    )
