@@ -194,11 +194,14 @@ def create_app(settings: Settings | None = None, clock: Callable[[], float] = ti
     app.register_blueprint(status.blueprint(parts, clock))
     app.register_blueprint(
         metrics.blueprint(
-            Metrics(cluster, counts, xids, version=VERSION, users=settings.metrics.users),
+            Metrics(cluster, counts, xids, slurm, version=VERSION, users=settings.metrics.users),
             cluster,
             events,
+            slurm,
             clock,
             hostname_label=settings.metrics.hostname_label,
+            slurm_family=settings.metrics.slurm_family,
+            users=settings.metrics.users,
             public_url=settings.server.public_url,
         )
     )
