@@ -2,7 +2,7 @@
 
 import difflib
 import heapq
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any, cast
 
@@ -109,6 +109,15 @@ def _alike(one: str, other: str) -> int:
     return next(
         (place for place, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other))
     )
+
+
+def neighbours(host: str, names: Iterable[str]) -> tuple[str | None, str | None]:
+    """Return the hosts before and after one, as people count; None at an end."""
+    place = natural(host)
+    keyed = [(natural(name), name) for name in names]
+    before = max((each for each in keyed if each[0] < place), default=(None, None))
+    after = min((each for each in keyed if each[0] > place), default=(None, None))
+    return before[1], after[1]
 
 
 def _gpus_in_words(view: HostView) -> str:

@@ -1,8 +1,8 @@
 """The pages: each is whole as HTML, scripts then keep it fresh."""
 
-import difflib
 import gzip
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -11,16 +11,28 @@ from importlib.resources.abc import Traversable
 
 from flask import Blueprint, Response, abort, render_template, request, url_for
 
-from cluster_dash_server import free
+from cluster_dash_server import facets, free
 from cluster_dash_server.cluster import Cluster
 from cluster_dash_server.events import EventLog
-from cluster_dash_server.summary import sentence_of
+from cluster_dash_server.filters import Filter
 from cluster_dash_server.viewers import needs
-from cluster_dash_server.web import charts, host_page, rows, theme, words
+from cluster_dash_server.web import (
+    charts,
+    export,
+    fleet,
+    host_page,
+    overview_page,
+    rows,
+    theme,
+    user_page,
+    views,
+    words,
+)
 from cluster_dash_server.web.lists import so_far
+from cluster_dash_server.web.views import View
 
 NAV = (
-    ("Overview", "", ("overview", "host")),
+    ("Overview", "", ("overview", "host", "user")),
     ("GPUs", "gpu-data", ("gpus", "chart")),
     ("Slurm", "slurm", ("slurm",)),
 )
@@ -121,6 +133,7 @@ def blueprint(cluster: Cluster, log: EventLog, clock: Callable[[], float], site:
             "now": clock(),
             "poll_seconds": poll_seconds(len(cluster)),
             "glyphs": words.GLYPHS,
+            "here": views.here,
             "asset": lambda name: f"{base}assets/{assets.digest}/{name}",
             "plotly": f"{base}plotly-{charts.PLOTLY_JS.tag}.min.js",
         }
@@ -133,57 +146,79 @@ def blueprint(cluster: Cluster, log: EventLog, clock: Callable[[], float], site:
     @pages.get("/")
     @needs("state:read")
     def overview() -> Response:
-        now = clock()
-        hosts = cluster.hosts(now)
+        view, form = asked()
+        if form != "html":
+            return export.answer(form, export.hosts(view), view, site.name)
+        sort = views.choice("sort", fleet.sorts())
+        part = fleet.page(len(view.hosts), request.args.get("page", ""))
+        shown = fleet.order(view.hosts, sort)[max(0, part.first - 1) : part.last]
+        grouped_by = fleet.grouping(request.args.get("group"), len(view.every), view.wish)
         return page(
             "overview.html",
             page="overview",
-            now=now,
+            now=view.now,
             json_path="api/v1/cluster",
-            title=rows.title(hosts, site.name),
-            icon=rows.icon(hosts),
-            sentence=sentence_of(hosts),
-            notes=rows.attention(hosts, now),
-            cards=free.cards(hosts)[:MOST_CARDS],
-            counts=rows.state_counts(hosts),
+            view=view,
+            part=part,
+            sort=sort,
+            next_sort=fleet.next_sort,
+            grouped_by=grouped_by,
+            groups=[] if grouped_by is None else fleet.groups(view.narrowed, grouped_by, view.wish),
+            title=rows.title(view.narrowed, site.name),
+            icon=rows.icon(view.narrowed),
+            sentence=view.sentence,
+            notes=rows.attention(view.narrowed, view.now),
+            cards=free.cards(view.narrowed)[:MOST_CARDS],
+            counts=counts(view),
             meanings=list(rows.meanings(cluster.thresholds).items()),
-            rows=rows.rows(hosts, now),
-            wide=rows.wide(hosts),
+            rows=rows.rows(shown, view.now, view.marks_of),
+            wide=rows.wide(shown),
+            **overview_page.words_of(view, part, sort),
         )
 
     @pages.get("/gpu-data")
     @needs("state:read")
     def gpu_data() -> Response:
-        now = clock()
-        hosts = cluster.hosts(now)
-        gpus = rows.gpu_rows(hosts)
+        view, form = asked()
+        if form != "html":
+            return export.answer(form, export.gpus(view), view, site.name)
+        shown = rows.gpu_rows(view.narrowed, MOST_ROWS)
         return page(
             "gpus.html",
             page="gpus",
-            now=now,
+            now=view.now,
             json_path="data-out/gpu-data-simple",
-            icon=rows.icon(hosts),
-            sentence=sentence_of(hosts),
-            hosts=hosts,
-            counts=rows.state_counts(hosts),
+            view=view,
+            icon=rows.icon(view.narrowed),
+            sentence=view.sentence,
+            hosts=view.every,
+            counts=counts(view),
             meanings=list(rows.meanings(cluster.thresholds).items()),
-            rows=gpus,
-            shown=gpus[:MOST_ROWS],
+            links=overview_page.legend_links(view),
+            gpu_count=view.matching.gpus,
+            shown=shown,
             most=MOST_ROWS,
             metrics=GPU_METRICS,
             plot_height=GPU_PLOT_PX,
         )
 
-    def chart_page(metric: str, tab: str) -> Response:
+    def asked() -> tuple[View, str]:
+        """Return what the request at hand asks to see, and in which form."""
         now = clock()
-        hosts = cluster.hosts(now)
-        chart = charts.chart(metric, hosts)
+        return views.asked(cluster.hosts(now), now), views.choice("format", export.FORMS)
+
+    def chart_page(metric: str, tab: str) -> Response:
+        view, form = asked()
+        if form != "html":
+            return export.answer(form, charts.table(metric, view.hosts), view, site.name)
+        chart = charts.chart(metric, view.hosts)
         return page(
             "chart.html",
             page="chart",
-            now=now,
+            now=view.now,
             json_path=f"api/v1/figures/{metric}",
-            icon=rows.icon(hosts),
+            view=view,
+            icon=rows.icon(view.hosts),
             chart=chart,
             figure=charts.figure(chart),
             tab=tab,
@@ -220,18 +255,36 @@ def blueprint(cluster: Cluster, log: EventLog, clock: Callable[[], float], site:
         now = clock()
         view = cluster.host(host, now)
         if view is None:
-            names = [each.host for each in cluster.hosts(now)]
-            nearest = difflib.get_close_matches(host[:253], names, n=5, cutoff=0.5)
+            names = sorted(cluster.names())
+            nearest = host_page.nearest(host, names)
             response = page("unknown_host.html", page="host", name=host, nearest=nearest, count=len(names))
             response.status_code = 404
             return response
+        form = views.choice("format", export.FORMS)
+        if form != "html":
+            alone = views.look([view], "", now)
+            return export.answer(form, export.gpus(alone), alone, f"{site.name}, {host}")
+        before, after = host_page.neighbours(host, cluster.names())
         return page(
             "host.html",
+            before=before,
+            after=after,
             page="host",
             now=now,
             json_path=f"api/v1/hosts/{words.segment(host)}",
             **host_page.words_of(view, so_far(cluster, log, now, host), cluster.thresholds, now),
         )
+
+    @pages.get("/user/<user>")
+    @needs("state:read")
+    def one_user(user: str) -> Response:
+        now = clock()
+        form = views.choice("format", export.FORMS)
+        of_user = str(Filter(terms=(facets.exactly("user", user),)))
+        view = views.look(cluster.hosts(now), of_user, now)
+        if form != "html":
+            return export.answer(form, export.gpus(view), view, site.name)
+        return page("user.html", page="user", **user_page.words_of(user, view, cluster.thresholds))
 
     @pages.get("/assets/<digest>/<path:name>")
     @needs("public")
@@ -256,6 +309,13 @@ def blueprint(cluster: Cluster, log: EventLog, clock: Callable[[], float], site:
         return response
 
     return pages
+
+
+def counts(view: View) -> Counter[str]:
+    """Count GPUs by state; under a filter those that the rest of it means: the legend says what a click gives."""
+    if not view.wish.terms:
+        return Counter[str](rows.state_counts(view.hosts))
+    return Counter({each.value: each.count for each in view.facets.choices["state"]})
 
 
 def moment(at: float, now: float) -> str:

@@ -4,8 +4,9 @@ A browser test holds the two to each other, cell by cell.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 from cluster_dash_server.cluster import GpuView, HostView
 from cluster_dash_server.hostlist import natural
@@ -29,13 +30,21 @@ class Figure:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cell:
-    """One GPU of a host's strip; `busy` is how high its fill stands, in percent (None: no fill)."""
+    """One GPU of a host's strip.
+
+    Attributes:
+        who: who is on it, in brief: `alice +1`.
+        busy: how high its fill stands, in percent (None: no fill).
+        matches: the filter in force means it.
+    """
 
     index: int
     state: State
     glyph: str
+    who: str
     label: str
     busy: str | None
+    matches: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,17 +96,25 @@ class Note:
     gpu: int | None = None
 
 
-def rows(hosts: Sequence[HostView], now: float) -> list[Row]:
-    """Return the rows of the overview: what is wrong first, then the most free, then by name."""
-    return [_row(host, now) for host in sorted(hosts, key=_order)]
+def rows(hosts: Sequence[HostView], now: float, marks: Mapping[str, Sequence[bool]]) -> list[Row]:
+    """Return the rows of the overview, in the order of the hosts.
+
+    Args:
+        hosts: in full.
+        now: Unix s.
+        marks: of each host, which of its GPUs the filter means.
+    """
+    return [_row(host, now, marks[host.host]) for host in hosts]
 
 
-def gpu_rows(hosts: Sequence[HostView]) -> list[GpuRow]:
-    """Return a row for each GPU, by host and index."""
-    return [_gpu_row(host, gpu) for host in sorted(hosts, key=lambda each: natural(each.host)) for gpu in host.gpus]
+def gpu_rows(hosts: Sequence[HostView], most: int | None = None) -> list[GpuRow]:
+    """Return a row for each GPU, by host and index; of many GPUs the first so many."""
+    ordered = sorted(hosts, key=lambda each: natural(each.host))
+    return [_gpu_row(host, gpu) for host, gpu in islice(((host, gpu) for host in ordered for gpu in host.gpus), most)]
 
 
-def _order(host: HostView) -> tuple[int, int, str]:
+def order(host: HostView) -> tuple[int, int, str]:
+    """Return what puts hosts in order: what is wrong first, then the most free, then by name."""
     state = host.headline.state
     free = sum(gpu.state == "free" for gpu in host.gpus)
     if state is None:
@@ -115,7 +132,7 @@ def badge(host: HostView) -> tuple[str, str]:
     return words.GLYPHS[state], f"{count} {state}" if counted else state
 
 
-def _row(host: HostView, now: float) -> Row:
+def _row(host: HostView, now: float, marks: Sequence[bool]) -> Row:
     seen = host.seen
     silent = host.silent is not None
     glyph, headline = badge(host)
@@ -127,7 +144,7 @@ def _row(host: HostView, now: float) -> Row:
         badge=headline,
         silent=silent,
         models=_models(models),
-        cells=tuple(cell(host, gpu, now) for gpu in host.gpus),
+        cells=tuple(cell(host, gpu, now, matches) for gpu, matches in zip(host.gpus, marks, strict=True)),
         no_gpu="" if host.gpus else no_gpu(host),
         free=str(sum(gpu.state == "free" for gpu in host.gpus)) if host.gpus else words.DASH,
         users=_users(host.gpus),
@@ -194,14 +211,15 @@ def no_gpu(host: HostView) -> str:
     return "no GPU"
 
 
-def cell(host: HostView, view: GpuView, now: float) -> Cell:
+def cell(host: HostView, view: GpuView, now: float, matches: bool = True) -> Cell:
     """Return the cell of one GPU; its label says all that the cell shows, and more."""
     gpu = view.gpu
     parts = [f"{host.host} GPU {gpu.index}", view.state]
+    on = [user for user, _ in sorted((gpu.users or {}).items(), key=lambda each: (-each[1], each[0]))]
     if gpu.users is None:
         parts.append("processes not reported")
-    elif gpu.users:
-        parts.append(_named([user for user, _ in sorted(gpu.users.items(), key=lambda each: (-each[1], each[0]))]))
+    elif on:
+        parts.append(_named(on))
     parts.append("memory not reported" if gpu.used_mem is None else words.used_of(gpu.used_mem, gpu.total_mem))
     idle = f" for {words.age(now - view.idle_since)}" if view.state == "held" and view.idle_since is not None else ""
     parts.append("busy % not reported" if gpu.gpu_util is None else f"busy {words.percent(gpu.gpu_util)}{idle}")
@@ -215,7 +233,9 @@ def cell(host: HostView, view: GpuView, now: float) -> Cell:
         index=gpu.index,
         state=view.state,
         glyph=words.GLYPHS[view.state],
+        who=(words.cut(on[0], 32) if on else "") + (f" +{len(on) - 1}" if len(on) > 1 else ""),
         label=", ".join(parts),
+        matches=matches,
         busy=words.whole(gpu.gpu_util) if view.state == "busy" and gpu.gpu_util is not None else None,
     )
 
