@@ -7,6 +7,7 @@ from itertools import islice
 from typing import Any, cast
 
 from cluster_dash_server.cluster import GpuView, HostView
+from cluster_dash_server.hostlist import natural
 from cluster_dash_server.states import Thresholds, counts_as_use
 from cluster_dash_server.store import Event
 from cluster_dash_server.summary import sentence_of, standing
