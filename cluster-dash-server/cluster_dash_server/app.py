@@ -30,8 +30,8 @@ from cluster_dash_server.snapshot import Seen, checker
 from cluster_dash_server.store import StoreError
 from cluster_dash_server.tokens import TokenError, TokenFile, Tokens
 from cluster_dash_server.viewers import scope_of
+from cluster_dash_server.web import api, charts, edge, lists, metrics, pages, post, sign_in, status, waitress_limits
 from cluster_dash_server.web import slurm as slurm_pages
-from cluster_dash_server.web import api, charts, edge, lists, metrics, pages, post, status, waitress_limits
 from cluster_dash_server.web.views import QueryError
 
 VERSION = __version__
@@ -141,6 +141,7 @@ def create_app(settings: Settings | None = None, clock: Callable[[], float] = ti
     app = Flask(__name__, static_folder=None)
     app.url_map.merge_slashes = False  # its redirect names the Host header, which anybody can forge
     app.extensions["control"] = control
+    app.extensions["tokens"] = tokens
     app.extensions["start"] = start
     if app.debug:
         _keep_the_debugger_at_home()
@@ -194,7 +195,15 @@ def create_app(settings: Settings | None = None, clock: Callable[[], float] = ti
     app.register_blueprint(status.blueprint(parts, clock))
     app.register_blueprint(
         metrics.blueprint(
-            Metrics(cluster, counts, xids, slurm, version=VERSION, users=settings.metrics.users),
+            Metrics(
+                cluster,
+                counts,
+                xids,
+                slurm,
+                lambda: history.trouble,
+                version=VERSION,
+                users=settings.metrics.users,
+            ),
             cluster,
             events,
             slurm,
@@ -205,6 +214,10 @@ def create_app(settings: Settings | None = None, clock: Callable[[], float] = ti
             public_url=settings.server.public_url,
         )
     )
+    gate = looking.gate(settings, tokens, clock)
+    asked_of = sign_in.reader(gate, settings.viewers.proxy_header)
+    app.register_blueprint(sign_in.blueprint(gate, looking.provider(settings, clock), settings.server.public_url))
+    sign_in.stand_guard(app, gate, asked_of)
     _refuse_routes_without_scope(app)
 
     @app.before_request
@@ -244,6 +257,7 @@ def create_app(settings: Settings | None = None, clock: Callable[[], float] = ti
         app.wsgi_app,
         ways=(*posts, looks),
         headers=SECURITY_HEADERS.items(),
+        admit=lambda environ, scope: gate.admit(asked_of(environ), scope),
         base_path=settings.server.base_path,
         trusted_hosts=settings.viewers.trusted_hosts,
     )

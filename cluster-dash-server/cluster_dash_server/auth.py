@@ -172,6 +172,11 @@ class Limiter:
             count = self._failures[address] = self._failures.get(address, 0) + 1
         return count
 
+    def is_locked(self, address: str) -> bool:
+        """Say whether the next failure of an address in this minute is one too many."""
+        same_minute = self._minute == int(time.monotonic() // 60)
+        return same_minute and self.is_too_many(self._failures.get(address, 0) + 1)
+
     def is_too_many(self, failures: int) -> bool:
         """Say whether so many failures are too many."""
         return 0 < self._a_minute < failures

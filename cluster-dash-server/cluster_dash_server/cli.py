@@ -9,9 +9,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from cluster_dash_server import app, check_config, control, doctor, logs, notify, serving, token_command
+from cluster_dash_server import app, check_config, control, doctor, logs, notify, serving, token_command, user_command
 from cluster_dash_server.settings import ConfigError
 from cluster_dash_server.snapshot import printable
+from cluster_dash_server.users import UsersError
 
 log = logging.getLogger(__name__)
 
@@ -90,6 +91,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     token_command.add_arguments(command, [kept])
     command.set_defaults(run=token)
+    command = commands.add_parser(
+        "user",
+        help="add and remove people who sign in by a password",
+        description='Add and remove people of the users file: [viewers] mode = "basic".',
+    )
+    user_command.add_arguments(command, [configured])
+    command.set_defaults(run=user)
     return parser
 
 
@@ -185,6 +193,23 @@ def token(options: argparse.Namespace) -> int:
         log.error("%s", answer["msg"])
         return EXIT_PROBLEM
     token_command.show(answer, wish, options)
+    return EXIT_DONE
+
+
+def user(options: argparse.Namespace) -> int:
+    """Add, remove or list people of the users file.
+
+    Raises:
+        ConfigError: a setting that cannot be used, or no file is named.
+    """
+    file = options.file or app.load_settings(options.config).viewers.users_file
+    if file is None:
+        raise ConfigError("no users file: name it by --file, or as [viewers] users_file")
+    try:
+        user_command.run(Path(file), options)
+    except UsersError as error:
+        log.error("%s", error)
+        return EXIT_PROBLEM
     return EXIT_DONE
 
 

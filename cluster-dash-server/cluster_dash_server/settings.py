@@ -108,7 +108,7 @@ class ViewerSettings:
     )
     proxy_header: str = field(
         default="X-Remote-User",
-        metadata={"help": "proxy: the header in which [server] trusted_proxies name the viewer"},
+        metadata={"help": "proxy: the header in which a trusted proxy names the viewer"},
     )
     oidc_issuer: str | None = field(default=None, metadata={"help": "oidc: the address of the identity provider"})
     oidc_client_id: str | None = field(default=None, metadata={"help": "oidc: what it calls this server"})

@@ -7,10 +7,12 @@ stands a route that calls the same function, so that the route map is whole.
 import logging
 import secrets
 from collections.abc import Callable, Iterable
+from http import HTTPStatus
 from typing import TYPE_CHECKING, NamedTuple
 
 from cluster_dash_server.auth import Caller, name_of
-from cluster_dash_server.viewers import Scope
+from cluster_dash_server.snapshot import dumps, printable
+from cluster_dash_server.viewers import Denied, Scope
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -59,6 +61,7 @@ class Edge:
         ways: what is answered here.
         headers: what every answer carries.
         base_path: '' or '/dash': where the site lives; a proxy may cut it off or leave it.
+        admit: lets a request pass that a way answers, or raises Denied; a post is let in by `ingest`.
         trusted_hosts: the names in the Host header that are answered; empty: any.
     """
 
@@ -68,12 +71,14 @@ class Edge:
         *,
         ways: Iterable[Way],
         headers: Iterable[tuple[str, str]],
+        admit: "Callable[[WSGIEnvironment, Scope], object]",
         base_path: str,
         trusted_hosts: Iterable[str],
     ) -> None:
         self._app = app
         self.ways = tuple(ways)
-        self._answers = {(way.method, way.path): way.answer for way in self.ways}
+        self._by_request = {(way.method, way.path): way for way in self.ways}
+        self._admit = admit
         self._headers = list(headers)
         self._base_path = base_path
         self._trusted_hosts = frozenset(map(name_of, trusted_hosts))
@@ -92,11 +97,15 @@ class Edge:
             environ["SCRIPT_NAME"] = self._base_path
             if path == self._base_path or path.startswith(self._base_path + "/"):
                 environ["PATH_INFO"] = path[len(self._base_path) :] or "/"
-        answer = self._answers.get((environ["REQUEST_METHOD"], environ.get("PATH_INFO", "")))
-        if answer is None:
+        way = self._by_request.get((environ["REQUEST_METHOD"], environ.get("PATH_INFO", "")))
+        if way is None:
             return self._app(environ, start_response)
         try:
-            content, status, headers = answer(environ)
+            if way.scope != "ingest":
+                self._admit(environ, way.scope)
+            content, status, headers = way.answer(environ)
+        except Denied as denied:
+            content, status, headers = denial(denied, environ)
         except Exception as error:  # as Flask does for its routes: the caller gets a number, the log the traceback
             text = numbered(error, environ["REQUEST_METHOD"], environ["PATH_INFO"])
             return _plain(start_response, "500 Internal Server Error", text)
@@ -107,6 +116,17 @@ class Edge:
 
     def _trusts(self, host: str) -> bool:
         return name_of(host) in self._trusted_hosts
+
+
+def denial(denied: Denied, environ: "WSGIEnvironment") -> Reply:
+    """Word a refusal for a program; curl is told that it may send a password, a browser would ask for one itself."""
+    headers = [("Content-Type", "application/json"), ("Cache-Control", "no-store")]
+    if denied.status == 401 and denied.sign_in_helps and "HTTP_SEC_FETCH_SITE" not in environ:
+        headers.append(("WWW-Authenticate", 'Basic realm="cluster-dash", charset="UTF-8"'))
+    if denied.status == 429:
+        headers.append(("Retry-After", "60"))
+    body = dumps({"success": False, "msg": printable(denied.text)}) + b"\n"
+    return Reply(body, f"{denied.status} {HTTPStatus(denied.status).phrase}", headers)
 
 
 def numbered(error: Exception, method: str, path: str) -> str:

@@ -1,0 +1,94 @@
+"""Who may look here, by the settings: the gate, and the identity provider where people sign in at one."""
+
+from collections.abc import Callable
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from cluster_dash_server import oidc
+from cluster_dash_server.auth import Limiter, Proxies, names_loopback
+from cluster_dash_server.settings import ConfigError, Settings, ViewerSettings
+from cluster_dash_server.tokens import Tokens
+from cluster_dash_server.users import UsersError, UsersFile
+from cluster_dash_server.viewers import Gate, Mode, Rules, Sessions
+
+_MODES: dict[str, Mode] = {"open": "open", "basic": "basic", "proxy": "proxy", "oidc": "oidc"}
+
+
+def gate(settings: Settings, tokens: Tokens, clock: Callable[[], float]) -> Gate:
+    """Build the gate.
+
+    Raises:
+        ConfigError: the mode lacks a setting, or the users file cannot be read.
+    """
+    viewers = settings.viewers
+    users = None
+    if viewers.mode == "basic":
+        if viewers.users_file is None:
+            raise _lacks("users_file", "make it: cluster-dash-server user add NAME --file FILE")
+        try:
+            users = UsersFile(Path(viewers.users_file))
+        except UsersError as error:
+            raise ConfigError(f"viewers.users_file: {error}") from None
+    if viewers.mode == "proxy" and not settings.server.trusted_proxies:
+        # without one named, anybody could say by a header who they are
+        raise ConfigError('viewers.mode: "proxy" needs [server] trusted_proxies: the address of the proxy')
+    return Gate(
+        Rules(
+            mode=_MODES[viewers.mode],
+            operators=viewers.operators,
+            admins=viewers.admins,
+            allows_anonymous=viewers.allow_anonymous,
+            hides_names=settings.privacy.user_names == "signed_in",
+            allows_plaintext=viewers.allow_plaintext,
+        ),
+        tokens=tokens,
+        users=users,
+        sessions=Sessions(viewers.session_hours * 3600, clock),
+        proxies=Proxies(settings.server.trusted_proxies),
+        limiter=Limiter(settings.limits.failures_per_minute),
+        clock=clock,
+    )
+
+
+def provider(settings: Settings, clock: Callable[[], float]) -> oidc.Provider | None:
+    """Build the identity provider; None where nobody signs in at one.
+
+    Raises:
+        ConfigError: a setting of it is missing, or the extra is.
+    """
+    viewers = settings.viewers
+    if viewers.mode != "oidc":
+        return None
+    if not oidc.is_installed():
+        raise ConfigError("viewers.mode: authlib is not installed: pip install 'cluster-dash-server[oidc]'")
+    if viewers.oidc_issuer is None or viewers.oidc_client_id is None:
+        raise _lacks("oidc_issuer and oidc_client_id", "the provider's administrator has them")
+    if settings.server.public_url is None:
+        raise ConfigError('viewers.mode: "oidc" needs [server] public_url: the provider sends people back there')
+    issuer = urlsplit(viewers.oidc_issuer)
+    if issuer.scheme != "https" and not names_loopback(issuer.netloc):
+        raise ConfigError(f"viewers.oidc_issuer: got {viewers.oidc_issuer!r}, expected an https:// address")
+    return oidc.Provider(
+        oidc.Client(
+            issuer=viewers.oidc_issuer,
+            client_id=viewers.oidc_client_id,
+            client_secret=_secret(viewers),
+            claim=viewers.oidc_claim,
+            scope=viewers.oidc_scope,
+        ),
+        clock,
+    )
+
+
+def _secret(viewers: ViewerSettings) -> str | None:
+    if viewers.oidc_client_secret_file is None:
+        return None
+    path = Path(viewers.oidc_client_secret_file)
+    try:
+        return path.read_text(encoding="utf-8").strip() or None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: [viewers] oidc_client_secret_file cannot be read: {error}") from None
+
+
+def _lacks(keys: str, mend: str) -> ConfigError:
+    return ConfigError(f"viewers.mode: it needs [viewers] {keys}: {mend}")

@@ -1,0 +1,172 @@
+"""Signing in and out: the form, the way to an identity provider and back, and the cookie."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+from urllib.parse import quote
+
+from flask import Blueprint, Flask, Response, redirect, render_template, request, url_for
+from werkzeug.wrappers import Response as Answer
+
+from cluster_dash_server.oidc import OidcError, Provider
+from cluster_dash_server.viewers import Asked, Denied, Gate, current, needs, scope_of
+from cluster_dash_server.web.edge import caller_of, denial
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import WSGIEnvironment
+
+COOKIE = "cluster_dash"
+SECURE_COOKIE = f"__Host-{COOKIE}"
+"""A browser takes a cookie of such a name over https only, and from this very host."""
+ON_THE_WAY = "_on_the_way"
+"""Ends the name of the cookie that ties a sign-in at a provider to the browser that began it."""
+
+
+def reader(gate: Gate, proxy_header: str) -> "Callable[[WSGIEnvironment], Asked]":
+    """Build what reads from a request who asks."""
+    proxy_key = f"HTTP_{proxy_header.upper().replace('-', '_')}"
+
+    def asked_of(environ: "WSGIEnvironment") -> Asked:
+        return Asked(
+            caller=caller_of(environ),
+            method=environ["REQUEST_METHOD"],
+            authorization=environ.get("HTTP_AUTHORIZATION"),
+            session=_cookie(environ, gate, ""),
+            proxy_says=environ.get(proxy_key),
+            # only Flask's routes change anything, and so its request is at hand where this is asked
+            csrf=lambda: request.headers.get("X-CSRF-Token") or request.form.get("csrf"),
+        )
+
+    return asked_of
+
+
+def _is_secure(environ: "WSGIEnvironment", gate: Gate) -> bool:
+    """Say whether the browser speaks https, to us or to a proxy in front of us."""
+    caller = caller_of(environ)
+    return not gate.proxies.in_clear(caller) and "https" in (caller.scheme, (caller.forwarded_proto or "").lower())
+
+
+def _cookie_name(environ: "WSGIEnvironment", gate: Gate, ending: str) -> str:
+    return (SECURE_COOKIE if _is_secure(environ, gate) else COOKIE) + ending
+
+
+def _cookie(environ: "WSGIEnvironment", gate: Gate, ending: str) -> str | None:
+    wanted = _cookie_name(environ, gate, ending)
+    for part in environ.get("HTTP_COOKIE", "").split(";"):
+        name, _, value = part.strip().partition("=")
+        if name == wanted:
+            return str(value)
+    return None
+
+
+def stand_guard(app: Flask, gate: Gate, asked_of: "Callable[[WSGIEnvironment], Asked]") -> None:
+    """Put the gate in front of every route of an application."""
+
+    @app.before_request
+    def admit() -> None:
+        scope = scope_of(app.view_functions[request.endpoint]) if request.endpoint else None
+        if scope is not None:  # what matches no route is answered 404 or 405, and shows nothing
+            gate.admit(asked_of(request.environ), scope)
+
+    @app.errorhandler(Denied)
+    def denied(error: Denied) -> Answer:
+        wants_page = request.method in ("GET", "HEAD") and "text/html" in request.headers.get("Accept", "")
+        if not wants_page:
+            return Response(*denial(error, request.environ))
+        if error.status == 401 and error.sign_in_helps:
+            here = request.script_root + (request.full_path if request.query_string else request.path)
+            return redirect(url_for("sign_in.form", next=here), 303)
+        return Response(render_template("error.html", title="Not for you", text=error.text), error.status)
+
+
+def blueprint(gate: Gate, provider: Provider | None, public_url: str | None) -> Blueprint:
+    """Build the routes; with the modes open and proxy there is nothing to sign in to."""
+    sign_in = Blueprint("sign_in", __name__)
+    by_password = gate.rules.mode == "basic"
+
+    def page(goes_to: str, problem: str = "", status: int = 200, name: str = "") -> Response:
+        text = render_template(
+            "sign_in.html",
+            goes_to=goes_to,
+            problem=problem,
+            name=name,
+            by_password=by_password,
+            by_provider=provider is not None,
+        )
+        response = Response(text, status=status, mimetype="text/html")
+        response.headers["Cache-Control"] = "no-store"
+        return response
+
+    def signed_in(name: str, role_session: str, goes_to: str) -> Answer:
+        response = redirect(_own(goes_to), 303)
+        _set(response, "", role_session, int(gate.sessions.seconds))
+        return response
+
+    def _set(response: Answer, ending: str, value: str, seconds: int) -> None:
+        response.set_cookie(
+            _cookie_name(request.environ, gate, ending),
+            value,
+            max_age=seconds,
+            path="/",
+            secure=_is_secure(request.environ, gate),
+            httponly=True,
+            samesite="Lax",
+        )
+
+    def _own(goes_to: str) -> str:
+        """Return where to go: a path of ours and nothing else, whatever the request says."""
+        base = url_for("pages.overview")
+        is_path = goes_to.startswith(base) and not goes_to.startswith(("//", "/\\")) and goes_to.isprintable()
+        return quote(goes_to, safe="/?&=%:@,;+!*()[]~-._'") if is_path else base
+
+    @sign_in.get("/sign-in")
+    @needs("public")
+    def form() -> Answer:
+        goes_to = request.args.get("next", "")
+        if provider is not None and not by_password and request.args.get("go") is not None:
+            try:
+                url, state = provider.begin(f"{(public_url or '').rstrip('/')}/sign-in/return", goes_to)
+            except OidcError as error:
+                return page(goes_to, str(error), 502)
+            response = redirect(url, 303)
+            _set(response, ON_THE_WAY, state, 600)
+            return response
+        return page(goes_to)
+
+    @sign_in.post("/sign-in")
+    @needs("public")
+    def enter() -> Answer:
+        name, password = request.form.get("name", ""), request.form.get("password", "")
+        goes_to = request.form.get("next", "")
+        try:
+            role = gate.sign_in(name, password, caller_of(request.environ))
+        except Denied as error:
+            return page(goes_to, error.text.partition(": ")[2], error.status, name)
+        return signed_in(name, gate.sessions.begin(name, role), goes_to)
+
+    @sign_in.get("/sign-in/return")
+    @needs("public")
+    def back() -> Answer:
+        state = request.args.get("state", "")
+        if provider is None or not state or state != _cookie(request.environ, gate, ON_THE_WAY):
+            return page("", "this sign-in was not begun in this browser: begin again", 400)
+        try:
+            name, goes_to = provider.finish(state, request.args.get("code", ""))
+        except OidcError as error:
+            return page("", str(error), 403)
+        response = signed_in(name, gate.sessions.begin(name, gate.role_of(name)), goes_to)
+        _set(response, ON_THE_WAY, "", 0)
+        return response
+
+    @sign_in.post("/sign-out")
+    @needs("public")
+    def leave() -> Answer:
+        gate.sessions.end(_cookie(request.environ, gate, ""))
+        response = redirect(url_for("pages.overview"), 303)
+        _set(response, "", "", 0)
+        return response
+
+    @sign_in.app_context_processor
+    def who() -> dict[str, object]:
+        return {"viewer": current.get(), "can_sign_out": gate.rules.mode in ("basic", "oidc")}
+
+    return sign_in
