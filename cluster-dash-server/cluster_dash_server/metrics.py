@@ -9,7 +9,7 @@ import resource
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import lru_cache
 from itertools import chain
 from pathlib import Path
@@ -115,6 +115,7 @@ class Metrics:
         posts: what became of the posts.
         xids: what hosts have told of.
         slurm: what Slurm says.
+        trouble: why history is not written; None: it is, or is not wished.
         version: of the server.
         users: whether users are named.
     """
@@ -125,6 +126,7 @@ class Metrics:
         posts: PostCounts,
         xids: XidCounts,
         slurm: Slurm,
+        trouble: Callable[[], str | None],
         *,
         version: str,
         users: bool,
@@ -133,6 +135,7 @@ class Metrics:
         self._posts = posts
         self._xids = xids
         self._slurm = slurm
+        self._trouble = trouble
         self._version = version
         self._users = users
         self._lock = threading.Lock()
@@ -164,7 +167,7 @@ class Metrics:
             of_gpus(hosts),
             of_users(hosts) if self._users else (),
             slurm_metrics.own(self._slurm.pictures(now), now),
-            of_server(self._posts(), self._xids(), self._version),
+            of_server(self._posts(), self._xids(), self._trouble(), self._version),
         )
         parts = [section(family, samples, open_metrics=open_metrics) for family, samples in sections]
         return "".join([*parts, OPEN_METRICS_END if open_metrics else ""])
@@ -366,7 +369,12 @@ def of_users(hosts: Iterable[HostView]) -> Sections:
 # -------------------------------------------------------------------------------------------------------- the server
 
 
-def of_server(posts: Mapping[tuple[str, int], int], xids: Mapping[tuple[str, str, str], int], version: str) -> Sections:
+def of_server(
+    posts: Mapping[tuple[str, int], int],
+    xids: Mapping[tuple[str, str, str], int],
+    trouble: str | None,
+    version: str,
+) -> Sections:
     """Give what the server says of itself."""
     yield (
         _counter("gpu_xid_events", "Xids that hosts have told of, since the server started."),
@@ -379,6 +387,7 @@ def of_server(posts: Mapping[tuple[str, int], int], xids: Mapping[tuple[str, str
             for (result, status), count in sorted(posts.items())
         ],
     )
+    yield _gauge("history_failing", "1 where history is not written, though it is wished."), [("", int(bool(trouble)))]
     yield _gauge("build_info", "The version of the server."), [(labels({"version": version}), 1)]
     for name, text, value in _process():
         kind = _counter if name.endswith("_total") else _gauge

@@ -2,6 +2,7 @@
 
 import gzip
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -257,11 +258,20 @@ def test_the_text_is_packed_for_who_takes_it_so(client: FlaskClient, post: Post)
 
 def test_the_text_is_made_once_a_second_however_many_ask(make_seen: Any) -> None:
     cluster = Cluster(Thresholds())
-    metrics = Metrics(cluster, PostCounts(), XidCounts(), Slurm(), version="1", users=False)
+    metrics = Metrics(cluster, PostCounts(), XidCounts(), Slurm(), lambda: None, version="1", users=False)
     first = metrics.body(NOW, "identity", open_metrics=False)
     cluster.offer(make_seen("gpu01"))
     assert metrics.body(NOW + 0.9, "identity", open_metrics=False) is first
     assert b"gpu01" in metrics.body(NOW + 1, "identity", open_metrics=False)
+
+
+def test_history_that_cannot_be_written_is_told() -> None:
+    for trouble, value in (("", 0), ("the disk is full", 1)):
+        metrics = Metrics(
+            Cluster(Thresholds()), PostCounts(), XidCounts(), Slurm(), partial(str, trouble), version="1", users=False
+        )
+        text = metrics.body(NOW, "identity", open_metrics=False).decode()
+        assert f"cluster_dash_history_failing {value}\n" in text
 
 
 # ------------------------------------------------------------------------------- one host, under dcgm-exporter's names
