@@ -14,6 +14,7 @@ from urllib.parse import unquote, urlsplit
 
 import tomllib
 
+from cluster_dash_server import when
 from cluster_dash_server.auth import Proxies
 from cluster_dash_server.history.kept import HistorySettings, PrivacySettings
 from cluster_dash_server.ingest import Limits
@@ -149,6 +150,10 @@ class SiteSettings:
 
     name: str = field(default="cluster", metadata={"help": "what the pages call this cluster"})
     notice: str | None = field(default=None, metadata={"help": "a line on top of every page"})
+    timezone: str | None = field(
+        default=None,
+        metadata={"help": "in which zone days and hours of reports are meant: Europe/Berlin; else this machine's"},
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -233,6 +238,7 @@ def read(
     _check_nodes(settings.slurm, origins.get("slurm.hosts", source))
     _check_public_url(settings.server.public_url, origins.get("server.public_url", source))
     _check_proxies(settings.server.trusted_proxies, origins.get("server.trusted_proxies", source))
+    _check_timezone(settings.site.timezone, origins.get("site.timezone", source))
     ingest = _with_passcode(settings.ingest, site or {})
     if ingest.passcode != settings.ingest.passcode:
         origins["ingest.passcode"] = site_file if ingest.passcode_file is None else str(ingest.passcode_file)
@@ -250,6 +256,13 @@ def _check_public_url(url: str | None, source: str) -> None:
         usable = False
     if not usable:
         raise ConfigError(f"{source}: server.public_url: got {url!r}, expected http:// or https://, a host and a path")
+
+
+def _check_timezone(name: str | None, source: str) -> None:
+    try:
+        when.zone(name)
+    except when.WhenError as error:
+        raise ConfigError(f"{source}: site.timezone: {error}") from None
 
 
 def _check_proxies(named: tuple[str, ...], source: str) -> None:

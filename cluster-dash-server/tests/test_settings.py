@@ -50,6 +50,7 @@ def test_other_names_in_the_environment_are_nobody_s_business() -> None:
         ("[server]\npublic_url = 'lab/dash'", "server.public_url: got 'lab/dash', expected http://"),
         ("[server]\npublic_url = 'http://[x'", "server.public_url: got 'http://[x', expected http://"),
         ("[server]\nserver = 'apache'", "server.server: got 'apache', expected waitress or granian"),
+        ("[site]\ntimezone = 'Mars'", "site.timezone: got 'Mars', expected a time zone such as Europe/Berlin"),
         ("[server]\nhost = ''", "server.host: got '', expected a text"),
         ("[ingest]\npasscode = 12345", "ingest.passcode: got ***, expected a text"),
         ("[viewers]\ntrusted_hosts = 'a'", "viewers.trusted_hosts: got 'a', expected a list of texts"),
