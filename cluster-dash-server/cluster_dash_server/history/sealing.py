@@ -85,6 +85,11 @@ class Names:
             self._holdings[holding] = tuple(Holder(*each) for each in json.loads(text))
         return self._holdings[holding]
 
+    def forget_holdings(self) -> None:
+        """Forget who has what: rows of the file that nothing refers to any more were dropped."""
+        self._holdings.clear()
+        self._holding_ids.clear()
+
     def _id(self, table: str, column: str, text: str, *, remember: bool = True) -> int:
         found = self._ids.get((table, text))
         if found is None:
@@ -282,6 +287,45 @@ def _put_slots(
 
 
 # ------------------------------------------------------------------------------------------------------------- age
+
+
+def oldest_day(db: sqlite3.Connection, before: float) -> tuple[int, int] | None:
+    """Return (host, day) of the oldest sealed hours of a day that ended before a moment; None: there are none."""
+    row = db.execute("SELECT MIN(hour) FROM sealed").fetchone()
+    if row[0] is None or row[0] // DAY * DAY + DAY > before:
+        return None
+    (host,) = db.execute("SELECT host FROM sealed WHERE hour = ? LIMIT 1", row).fetchone()
+    return int(host), int(row[0]) // DAY * DAY
+
+
+def drop_old(db: sqlite3.Connection, *, rows: float, minutes: float, hours: float, users: float) -> None:
+    """Drop what ended before the moments named (Unix s); rows become minutes elsewhere."""
+    db.execute(
+        "DELETE FROM boots WHERE newest_at < ? AND id NOT IN (SELECT boot FROM hot WHERE boot NOT NULL)", (rows,)
+    )
+    db.execute("DELETE FROM minutes WHERE day < ?", (minutes - DAY,))
+    db.execute("DELETE FROM cluster_minutes WHERE minute < ?", (minutes,))
+    db.execute("DELETE FROM hours WHERE day < ?", (hours - DAY,))
+    db.execute("DELETE FROM events WHERE at < ?", (hours,))
+    for table, moment in (("usage_hours", "hour"), ("user_hours", "hour"), ("uses", "hour")):
+        db.execute(f"DELETE FROM {table} WHERE {moment} < ?", (users - HOUR,))  # noqa: S608 - names of ours
+    for table in ("usage_days", "user_days"):
+        db.execute(f"DELETE FROM {table} WHERE day < ?", (users - DAY,))  # noqa: S608 - names of ours
+    db.execute("DELETE FROM holdings WHERE id NOT IN (SELECT holding FROM hot)")
+
+
+def make_room(db: sqlite3.Connection, names: Names, now: float) -> bool:
+    """Let go of the oldest and finest that there is; False: there is nothing left to let go."""
+    found = oldest_day(db, now - HOUR)
+    if found is not None:
+        fold_day(db, names, *found)
+        return True
+    for table, moment in (("minutes", "day"), ("sealed", "hour"), ("uses", "hour"), ("hours", "day")):
+        (oldest,) = db.execute(f"SELECT MIN({moment}) FROM {table}").fetchone()  # noqa: S608 - names of ours
+        if oldest is not None:
+            db.execute(f"DELETE FROM {table} WHERE {moment} = ?", (oldest,))  # noqa: S608 - names of ours
+            return True
+    return False
 
 
 def fold_day(db: sqlite3.Connection, names: Names, host: int, day: int) -> None:

@@ -10,7 +10,6 @@ import logging
 import sqlite3
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ from cluster_dash_server.history import schema
 from cluster_dash_server.history.opened import OpenHours
 from cluster_dash_server.history.questions import Reader
 from cluster_dash_server.history.rollups import HOUR
-from cluster_dash_server.history.sealing import Names, Sums, seal
+from cluster_dash_server.history.sealing import Names, Sums, drop_old, fold_day, make_room, oldest_day, seal
 from cluster_dash_server.history.seqs import Seqs
 from cluster_dash_server.store import (
     Event,
@@ -44,12 +43,18 @@ COMMIT_SECONDS = 0.5
 """How long rows wait for others before they are committed together."""
 RETRY_SECONDS = 5.0
 """How long to wait after a failure before writing is tried again."""
-WAITING_BYTES = 64 * 2**20
-"""How much waits in memory while nothing can be written; beyond, the oldest is let go: its mole still holds it."""
+WAITING_ROWS = 50_000
+"""Rows that wait in memory at most, the newest (some 70 MB), while nothing can be written: moles hold the others."""
 SEAL_AFTER_SECONDS = 60.0
 """An hour is sealed so long after its end, and after the last row of it came."""
-SEALS_AT_ONCE = 20
-"""Host-hours in a transaction of the sealing: more would keep rows that come in waiting."""
+CHORE_SECONDS = 0.25
+"""For how long at a time hours are sealed or let go: rows that come in wait meanwhile."""
+ROOM = 0.95
+"""From this share of its size on, the oldest is let go of."""
+FREE_PAGES = 2_000
+"""Free pages that a file may hold: 8 MB."""
+PRUNE_SECONDS = 3600.0
+"""How often it is looked for what is too old."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,30 +90,38 @@ class SqliteStore:
         clock: Callable[[], float],
         keep: Keep,
         last_seen: Callable[[Iterable[str]], Iterable[LastSeen]] | None = None,
+        wal: bool = True,
     ) -> None:
         self.path = folder / FILE
         self.trouble: str | None = None
+        self.loss: str | None = None
         self._clock = clock
         self._keep = keep
         self._last_seen = last_seen
-        self._queue: deque[_Item] = deque()
-        self._queued_bytes = 0
-        self._wake = threading.Condition()
+        self._wal = wal
+        self._wake = threading.Condition()  # guards what follows
+        self._queue: list[_Item] = []
         self._taken: dict[tuple[str, str], Seqs] = {}
         self._written: dict[tuple[str, str], Seqs] = {}
         self._ends = False
         self._flushes = 0
         self._flushed = 0
-        self._hot: dict[tuple[int, int], float] = {}
+        self._suspect = False
         self._open = OpenHours()
+        self._readers = threading.local()
+        self._generation = 0
+        # of the writing thread alone
         self._db: sqlite3.Connection | None = None
         self._names: Names | None = None
         self._boots: dict[tuple[str, str], int] = {}
-        self._readers = threading.local()
-        self._generation = 0
+        self._hot: dict[tuple[int, int], float] = {}
+        self._left_over: set[tuple[int, int]] = set()
         self._pruned_at = float("-inf")
+        try:
+            self._connect()
+        except (sqlite3.Error, OSError) as error:
+            self._failed(error)
         self._thread = threading.Thread(target=self._run, name="history", daemon=True)
-        self._connect()
         self._thread.start()
 
     # ------------------------------------------------------------------------------------------------- taking
@@ -121,7 +134,7 @@ class SqliteStore:
                 seqs = self._taken.get(key)
                 if seqs is None:
                     seqs = self._taken[key] = Seqs()
-                if not seqs.add(figures.seq):
+                if len(self._queue) >= WAITING_ROWS or not seqs.add(figures.seq):
                     return
             self._put(("figures", figures))
 
@@ -184,25 +197,26 @@ class SqliteStore:
 
     def _run(self) -> None:
         waiting: list[_Item] = []
+        chores_left = True
         while True:
             with self._wake:
-                while not self._queue and not waiting and not self._ends and self._flushed == self._flushes:
-                    self._wake.wait(1.0)
-                    if not self._queue and self._flushed == self._flushes:
-                        break
-                if not self._ends and self._flushed == self._flushes and (self._queue or waiting):
-                    self._wake.wait_for(lambda: self._ends or self._flushed < self._flushes, COMMIT_SECONDS)
+                if not chores_left and not waiting:
+                    self._wake.wait_for(lambda: self._queue or self._is_asked(), 1.0)
+                if self._queue and not waiting:
+                    self._wake.wait_for(self._is_asked, COMMIT_SECONDS)
                 flushes, ends = self._flushes, self._ends
                 waiting += self._queue
-                self._queue.clear()
+                self._queue = []
             try:
                 if self._db is None:
                     self._connect()
                 self._write(waiting)
                 waiting = []
-                self._seal_what_is_due()
+                chores_left = False if ends else self._do_chores()
                 self._say(None)
-            except (sqlite3.Error, OSError, StoreError) as error:
+            except Exception as error:  # whatever it is: history must not end for good while the server lives
+                if not isinstance(error, sqlite3.Error | OSError | schema.Damaged | StoreError):
+                    log.exception("a fault in writing history")
                 self._failed(error)
                 waiting = self._let_go(waiting)
             with self._wake:
@@ -211,10 +225,12 @@ class SqliteStore:
                 if ends:
                     break
                 if self.trouble is not None:
-                    self._wake.wait_for(lambda: self._ends or self._flushed < self._flushes, RETRY_SECONDS)
-        if self._db is not None:
-            with contextlib.suppress(sqlite3.Error):
-                self._db.close()
+                    self._wake.wait_for(self._is_asked, RETRY_SECONDS)
+        self._disconnect()
+
+    def _is_asked(self) -> bool:
+        """Say whether somebody waits for the writing thread."""
+        return self._ends or self._flushed < self._flushes
 
     def _write(self, items: Sequence[_Item]) -> None:
         """Commit what was taken."""
@@ -302,34 +318,109 @@ class SqliteStore:
         self._boots[key] = int(found)
         return int(found)
 
-    def _seal_what_is_due(self) -> None:
-        """Seal some of the hours that have ended."""
+    # ------------------------------------------------------------------------------------------------- chores
+
+    def _do_chores(self) -> bool:
+        """Seal hours and let go of what is too old or too much, for a while; True: there is more to do."""
+        until = time.monotonic() + CHORE_SECONDS
+        if self._suspect:
+            self._look_through()
+        more = self._make_room(until) or self._seal_what_is_due(until)
+        now = self._clock()
+        if not more and now - self._pruned_at >= PRUNE_SECONDS:
+            more = self._let_age(now, until)
+        return more
+
+    def _seal_what_is_due(self, until: float) -> bool:
         now, quiet = self._clock(), time.monotonic() - SEAL_AFTER_SECONDS
         due = [
             (hour, host)
             for (host, hour), last_at in self._hot.items()
-            if hour + HOUR + SEAL_AFTER_SECONDS <= now and last_at <= quiet
+            if (hour + HOUR + SEAL_AFTER_SECONDS <= now and last_at <= quiet) or (host, hour) in self._left_over
         ]
-        self._seal(sorted(due)[:SEALS_AT_ONCE])
+        return self._seal(sorted(due), until) if due else False
 
-    def _seal(self, due: Sequence[tuple[int, int]]) -> None:
-        if not due:
-            return
+    def _seal(self, due: Sequence[tuple[int, int]], until: float) -> bool:
+        """Seal hours until a moment (of the monotonic clock), at least one; True: some are left."""
         db, names = self._connection()
+        done = []
         with _transaction(db):
             sums = Sums(db)
             for hour, host in due:
                 seal(db, names, sums, host, hour)
+                done.append((hour, host))
+                if time.monotonic() >= until:
+                    break
             sums.write()
-        for hour, host in due:
+        for hour, host in done:
             self._hot.pop((host, hour), None)
+            self._left_over.discard((host, hour))
             self._open.close(names.host_name(host), hour)
+        return len(done) < len(due)
 
     def seal_all(self) -> None:
-        """Seal all that is written, the open hours too; for tests and benchmarks, beside no other call."""
+        """Seal all that is written, the open hours too."""
+        with self._wake:
+            self._left_over |= set(self._hot)
         self.flush()
-        while self._hot:
-            self._seal(sorted((hour, host) for host, hour in self._hot)[:SEALS_AT_ONCE])
+        while self._left_over:
+            with self._wake:
+                self._left_over |= set(self._hot)
+            self.flush()
+
+    def _let_age(self, now: float, until: float) -> bool:
+        """Turn rows that are too old into minutes, then drop what is too old altogether."""
+        db, names = self._connection()
+        keep = self._keep
+        while (found := oldest_day(db, now - keep.rows_seconds)) is not None:
+            with _transaction(db):
+                fold_day(db, names, *found)
+            if time.monotonic() >= until:
+                return True
+        with _transaction(db):
+            drop_old(
+                db,
+                rows=now - keep.rows_seconds,
+                minutes=now - keep.minutes_seconds,
+                hours=now - keep.hours_seconds,
+                users=now - keep.users_seconds,
+            )
+        names.forget_holdings()
+        self._boots.clear()
+        self._pruned_at = now
+        return False
+
+    def _make_room(self, until: float) -> bool:
+        """Let go of the oldest while the file is nearly as large as it may become; True: there is more to do."""
+        db, names = self._connection()
+        while self._used_bytes() > ROOM * self._keep.file_bytes:
+            with _transaction(db):
+                if not make_room(db, names, self._clock()):
+                    return False
+            self._give_pages_back()
+            if time.monotonic() >= until:
+                return True
+        (free,) = db.execute("PRAGMA freelist_count").fetchone()
+        if free > FREE_PAGES:
+            self._give_pages_back()
+        return False
+
+    def _used_bytes(self) -> int:
+        db, _ = self._connection()
+        (pages,), (free,), (size,) = (
+            db.execute(f"PRAGMA {name}").fetchone() for name in ("page_count", "freelist_count", "page_size")
+        )
+        return int((pages - free) * size)
+
+    def _give_pages_back(self) -> None:
+        """Make the file smaller by what is free in it: some pages at a time, for it takes their weight in writing."""
+        db, _ = self._connection()
+        db.execute(f"PRAGMA incremental_vacuum({FREE_PAGES})").fetchall()
+
+    def prune(self, now: float) -> None:
+        """See `Store`."""
+        self._pruned_at = float("-inf")
+        self.flush()
 
     # ------------------------------------------------------------------------------------------------- trouble
 
@@ -342,25 +433,40 @@ class SqliteStore:
             self.trouble = trouble
 
     def _failed(self, error: Exception) -> None:
+        """Let go of the connection, and of the file where it is damaged."""
+        self._disconnect()
+        if schema.is_damage(error):
+            try:
+                aside = schema.set_aside(self.path, self._clock())
+            except OSError as why_not:
+                self._say(f"the file is damaged ({error}) and cannot be moved away: {why_not}")
+                return
+            self.loss = f"the file of history was damaged ({error}) and is now {aside.name}; a new one was begun"
+            log.error("%s", self.loss)
+            with self._wake:
+                self._written.clear()
+            self._open = OpenHours()
+            return
+        if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_IOERR:
+            self._suspect = True  # after a failed fsync nobody knows what the file holds
         self._say(str(error))
-        if self._db is not None:
-            with contextlib.suppress(sqlite3.Error):
-                self._db.close()
-        self._db = self._names = None
-        self._boots.clear()
+
+    def _look_through(self) -> None:
+        """Check the whole file, after a reader or the disk said that something is wrong with it."""
+        db, _ = self._connection()
+        (verdict,) = db.execute("PRAGMA quick_check(1)").fetchone()
+        self._suspect = False
+        if verdict != "ok":
+            raise schema.Damaged(verdict)
 
     def _let_go(self, waiting: list[_Item]) -> list[_Item]:
         """Keep what there is room for, the newest."""
-        size, kept = 0, len(waiting)
-        while kept and size < WAITING_BYTES:
-            kept -= 1
-            item = waiting[kept]
-            size += 2_000 + 4 * len(item[1].values) if item[0] == "figures" else 500
+        gone = waiting[:-WAITING_ROWS]
         with self._wake:
-            for item in waiting[:kept]:
+            for item in gone:
                 if item[0] == "figures" and item[1].boot_id is not None and item[1].seq is not None:
                     self._taken[item[1].host, item[1].boot_id].discard(item[1].seq)
-        return waiting[kept:]
+        return waiting[-WAITING_ROWS:]
 
     # ------------------------------------------------------------------------------------------------- the file
 
@@ -370,25 +476,57 @@ class SqliteStore:
         return self._db, self._names
 
     def _connect(self) -> None:
-        """Open the file for writing, and read what this object must know of it."""
-        db = sqlite3.connect(self.path, timeout=5, isolation_level=None, check_same_thread=False, cached_statements=256)
-        db.execute("PRAGMA journal_mode = WAL")
-        db.execute("PRAGMA synchronous = FULL")
-        if not db.execute("SELECT 1 FROM sqlite_master").fetchone():
-            db.execute("PRAGMA auto_vacuum = INCREMENTAL")
-            db.executescript(f"BEGIN; {schema.TABLES} PRAGMA user_version = {schema.VERSION}; COMMIT;")
+        """Open the file for writing, and read what this object must know of it.
+
+        Raises:
+            StoreError: it is of a newer release, or no history of ours.
+            sqlite3.Error: it cannot be written now.
+            OSError: the same.
+        """
+        try:
+            db = self._opened()
+        except schema.Damaged as error:
+            self._failed(error)
+            db = self._opened()
         self._db, self._names = db, Names(db)
-        written = {}
-        for name, boot_id, seqs in db.execute(
-            "SELECT name, boot_id, seqs FROM boots JOIN hosts ON hosts.id = boots.host"
-        ):
-            written[name, boot_id] = Seqs(tuple(each) for each in json.loads(seqs))
+        written = {
+            (name, boot_id): Seqs([(first, last) for first, last in json.loads(seqs)])
+            for name, boot_id, seqs in db.execute(
+                "SELECT name, boot_id, seqs FROM boots JOIN hosts ON hosts.id = boots.host"
+            )
+        }
         with self._wake:
+            self._written = written
             for key, seqs in written.items():
-                self._written[key] = seqs
-                self._taken.setdefault(key, Seqs(seqs.ranges()))
-        self._hot = dict.fromkeys(db.execute("SELECT DISTINCT host, hour FROM hot"), 0.0)
+                taken = self._taken.get(key)
+                if taken is None:
+                    self._taken[key] = Seqs(seqs.ranges())
+        hot = db.execute("SELECT DISTINCT host, hour FROM hot").fetchall()
+        for host, hour in hot:
+            self._hot.setdefault((host, hour), 0.0)
+        if not self._generation:  # rows of before a restart: nothing else has added them up
+            self._left_over = {(host, hour) for host, hour in hot}
         self._generation += 1
+
+    def _opened(self) -> sqlite3.Connection:
+        return schema.opened(self.path, wal=self._wal, file_bytes=self._keep.file_bytes)
+
+    def _disconnect(self) -> None:
+        db, self._db, self._names = self._db, None, None
+        self._boots.clear()
+        if db is not None:
+            with contextlib.suppress(sqlite3.Error):
+                db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            with contextlib.suppress(sqlite3.Error):
+                db.close()
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            self._suspect = self._suspect or schema.is_damage(error)
+            raise StoreError(f"history cannot be read: {error}") from error
 
     def _reader(self) -> Reader:
         """Return a reader of this thread."""
@@ -403,7 +541,7 @@ class SqliteStore:
 
     def last_seen(self) -> list[LastSeen]:
         """Return the newest snapshot of each host."""
-        with _reading():
+        with self._reading():
             return [
                 LastSeen(host=host, received_at=received_at, skew_seconds=skew_seconds, packed=packed, known=known)
                 for host, received_at, skew_seconds, packed, known in self._reader().last_seen()
@@ -411,38 +549,35 @@ class SqliteStore:
 
     def kept_events(self, most: int = 20_000) -> list[KeptEvent]:
         """Return the newest events, oldest first."""
-        with _reading():
+        with self._reading():
             return self._reader().kept_events(most)
 
     # ------------------------------------------------------------------------------------------------- asking
 
     def series(self, ask: SeriesQuery) -> list[Series]:
         """See `Store`."""
-        with _reading():
+        with self._reading():
             return self._reader().series(ask, self._clock())
 
     def moment(self, at: float, silent_seconds: float = 600) -> list[Figures]:
         """See `Store`."""
-        with _reading():
+        with self._reading():
             return self._reader().moment(at, silent_seconds)
 
     def events(self, ask: EventQuery) -> list[Event]:
         """See `Ledger`."""
-        with _reading():
+        with self._reading():
             return self._reader().events(ask)
 
     def uses(self, ask: UseQuery) -> list[Use]:
         """See `Ledger`."""
-        with _reading():
+        with self._reading():
             return self._reader().uses(ask)
 
     def usage(self, ask: UsageQuery) -> list[Usage]:
         """See `Ledger`."""
-        with _reading():
+        with self._reading():
             return self._reader().usage(ask)
-
-    def prune(self, now: float) -> None:
-        """See `Store`."""
 
 
 @contextlib.contextmanager
@@ -455,14 +590,6 @@ def _transaction(db: sqlite3.Connection) -> Iterator[None]:
         with contextlib.suppress(sqlite3.Error):
             db.execute("ROLLBACK")
         raise
-
-
-@contextlib.contextmanager
-def _reading() -> Iterator[None]:
-    try:
-        yield
-    except sqlite3.Error as error:
-        raise StoreError(f"history cannot be read: {error}") from error
 
 
 def _record(db: sqlite3.Connection, kept: KeptEvent) -> None:
