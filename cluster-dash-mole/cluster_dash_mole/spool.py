@@ -111,7 +111,8 @@ class _Packer:
     """Packs one snapshot after the other of a batch."""
 
     def __init__(self) -> None:
-        self._stream = zlib.compressobj(6, zlib.DEFLATED, -15)
+        # level 9: 5 % less for nothing, as differences are short; a window of 16 KiB, that a fleet of these is small
+        self._stream = zlib.compressobj(9, zlib.DEFLATED, -14, 7)
         self._last: dict[str, Any] = {}
 
     def pack(self, held: Held) -> bytes:

@@ -18,7 +18,11 @@ MOLE = (
     " sys.exit(cli.main(['run', '-c', sys.argv[2]]))"
 )
 """A mole under another name: all that run here would have this machine's."""
-SERVER = "import sys; from cluster_dash_server import cli; sys.exit(cli.main(sys.argv[1:]))"
+SERVER = (
+    "import sys; from cluster_dash_server.history import sqlite; sqlite.COMMIT_SECONDS = 1.0;"
+    " from cluster_dash_server import cli; sys.exit(cli.main(sys.argv[1:]))"
+)
+"""A server that commits as rarely as the contract allows."""
 ACKNOWLEDGE_BEFORE_COMMIT = (
     "from cluster_dash_server.history import sqlite;"
     " sqlite.SqliteStore.durable_seq = lambda self, host, boot, oldest:"
