@@ -25,6 +25,10 @@ EPHEMERAL_SECONDS = 86_400.0
 """A host that says it is ephemeral, a pod, leaves the lists so long after it went down."""
 
 
+TWIN_SECONDS = 30.0
+"""How long before the last snapshot of one boot another may seem to have begun: clocks are set after a start."""
+
+
 class Refused(Exception):
     """A checked snapshot that the live view does not take.
 
@@ -224,8 +228,8 @@ class Cluster:
         """How many snapshots changed the view so far."""
         return self._changes
 
-    def offer(self, seen: Seen) -> bool:
-        """Take a snapshot as the newest of its host.
+    def offer(self, seen: Seen, *, backlog: bool = False) -> bool:
+        """Take a snapshot as the newest of its host; one of a backlog is told to the witness only.
 
         Returns:
             False where the very same one, by (host, boot_id, seq), is there already; the view then stays as it is,
@@ -243,6 +247,11 @@ class Cluster:
                 gaps: tuple[float, ...] = ()
                 self._set_place(seen.host, self._place_of(seen.host))
             else:
+            if backlog:  # it was taken long ago, perhaps under an earlier boot or name, and shows nothing that is
+                if before is not None:
+                    self._refuse_another_machine(before, seen)
+                self._witness(seen, before, None)
+                return True
                 self._refuse_another_machine(before, seen)
                 last = before.seen
                 if (
@@ -251,6 +260,7 @@ class Cluster:
                     and seen.seq is not None
                     and last.seq is not None
                 ):
+                self._refuse_a_twin(before, seen)
                     if seen.seq == last.seq:
                         return False
                     if seen.seq < last.seq:
@@ -325,6 +335,25 @@ class Cluster:
                 known = self._hosts.pop(name, None)
                 self._places.pop(name, None)
                 if known is not None:
+    def _refuse_a_twin(self, before: KnownHost, seen: Seen) -> None:
+        """Keep a machine and its clone apart, which have one name and one machine_id, while the first still posts.
+
+        Another boot of the same machine begins after the last snapshot of the one before.
+        """
+        last = before.seen
+        if seen.booted_at is None or None in (seen.boot_id, last.boot_id) or seen.boot_id == last.boot_id:
+            return
+        booted_at = seen.booted_at - (seen.skew_seconds or 0.0)
+        silent_seconds = seen.received_at - last.received_at
+        if booted_at < last.received_at - TWIN_SECONDS and (
+            silence(silent_seconds, before.interval_seconds, self.thresholds) is None
+        ):
+            raise Refused(
+                409,
+                f"hostname: {seen.host} still reports from another machine, that was up at the same time: rename one "
+                "and give it a machine-id of its own (systemd-machine-id-setup)",
+            )
+
                     self._kept_bytes -= len(known.seen.packed)
                     self.forgets += 1
 

@@ -238,24 +238,25 @@ class Ingest:
         sent_at = date(post.headers.get("date"))
         skew_seconds = None if sent_at is None else sent_at - received_at
         seen = read(snapshot, received_at=received_at, skew_seconds=skew_seconds, compact=compact)
-        is_new = self._keep(snapshot, seen)
-        if block:
+        spool = snapshot.get("spool") or {}
+        backlog = spool.get("backlog") is True
+        is_new = self._keep(snapshot, seen, backlog=backlog)
+        if block and not backlog:
             self._slurm.offer(seen.host, block, received_at)
         if token is not None:
             self._auth.used(token, seen.machine_id, received_at)
         if seen.boot_id is None or seen.seq is None:
             return _Taken(seen.host)
-        oldest_seq = (snapshot.get("spool") or {}).get("oldest_seq")
-        return _Taken(seen.host, seen.boot_id, oldest_seq, not is_new, seen.interval_seconds)
+        return _Taken(seen.host, seen.boot_id, spool.get("oldest_seq"), not is_new, seen.interval_seconds)
 
-    def _keep(self, snapshot: Json, seen: Seen) -> bool:
+    def _keep(self, snapshot: Json, seen: Seen, *, backlog: bool) -> bool:
         """Give a snapshot to the live view and to history; False where it was taken before."""
         history = self._history
         if history is None or not history.keeps:
-            return self._cluster.offer(seen)
+            return self._cluster.offer(seen, backlog=backlog)
         if seen.boot_id is not None and seen.seq is not None and history.knows(seen.host, seen.boot_id, seen.seq):
             return False
-        is_new = self._cluster.offer(seen)
+        is_new = self._cluster.offer(seen, backlog=backlog)
         # also what the live view has: it may have been let go while history could not be written
         history.append(figures(snapshot, seen, self._cluster.thresholds))
         return is_new

@@ -302,3 +302,35 @@ def test_every_card_ever_seen_has_one_cell_until_another_sits_in_its_slot(posts:
         assert sorted(shown) == sorted([*((uuid, True) for uuid in present), *((uuid, False) for uuid in expected)])
         for entry in gpus.values():
             expected[str(entry["uuid"])] = entry["pci_bus_id"] and int(str(entry["pci_bus_id"])[9:11])
+
+
+def test_a_backlog_shows_nothing_live_and_is_told_to_the_witness(make_seen: MakeSeen) -> None:
+    told: list[tuple[int | None, bool]] = []
+    cluster = Cluster(Thresholds(), witness=lambda seen, _, after: told.append((seen.seq, after is None)))
+    assert cluster.offer(make_seen("old-name", boot_id="a", seq=1), backlog=True)
+    assert len(cluster) == 0
+    cluster.offer(make_seen("gpu01", boot_id="b", seq=5, received_at=NOW))
+    cluster.offer(make_seen("gpu01", boot_id="a", seq=9, received_at=NOW + 1), backlog=True)
+    view = cluster.host("gpu01", NOW + 1)
+    assert view is not None
+    assert (view.seen.boot_id, view.seen.seq, view.seen.received_at) == ("b", 5, NOW)
+    assert told == [(1, True), (5, False), (9, True)]
+
+
+@pytest.mark.parametrize("skew", [0.0, 86_400.0])
+def test_a_clone_is_refused_while_the_first_posts_and_a_reboot_is_not(make_seen: MakeSeen, skew: float) -> None:
+    cluster = Cluster(Thresholds())
+
+    def post(boot_id: str, at: float, booted_at: float) -> None:
+        general = {"boottime": booted_at + skew}
+        seen = make_seen(boot_id=boot_id, machine_id="m", seq=1, received_at=at, skew_seconds=skew, general=general)
+        cluster.offer(seen)
+
+    post("a", NOW, booted_at=NOW - 5000)
+    with pytest.raises(Refused, match="another machine, that was up at the same time") as refusal:
+        post("b", NOW + 2, booted_at=NOW - 900)
+    assert refusal.value.status == 409
+    post("c", NOW + 40, booted_at=NOW + 5)  # rebooted in haste
+    with pytest.raises(Refused):
+        post("b", NOW + 60, booted_at=NOW - 900)
+    post("b", NOW + 40 + 400, booted_at=NOW - 900)  # the other has fallen silent
