@@ -117,6 +117,13 @@ class HostView:
         """The name of the host."""
         return self.seen.host
 
+    @property
+    def drained(self) -> str | None:
+        """Why Slurm gives it no jobs: the reason, else the state of its node; None: it may."""
+        if self.place is None or not self.place.is_drained:
+            return None
+        return self.place.reason or self.place.state
+
 
 Witness = Callable[[Seen, KnownHost | None, KnownHost | None], None]
 """Is told of each snapshot that was taken: the snapshot, what was known of its host before, and what is known now;

@@ -48,6 +48,7 @@ HOST_COLUMNS: dict[str, Callable[[HostView], object]] = {
     "mole_version": lambda host: host.seen.mole_version,
     "skew_seconds": lambda host: host.seen.skew_seconds,
     "labels": lambda host: host.seen.labels,
+    "drained": lambda host: host.drained,
 }
 """The columns of `hosts`, and what stands in them."""
 
@@ -66,6 +67,7 @@ GPU_COLUMNS: dict[str, Callable[[GpuView], object]] = {
     "users": lambda gpu: gpu.gpu.users,
     "error": lambda gpu: gpu.gpu.error,
     "read_at": lambda gpu: gpu.gpu.read_at if gpu.old else None,
+    "slurm": lambda gpu: gpu.slurm and gpu.slurm.said(gpu.gpu.working),
 }
 """The columns of `gpus`, but for `host`: the place in `hosts`, known only when a body is joined."""
 

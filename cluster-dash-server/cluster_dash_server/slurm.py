@@ -286,7 +286,7 @@ def places_of(picture: Picture) -> dict[str, Place]:
     on: dict[str, dict[int, list[JobOnGpu]]] = {}
     for job in picture.jobs or ():
         if job.gpu_index:
-            there = JobOnGpu(job.label, job.user, job.name)
+            there = JobOnGpu(job.label, job.user, job.name, job.sluid)
             for name, numbers in gpus_of(job).items():
                 gpus = on.setdefault(name, {})
                 for number in numbers:

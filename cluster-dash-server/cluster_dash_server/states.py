@@ -46,6 +46,7 @@ class JobOnGpu(NamedTuple):
     id: str
     user: str
     name: str | None
+    sluid: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +64,25 @@ class Allotment:
     reserved: bool
     allocated: bool | None
     jobs: tuple[JobOnGpu, ...]
+
+    def is_passed_by(self, working: int | None) -> bool:
+        """Say whether so many processes on the GPU went past Slurm, which gave it to nobody."""
+        return self.allocated is False and bool(working)
+
+    def said(self, working: int | None) -> str | None:
+        """Say in a few words what Slurm makes of the GPU with so many processes; None: nothing worth a word."""
+        said = [f"job {job.id} of {job.user}" for job in self.jobs]
+        if self.allocated and not self.jobs:
+            said.append("allocated by Slurm")
+        if self.allocated and working == 0:
+            said.append("no process")
+        if self.is_passed_by(working):
+            said.append("used outside Slurm")
+        if self.drained:
+            said.append("node drained, still in use" if working or self.allocated else "node drained")
+        elif self.reserved:
+            said.append("node reserved")
+        return ", ".join(said) or None
 
 
 def silence_after(interval_seconds: float, thresholds: Thresholds) -> tuple[float, float]:

@@ -11,7 +11,7 @@ from cluster_dash_server.hostlist import natural
 from cluster_dash_server.states import Thresholds, counts_as_use
 from cluster_dash_server.store import Event
 from cluster_dash_server.summary import sentence_of, standing
-from cluster_dash_server.web import rows, words
+from cluster_dash_server.web import rows, slurm_words, words
 
 SKEW_SECONDS = 60
 MOST_EVENTS = 50
@@ -78,6 +78,7 @@ def words_of(view: HostView, events: Sequence[Event], thresholds: Thresholds, no
         "health": [health(gpu, entry) for gpu, entry in zip(view.gpus, entries, strict=True) if _says_health(entry)],
         "instances": list(instances(view, snapshot)),
         "processes": _processes(view, snapshot, now),
+        "node": _node(view),
         "cpu": snapshot["cpu"],
         "memory": memory,
         "memory_share": words.share(memory.get("used_gb"), memory.get("total_gb")),
@@ -168,8 +169,11 @@ def findings(view: GpuView, entry: Json, thresholds: Thresholds, now: float) -> 
         yield words.cut(view.gpu.error, 240)
     if view.old and view.gpu.read_at is not None:
         yield f"figures of {words.age(now - view.gpu.read_at)} ago"
+    if view.slurm is not None and (said := view.slurm.said(view.gpu.working)):
+        yield words.cut(said)
     if view.state == "held" and view.idle_since is not None:
-        yield f"memory, no work for {words.age(now - view.idle_since)}"
+        kind = "allocated" if view.slurm is not None and view.slurm.allocated else "memory"
+        yield f"{kind}, no work for {words.age(now - view.idle_since)}"
     if view.state == "unknown" and not view.old:
         named = (("processes", view.gpu.users), ("memory", view.gpu.used_mem), ("busy %", view.gpu.gpu_util))
         yield "not reported: " + ", ".join(name for name, value in named if value is None)
@@ -286,10 +290,33 @@ def _is_on(process: Json, instance: Json) -> bool:
     return gi is not None and gi == instance.get("gi") and (ci is None or ci == instance.get("ci"))
 
 
+def _node(view: HostView) -> Json | None:
+    """Return what Slurm says of the host as one of its nodes, None where it is none."""
+    if view.place is None:
+        return None
+    place = view.place
+    on: dict[Any, list[int]] = {}
+    for gpu in view.gpus:
+        for job in gpu.slurm.jobs if gpu.slurm is not None else ():
+            on.setdefault(job, []).append(gpu.gpu.index)
+    text, like = slurm_words.badge(place.state)
+    return {
+        "name": place.node,
+        "text": text,
+        "like": like,
+        "title": slurm_words.state_title(place.state),
+        "reason": place.reason,
+        "partitions": place.partitions,
+        "jobs": [(job, ", ".join(map(str, indexes))) for job, indexes in on.items()],
+    }
+
+
 def _processes(view: HostView, snapshot: Json, now: float) -> list[Json] | None:
     """Return the processes on all GPUs, None where none of the GPUs could say."""
     found: list[Json] = []
     known = False
+    # Slurm 26.05 names control groups by another id than the one that people use
+    labels = {job.sluid: job.id for gpu in view.gpus if gpu.slurm for job in gpu.slurm.jobs if job.sluid}
     for gpu in view.gpus:
         users = (snapshot["gpu"].get(gpu.gpu.key) or {}).get("users")
         known = known or users is not None
@@ -297,8 +324,10 @@ def _processes(view: HostView, snapshot: Json, now: float) -> list[Json] | None:
             for pid, process in processes.items():
                 started_at = process.get("started_at")
                 running = None if started_at is None else now - started_at
+                job = process.get("job_id")
+                said = {**process, "job_id": labels[job]} if job in labels else process
                 found.append(
-                    {"gpu": gpu.gpu.index, "user": user, "pid": pid, "process": process, "running_seconds": running}
+                    {"gpu": gpu.gpu.index, "user": user, "pid": pid, "process": said, "running_seconds": running}
                 )
     return found if known else None
 

@@ -229,6 +229,8 @@ def cell(host: HostView, view: GpuView, now: float, matches: bool = True) -> Cel
         parts.append(words.cut(gpu.error))
     if view.old and gpu.read_at is not None:
         parts.append(f"figures of {words.age(now - gpu.read_at)} ago")
+    if view.slurm is not None and (said := view.slurm.said(gpu.working)):
+        parts.append(words.cut(said))
     return Cell(
         index=gpu.index,
         state=view.state,
@@ -313,7 +315,7 @@ def _load(value: float | None, cores: int | None) -> Figure:
 
 
 def attention(hosts: Sequence[HostView], now: float) -> list[Note]:
-    """Return what needs attention, worst first: silent hosts, unreadable GPUs, GPUs in error, held GPUs."""
+    """Return what needs attention, worst first: silent hosts, unreadable or broken GPUs, drained hosts, held GPUs."""
     ordered = sorted(hosts, key=lambda each: natural(each.host))
     notes: list[Note] = []
     for state in ("down", "stale"):
@@ -339,6 +341,12 @@ def attention(hosts: Sequence[HostView], now: float) -> list[Note]:
     ]
     names = [f"{note.host} GPU {note.gpu}" for note in broken]
     notes += _together(broken, "error", f"{len(broken)} GPUs in error", names)
+    shut = [
+        Note(state="drained", text=f"{host.host} drained: {words.cut(host.drained)}", host=host.host)
+        for host in ordered
+        if host.silent is None and host.drained is not None
+    ]
+    notes += _together(shut, "drained", f"{len(shut)} hosts drained", [str(note.host) for note in shut])
     held = [gpu.gpu for host in ordered for gpu in host.gpus if gpu.state == "held"]
     if held:
         on = Counter(user for gpu in held for user in gpu.users or ())

@@ -139,7 +139,7 @@ def blueprint(slurm: Slurm, cluster: Cluster, clock: Callable[[], float]) -> Blu
             for host in hosts.values()
             if host.place is not None and host.silent is None
             for view in host.gpus
-            if slurm_words.is_outside(view)
+            if view.slurm is not None and view.slurm.is_passed_by(view.gpu.working)
         ]
         shut = slurm_words.shut(nodes)
         return page(

@@ -15,8 +15,8 @@ REASONS = {
     "Dependency": "waits for another job",
     "DependencyNeverSatisfied": "waits for a job that can no longer give what it needs: cancel it",
     "BeginTime": "is not to start before its begin time",
-    "JobHeldUser": "its user holds it: scontrol release",
-    "JobHeldAdmin": "an admin holds it",
+    "JobHeldUser": "is held by its user: scontrol release",
+    "JobHeldAdmin": "is held by an admin",
     "JobArrayTaskLimit": "as many tasks of its array run as it allows",
     "PartitionTimeLimit": "asks for more time than its partition allows: it will never start",
     "PartitionNodeLimit": "asks for more nodes than its partition has or allows",
@@ -37,7 +37,7 @@ REASONS = {
     "InvalidQOS": "its QOS does not exist",
     "QOSNotAllowed": "its QOS is not allowed there",
     "AccountNotAllowed": "its account is not allowed there",
-    "SystemFailure": "Slurm itself failed",
+    "SystemFailure": "failed by a fault of Slurm itself",
     "RaisedSignal": "ended by a signal",
     "TimeLimit": "ran into its time limit",
     "InactiveLimit": "did nothing for too long",
@@ -46,11 +46,13 @@ REASONS = {
     "FedJobLock": "another cluster of the federation decides about it",
     "MaxRequeue": "was requeued too often",
     "JobHoldMaxRequeue": "was requeued too often, and is held",
-    "Nodes_required_for_job_are_DOWN,_DRAINED_or_reserved_for_jobs_in_higher_priority_partitions": (
+    "Nodes required for job are DOWN, DRAINED or reserved for jobs in higher priority partitions": (
         "the nodes that it needs are down, drained, or kept for partitions before its own"
     ),
 }
 """Why a job waits; Slurm's list of reasons is open."""
+_CAUSES = frozenset({"a", "all", "another", "as", "it", "its", "jobs", "no", "nodes", "the"})
+"""With such a word begins what is no verb of the job's: it waits for that."""
 _LIMITS = (
     ("MaxGRESPerUser", "its user has as many GPUs as {} allows one user"),
     ("MaxGRESPerAccount", "its account has as many GPUs as {} allows one account"),
@@ -99,13 +101,12 @@ FLAGS = {
 def reason(text: str) -> str:
     """Say why a job waits, as the rest of a sentence about it; "" for a word of Slurm's that is not known here."""
     name = text.partition(",")[0].strip()
-    if name in REASONS:
-        return REASONS[name]
+    said = REASONS.get(text) or REASONS.get(name, "")
     for prefix, whose in (("QOS", "its QOS"), ("Assoc", "its account")):
-        if name.startswith(prefix):
+        if not said and name.startswith(prefix):
             rest = name.removeprefix(prefix)
-            return next((said.format(whose) for limit, said in _LIMITS if rest.startswith(limit)), "")
-    return ""
+            said = next((each.format(whose) for limit, each in _LIMITS if rest.startswith(limit)), "")
+    return f"waits: {said}" if said.partition(" ")[0] in _CAUSES else said
 
 
 def state_title(state: str) -> str:
@@ -122,35 +123,6 @@ def badge(state: str) -> tuple[str, str]:
     if is_drained(state):
         return text, "drained"
     return text, {"idle": "free", "mixed": "busy", "allocated": "busy"}.get(base, "unknown")
-
-
-def of_gpu(view: GpuView) -> str | None:
-    """Say what Slurm makes of a GPU, in a few words; None: nothing that is not seen already.
-
-    Given to nobody and in use: somebody went past Slurm. Given away and without a process: nobody uses it.
-    """
-    slurm, working = view.slurm, view.gpu.working
-    if slurm is None:
-        return None
-    said = []
-    if slurm.jobs:
-        said.append(", ".join(f"job {job.id} of {job.user}" for job in slurm.jobs))
-    elif slurm.allocated:
-        said.append("allocated by Slurm")
-    if slurm.allocated and working == 0:
-        said.append("no process")
-    if is_outside(view):
-        said.append("used outside Slurm")
-    if slurm.drained:
-        said.append("node drained, still in use" if working or slurm.allocated else "node drained")
-    elif slurm.reserved:
-        said.append("node reserved")
-    return ", ".join(said) or None
-
-
-def is_outside(view: GpuView) -> bool:
-    """Say whether a GPU is used though Slurm has given it to nobody."""
-    return view.slurm is not None and view.slurm.allocated is False and bool(view.gpu.working)
 
 
 def age(picture: Picture, now: float) -> str:

@@ -110,6 +110,7 @@ export function cellLabel(host, gpu, now) {
   if (missing(gpu)) parts.push(`missing for ${age(now - gpu.since)}`);
   else if (gpu.error !== null) parts.push(cut(gpu.error));
   if (gpu.read_at !== null) parts.push(`figures of ${age(now - gpu.read_at)} ago`);
+  if (gpu.slurm !== null) parts.push(cut(gpu.slurm));
   return parts.join(", ");
 }
 
@@ -255,6 +256,12 @@ export function attention(hosts, now) {
     return { name, text, href: `${hostLink(host.host)}#gpu-${gpu.index}` };
   });
   together(broken, "error", "GPUs in error");
+  const shut = hosts.filter((host) => !isSilent(host) && host.drained !== null);
+  together(
+    shut.map((host) => ({ name: host.host, text: `${host.host} drained: ${cut(host.drained)}`, href: hostLink(host.host) })),
+    "drained",
+    "hosts drained",
+  );
   const held = gpus.filter(({ gpu }) => gpu.state === "held");
   if (held.length) {
     const on = mostFirst(tally(held.flatMap(({ gpu }) => Object.keys(gpu.users ?? {}))));
