@@ -4,10 +4,16 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.processes import Listening, start_server
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
+    from tests.seats import Seat, Site
 
 PARTS = {
     "chromium": "Debian's package chromium",
@@ -63,3 +69,70 @@ def server() -> Iterator[Listening]:
     """A server in a process of its own, with its defaults."""
     with start_server() as process:
         yield process
+
+
+# ------------------------------------------------------------------------- what browser tests share: see seats.py
+
+
+@pytest.fixture(scope="module")
+def browser() -> "Iterator[Browser]":
+    """One Chromium for all tests of a module."""
+    from playwright.sync_api import sync_playwright
+
+    from tests.seats import CHROMIUM, FLAGS
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def empty_site() -> "Iterator[Site]":
+    """A server that no host has posted to."""
+    from tests.seats import serving
+
+    with serving(filled=False) as site:
+        yield site
+
+
+@pytest.fixture
+def site() -> "Iterator[Site]":
+    """A server with a fleet, for a test that changes it."""
+    from tests.seats import serving
+
+    with serving(filled=True) as site:
+        yield site
+
+
+@pytest.fixture(scope="module")
+def calm_site() -> "Iterator[Site]":
+    """A server with a fleet, for all tests of a module that only look."""
+    from tests.seats import serving
+
+    with serving(filled=True) as site:
+        yield site
+
+
+@pytest.fixture
+def seat(browser: "Browser", site: "Site") -> "Iterator[Seat]":
+    """A reader at a desk, who finds nothing wrong in the console."""
+    from tests.seats import sit
+
+    context = browser.new_context(viewport={"width": 1280, "height": 800})
+    seat = sit(context, site)
+    yield seat
+    context.close()
+    assert seat.wrong == []
+
+
+@pytest.fixture
+def calm_seat(browser: "Browser", calm_site: "Site") -> "Iterator[Seat]":
+    """The same, at a server that nobody changes."""
+    from tests.seats import sit
+
+    context = browser.new_context(viewport={"width": 1280, "height": 800})
+    seat = sit(context, calm_site)
+    yield seat
+    context.close()
+    assert seat.wrong == []

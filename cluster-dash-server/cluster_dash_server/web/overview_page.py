@@ -1,4 +1,4 @@
-"""What stands round the table of the overview, in words: the legend's links, the head of the table, ways out of a filter.
+"""What stands round the table of the overview, in words: the legend's links, its head, ways out of a filter.
 
 `static/js/overview.js` says the same in the browser; a browser test holds the two to each other.
 """

@@ -265,6 +265,8 @@ function shares(found, metric) {
 /** What was seen of the GPUs of the hosts that have a panel: `host/uuid` to moments (ms) and values by metric. */
 const past = new Map();
 const filledUp = new Set();
+/** A server that keeps history has a page of it. */
+const keepsHistory = document.querySelector('header nav a[href$="history"]') !== null;
 const panelMetric = () => (METRICS[asked("metric")] ? asked("metric") : "gpu_util");
 const keyOf = (gpu) => `${gpu.host}/${gpu.uuid ?? gpu.key}`;
 
@@ -354,7 +356,7 @@ function lines(place, gpus, metric) {
 /** Put what history knows of a host in front of what was seen since this page was opened. */
 async function fillUp(host, metric) {
   const which = `${host}/${metric}`;
-  if (filledUp.has(which)) return;
+  if (filledUp.has(which) || !keepsHistory) return;
   filledUp.add(which);
   let body;
   try {

@@ -21,11 +21,11 @@ const COMMANDS = {
   "?": ["these keys", help],
 };
 
-/** @returns {[string, string, () => void][]} key, what it does, and how */
+/** @returns {[string, string, () => void][]} key (empty: none), what it does, and how */
 export function commands() {
-  const onPage = [...document.querySelectorAll("[aria-keyshortcuts]")]
-    .filter((element) => /^\S$/.test(element.getAttribute("aria-keyshortcuts")) && !element.closest("[hidden]"))
-    .map((element) => [element.getAttribute("aria-keyshortcuts"), element.dataset.does, () => use(element)]);
+  const onPage = [...document.querySelectorAll("[data-does]")]
+    .filter((element) => element.checkVisibility())
+    .map((element) => [element.getAttribute("aria-keyshortcuts") ?? "", element.dataset.does, () => use(element)]);
   const anywhere = Object.entries(COMMANDS).map(([key, [does, run]]) => [key, does, run]);
   return [...onPage, ...anywhere, ...pages().map(([letter, name, link]) => [`g ${letter}`, `go to ${name}`, () => link.click()])];
 }
@@ -61,9 +61,10 @@ async function mine() {
   filter(`user:${/^[\w.-]+$/.test(name) ? name : JSON.stringify(name)}`);
 }
 
-/** Walk over the rows of the table that holds the focus, or of the first one. */
+/** Walk over the rows of the table that holds the focus, or of the last one: above it stand groups at most. */
 function walk(step) {
-  const table = document.activeElement.closest("tbody") ?? document.querySelector("main table:not([hidden]) tbody");
+  const tables = [...document.querySelectorAll("main tbody")].filter((each) => each.checkVisibility());
+  const table = document.activeElement.closest("tbody") ?? tables.at(-1);
   const links = [...(table?.querySelectorAll("th[scope=row] a") ?? [])].filter((link) => link.checkVisibility());
   const row = document.activeElement.closest("tr");
   const place = links.findIndex((link) => link.closest("tr") === row);
@@ -72,7 +73,7 @@ function walk(step) {
 }
 
 function help() {
-  const list = commands().filter(([key]) => key !== "?");
+  const list = commands().filter(([key]) => key && key !== "?");
   const rows = list.map(([key, does]) => h("div", {}, h("dt", {}, ...keyed(key)), h("dd", {}, does)));
   const isOn = h("input", { type: "checkbox", id: "keys-on" });
   isOn.checked = kept("keys") !== "off";

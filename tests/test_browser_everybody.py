@@ -1,0 +1,223 @@
+"""Pages for everybody: axe finds nothing in either theme, nothing scrolls sideways at 360 px, no text runs anything."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Browser, Page
+
+from cluster_dash_server.app import create_app
+from cluster_dash_server.settings import Settings
+from tests.seats import HOSTILE, Seat, Site, gpu, serving, sit, snapshot, until, working
+
+pytestmark = [pytest.mark.browser, pytest.mark.needs("chromium")]
+
+EVERY_PAGE = {
+    "overview": "/",
+    "filtered": "/?q=state:held foo:bar",
+    "nothing": "/?q=user:nobody",
+    "groups": "/?group=model&sort=-busy",
+    "map": "/?view=map",
+    "gpus": "/gpu-data",
+    "cpu": "/cpu-data",
+    "memory": "/memory",
+    "disk": "/root_drive",
+    "load": "/load-data-1",
+    "history": "/history",
+    "host": "/host/gpu02",
+    "silent host": "/host/gpu05",
+    "unknown host": "/host/gpu99",
+    "user": "/user/carol",
+    "status": "/status",
+    "slurm": "/slurm",
+    "waste": "/waste",
+    "wall": "/tv",
+}
+"""Every page there is, and each face of the overview."""
+ROUTES = {str(rule) for rule in create_app(Settings()).url_map.iter_rules()}
+PAGES = {name: path for name, path in EVERY_PAGE.items() if path.count("/") > 1 or path.partition("?")[0] in ROUTES}
+"""Those that this server has."""
+RULES = {
+    "runOnly": {"type": "tag", "values": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]}
+}
+UNKNOWN = ("unknown host",)
+
+
+@contextmanager
+def opened(browser: Browser, site: Site, width: int, scheme: Any = "light") -> Iterator[Seat]:
+    context = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme, bypass_csp=False)
+    yield sit(context, site)
+    context.close()
+
+
+def settle(page: Page) -> None:
+    """Wait until the scripts have drawn what they draw."""
+    for plot in page.locator(".plot:visible").all()[:1]:
+        plot.locator(".main-svg").first.wait_for()
+    if page.locator("#freshness[data-freshness=once]").count() and page.locator("#pause").count():
+        page.locator("#freshness[data-freshness=live]").wait_for()
+
+
+def violations(page: Page) -> list[str]:
+    found = Axe().run(page, options=RULES).response["violations"]
+    return [
+        f"{each['id']}: {node['html'][:160]} {node['failureSummary'][:200]}" for each in found for node in each["nodes"]
+    ]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("name", PAGES)
+def test_axe_finds_nothing(browser: Browser, calm_site: Site, name: str, scheme: str) -> None:
+    with opened(browser, calm_site, 1280, scheme) as seat:
+        page = seat.open(PAGES[name])
+        settle(page)
+        assert violations(page) == []
+        if name not in UNKNOWN:
+            assert seat.wrong == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_in_what_opens(browser: Browser, calm_site: Site, scheme: str) -> None:
+    with opened(browser, calm_site, 1280, scheme) as seat:
+        page = seat.open("/")
+        page.locator("#facets summary").first.click()
+        page.locator(".meanings summary").click()
+        page.locator("[data-key=gpu02] .gpu").first.focus()
+        assert violations(page) == []
+        for key in ("?", "Control+k"):
+            page.keyboard.press("Escape")
+            page.keyboard.press(key)
+            page.locator("dialog").wait_for()
+            assert violations(page) == []
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_nothing_scrolls_sideways_on_a_phone(browser: Browser, calm_site: Site, name: str) -> None:
+    with opened(browser, calm_site, 360) as seat:
+        page = seat.open(PAGES[name])
+        settle(page)
+        assert page.evaluate("document.documentElement.scrollWidth") <= 360
+
+
+# --------------------------------------------------------------------------------------------------- hostile texts
+
+SEEDS = (
+    "<img src=x onerror=hacked=1>",
+    "<svg onload=hacked=1>",
+    "'\"><script>hacked=1</script>",
+    "</script><script>hacked=1</script>",
+    "--><img src=x onerror=hacked=1>",
+    "</title></style><iframe src=javascript:hacked=1>",
+    "<a href='javascript:hacked=1'>x</a>",
+    "<b>bold</b><sup>1</sup><br>%{customdata}<extra>%{x}</extra>",
+    "<span style='font-size:99px'>x</span>",
+    "$\\href{javascript:hacked=1}{x}$",
+    "$$\\unicode{<img src=x onerror=hacked=1>}$$",
+    "\\(\\style{color:red}{x}\\)",
+    "\u202egpu01\u202c \u2066a\u2069 \u200f",
+    "\u0301\u0301\u0301\u0301Z\u0489\u0489",
+    "\x1b[31mred\x1b[0m\x1b]8;;http://x\x07link",
+    "{{ 7*7 }}{% raw %}${7*7}",
+    "javascript:hacked=1//",
+    "\\u003cimg src=x onerror=hacked=1>",
+    "&lt;img src=x&gt;&#60;b>",
+    "a" * 200 + "<b>",
+)
+HOSTILE_TEXTS = [f"{SEEDS[number % len(SEEDS)]}{number}" for number in range(200)]
+
+
+def hostile(number: int) -> dict[str, Any]:
+    """A snapshot with one hostile text in every field that takes a text; those of names less what no name may hold."""
+    text = HOSTILE_TEXTS[number]
+    host = "".join(letter for letter in text if letter.isprintable() and letter != "/")[:200] or f"host{number}"
+    process = {
+        "mem": 4000.0,
+        "name": text,
+        "command": text,
+        "type": "C",
+        "container": text,
+        "job_id": text,
+        "user_from": text,
+    }
+    return snapshot(
+        host,
+        [
+            gpu(0, name=text, uuid=f"GPU-{number}-{text}", users={text: {str(number + 10): process}}, pstate=text),
+            gpu(1, name=text, error=text, uuid=None, throttle_reasons=[text]),
+            working(2, text, mig={"instances": [{"gi": 1, "ci": 0, "profile": text, "uuid": text}]}, compute_mode=text),
+        ],
+        general={
+            **dict.fromkeys(("os", "kernel", "driver_version", "cuda_version", "mole_version"), text),
+            "labels": {text: text, "partition": text},
+        },
+        disk={text: {"mount_point": text, "device": text, "total_gb": 10.0, "used_gb": 9.9}},
+        network={"interfaces": {text: {"rx_bytes": 1, "tx_bytes": 2}}},
+        collectors={text: {"ok": False, "error": text}},
+        events=[{"at": 1_762_999_990, "kind": text, "gpu": 0, "code": 79, "text": text}],
+    )
+
+
+@pytest.fixture(scope="module")
+def hostile_site() -> Iterator[tuple[Site, list[str]]]:
+    """A server whose whole fleet says nothing but hostile texts; and the names of its hosts."""
+    with serving(filled=False) as site:
+        site.step_seconds = 0.01
+        sent = [hostile(number) for number in range(len(HOSTILE_TEXTS))]
+        for each in sent:
+            site.post(each)
+        site.now += 2
+        yield site, [each["hostname"] for each in sent]
+
+
+INERT = """() => [typeof hacked,
+  document.querySelectorAll(
+    'main img, main iframe, main script:not([type]), main [onload], main [onerror], main svg a[href]').length,
+  [...document.querySelectorAll('a[href]')].filter((link) => !/^https?:$/.test(link.protocol)).length]"""
+
+
+def test_hostile_texts_run_nothing_break_nothing_and_raise_no_report(
+    browser: Browser, hostile_site: tuple[Site, list[str]]
+) -> None:
+    site, _ = hostile_site
+    with opened(browser, site, 1280) as seat:
+        paths = ["/", "/?page=2&sort=host", "/?group=part&view=map", "/gpu-data", "/cpu-data", "/memory", "/root_drive"]
+        paths += ["/load-data-1", f"/?q={quote(HOSTILE_TEXTS[0])}", "/history", "/status", "/slurm", "/waste", "/tv"]
+        for path in filter(lambda each: each.partition("?")[0] in ROUTES, paths):
+            page = seat.open(path)
+            settle(page)
+            for plot in page.locator(".plot:visible").all()[:2]:
+                plot.hover()
+            if page.locator("#facets summary").count():
+                page.locator("#facets summary").first.click()
+            assert page.evaluate(INERT) == ["undefined", 0, 0], path
+        page = seat.open("/")
+        until(page, "document.querySelectorAll('#hosts tr').length === 50")
+        page.keyboard.press("Control+k")
+        page.keyboard.type("hacked")
+        until(page, "document.querySelectorAll('#found .name').length === 12")
+        assert page.evaluate(INERT) == ["undefined", 0, 0]
+        # a text that nothing may turn into anything else stands there as it was sent
+        assert "onerror=hacked=1>" in page.locator("dialog").inner_text()
+        assert seat.wrong == []
+
+
+@pytest.mark.parametrize("kind", ["host", "user"])
+def test_the_page_of_each_hostile_name_is_found_and_runs_nothing(
+    browser: Browser, hostile_site: tuple[Site, list[str]], kind: str
+) -> None:
+    site, hosts = hostile_site
+    names = hosts if kind == "host" else [text for text in HOSTILE_TEXTS if "/" not in text]
+    with opened(browser, site, 360) as seat:
+        for name in names[: len(SEEDS)]:
+            page = seat.open(f"/{kind}/{quote(name, safe='')}")
+            assert page.evaluate(INERT) == ["undefined", 0, 0], name
+            assert page.evaluate("document.documentElement.scrollWidth") <= 360, name
+        assert seat.wrong == []
+
+
+def test_a_name_that_turns_the_line_turns_no_other(calm_seat: Seat) -> None:
+    page = calm_seat.open(f"/host/{quote(HOSTILE, safe='')}")
+    assert page.locator("h1").evaluate("(each) => getComputedStyle(each).unicodeBidi") == "isolate"
