@@ -247,6 +247,11 @@ class Cluster:
         """
         with self._lock:
             before = self._hosts.get(seen.host)
+            if backlog:  # it was taken long ago, perhaps under an earlier boot or name, and shows nothing that is
+                if before is not None:
+                    self._refuse_another_machine(before, seen)
+                self._witness(seen, before, None)
+                return True
             if before is None:
                 self._drop_departed(seen.received_at)
                 if len(self._hosts) >= self._max_hosts:
@@ -254,12 +259,8 @@ class Cluster:
                 gaps: tuple[float, ...] = ()
                 self._set_place(seen.host, self._place_of(seen.host))
             else:
-            if backlog:  # it was taken long ago, perhaps under an earlier boot or name, and shows nothing that is
-                if before is not None:
-                    self._refuse_another_machine(before, seen)
-                self._witness(seen, before, None)
-                return True
                 self._refuse_another_machine(before, seen)
+                self._refuse_a_twin(before, seen)
                 last = before.seen
                 if (
                     seen.boot_id is not None
@@ -267,7 +268,6 @@ class Cluster:
                     and seen.seq is not None
                     and last.seq is not None
                 ):
-                self._refuse_a_twin(before, seen)
                     if seen.seq == last.seq:
                         return False
                     if seen.seq < last.seq:
@@ -335,13 +335,6 @@ class Cluster:
         else:
             self._places[name] = place
 
-    def forget(self, names: Iterable[str]) -> None:
-        """Forget hosts and all that is known of them; one that posts again is a new one."""
-        with self._lock:
-            for name in names:
-                known = self._hosts.pop(name, None)
-                self._places.pop(name, None)
-                if known is not None:
     def _refuse_a_twin(self, before: KnownHost, seen: Seen) -> None:
         """Keep a machine and its clone apart, which have one name and one machine_id, while the first still posts.
 
@@ -361,6 +354,13 @@ class Cluster:
                 "and give it a machine-id of its own (systemd-machine-id-setup)",
             )
 
+    def forget(self, names: Iterable[str]) -> None:
+        """Forget hosts and all that is known of them; one that posts again is a new one."""
+        with self._lock:
+            for name in names:
+                known = self._hosts.pop(name, None)
+                self._places.pop(name, None)
+                if known is not None:
                     self._kept_bytes -= len(known.seen.packed)
                     self.forgets += 1
 
