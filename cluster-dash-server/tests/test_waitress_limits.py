@@ -4,7 +4,9 @@ import http.client
 import json
 import socket
 import threading
+import time
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +14,7 @@ from waitress.server import create_server
 
 from cluster_dash_server.app import create_app
 from cluster_dash_server.settings import Settings
+from cluster_dash_server.web import waitress_limits
 
 
 @pytest.fixture(scope="module")
@@ -90,3 +93,18 @@ def test_the_application_sees_that_a_proxy_passed_a_request_on(port: int, exampl
     body = json.dumps(example).encode()
     head = b"POST / HTTP/1.1\r\nHost: localhost\r\nX-Forwarded-For: 192.0.2.7\r\nContent-Length: %d\r\n\r\n" % len(body)
     assert exchange(port, head + body).split(b" ")[1] == b"401"
+
+
+def test_a_post_that_waited_too_long_for_a_thread_is_refused_unread(
+    port: int, example: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body = json.dumps(example).encode()
+    request = b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(body) + body
+    assert exchange(port, request).split(b" ")[1] == b"200"
+    # as if the time had begun later for those who wrote down when the request was whole
+    behind = SimpleNamespace(monotonic=lambda: time.monotonic() - 11)
+    monkeypatch.setattr(waitress_limits, "time", behind)
+    answer = exchange(port, request)
+    assert answer.split(b" ")[1] == b"503"
+    assert b"retry-after: " in answer.lower()
+    assert b"the server is behind by 11 s" in answer

@@ -1,6 +1,7 @@
 """The ways in for snapshots: from a WSGI request to `Ingest` and back."""
 
 import logging
+import time
 from collections.abc import Callable
 from http import HTTPStatus
 from typing import TYPE_CHECKING
@@ -14,6 +15,7 @@ from cluster_dash_server.ingest import Answer, Ingest, Post, refused
 from cluster_dash_server.snapshot import SnapshotError, decode, dumps, printable
 from cluster_dash_server.viewers import needs
 from cluster_dash_server.web.edge import Reply, Way, caller_of
+from cluster_dash_server.web.waitress_limits import WHOLE_SINCE
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
@@ -91,7 +93,9 @@ def _reply(
         answer = refused(400, "body: shorter than its Content-Length")
     else:
         headers = {name: environ[key] for name, key in _HEADERS.items() if key in environ}
-        answer = take(Post(caller=caller_of(environ), headers=headers, body=body))
+        since = float(environ.get(f"HTTP_{WHOLE_SINCE}", "inf"))
+        waited_seconds = max(0.0, time.monotonic() - since)
+        answer = take(Post(caller=caller_of(environ), headers=headers, body=body, waited_seconds=waited_seconds))
     count(answer)
     return _worded(answer)
 

@@ -4,6 +4,7 @@ waitress' own defaults stop answering at 98 clients, since they count idle keep-
 1 GiB, and hide from the application that a proxy passed a request on.
 """
 
+import time
 from typing import Any
 
 from waitress.adjustments import Adjustments
@@ -28,6 +29,10 @@ LIMITS: dict[str, Any] = {
     "channel_request_lookahead": 0,
     "clear_untrusted_proxy_headers": False,  # the application must see that a proxy passed a request on
 }
+
+
+WHOLE_SINCE = "whole since"
+"""Since when a request is complete (s of the monotonic clock), among its headers: no client can send this name."""
 
 
 class _JsonError:
@@ -65,6 +70,8 @@ class RequestParser(HTTPRequestParser):  # type: ignore[misc]
     def received(self, data: bytes) -> int:
         """Take what came; return how much of it was used."""
         used: int = super().received(data)
+        if self.completed:  # it now waits for a thread
+            self.headers[WHOLE_SINCE] = str(time.monotonic())
         error: object = self.error
         if isinstance(error, Error):
             self.error: object = _JsonError(error)
