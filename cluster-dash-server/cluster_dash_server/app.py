@@ -12,7 +12,7 @@ import click
 from flask import Config, Flask, Response, render_template, request
 from werkzeug.exceptions import HTTPException
 
-from cluster_dash_server import __version__, looking, restart
+from cluster_dash_server import __version__, looking, privacy, restart
 from cluster_dash_server import settings as settings_of_site
 from cluster_dash_server.auth import Auth, Limiter, Passcode, Proxies, names_loopback
 from cluster_dash_server.cluster import Cluster, KnownHost
@@ -111,7 +111,7 @@ def create_app(settings: Settings | None = None, clock: Callable[[], float] = ti
         settings=settings.history,
         privacy=settings.privacy,
         clock=clock,
-        last_seen=lambda hosts: [restart.remember(known) for known in cluster.known(hosts)],
+        last_seen=lambda hosts: [restart.remember(known) for known in whole.known(hosts)],
     )
     events = EventLog(settings.states, ledger=history)
     xids, counts = XidCounts(), PostCounts()
@@ -120,7 +120,7 @@ def create_app(settings: Settings | None = None, clock: Callable[[], float] = ti
         events.witness(seen, before, after)
         xids.witness(seen, before, after)
 
-    cluster = Cluster(settings.states, settings.limits.max_hosts, witness, settings.limits.kept_bytes)
+    whole = cluster = Cluster(settings.states, settings.limits.max_hosts, witness, settings.limits.kept_bytes)
     passcode = Passcode(settings.ingest.passcode)
     tokens = _tokens(folder, clock)
     auth = Auth(
@@ -133,8 +133,16 @@ def create_app(settings: Settings | None = None, clock: Callable[[], float] = ti
     )
     slurm = Slurm(settings.slurm, cluster.place)
     slurm.known_by(cluster.knows)
+    veil, veil_for_some = looking.veils(settings, folder)
     ingest = Ingest(
-        cluster=cluster, auth=auth, check=checker(), limits=settings.limits, clock=clock, slurm=slurm, history=history
+        cluster=cluster,
+        auth=auth,
+        check=checker(),
+        limits=settings.limits,
+        clock=clock,
+        slurm=slurm,
+        history=history,
+        veil=None if veil is None else veil.snapshot,
     )
     control = Control(folder, cluster, events, clock, tokens)
     start = _Start(history, cluster, events, control, clock)
@@ -173,8 +181,13 @@ def create_app(settings: Settings | None = None, clock: Callable[[], float] = ti
 
     posts = post.ways(ingest, note)
     life = secrets.token_hex(4)
-    live = Live(cluster, life)
-    narrowed = Narrowed(live, life)
+    # what follows is for viewers: each is shown what they may know
+    veiled = privacy.veiled(cluster, veil_for_some)
+    lives = Live(cluster, life), Live(veiled, f"{life}v")
+    narrowed = privacy.by_viewer(Narrowed(lives[0], life), Narrowed(lives[1], f"{life}v"))
+    live = privacy.by_viewer(*lives)
+    cluster = privacy.by_viewer(cluster, veiled)
+    slurm = privacy.by_viewer(slurm, privacy.veiled_slurm(slurm, veil_for_some))
     looks = api.way(live, narrowed, clock, viewers.note)
     app.register_blueprint(post.blueprint(*posts))
     app.register_blueprint(post.enrolment(auth, clock))

@@ -1,11 +1,13 @@
 """Who may look here, by the settings: the gate, and the identity provider where people sign in at one."""
 
+import secrets
 from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from cluster_dash_server import oidc
 from cluster_dash_server.auth import Limiter, Proxies, names_loopback
+from cluster_dash_server.privacy import Veil, kept_key
 from cluster_dash_server.settings import ConfigError, Settings, ViewerSettings
 from cluster_dash_server.tokens import Tokens
 from cluster_dash_server.users import UsersError, UsersFile
@@ -48,6 +50,24 @@ def gate(settings: Settings, tokens: Tokens, clock: Callable[[], float]) -> Gate
         limiter=Limiter(settings.limits.failures_per_minute),
         clock=clock,
     )
+
+
+def veils(settings: Settings, folder: Path) -> tuple[Veil | None, Veil]:
+    """Build what hides names: of all that is kept (None: nothing is hidden there), and of who may not know them.
+
+    Raises:
+        ConfigError: the key of the pseudonyms cannot be kept.
+    """
+    for_some = Veil(secrets.token_bytes(32), hides_people=True, hides_programs=True)
+    hides_people = settings.privacy.user_names == "pseudonym"
+    if not hides_people and settings.privacy.programs:
+        return None, for_some
+    try:
+        # the same person has the same pseudonym after a restart: history goes on
+        key = kept_key(folder) if hides_people else b""
+    except OSError as error:
+        raise ConfigError(f"privacy.user_names: {folder}: the key of the pseudonyms cannot be kept: {error}") from None
+    return Veil(key, hides_people=hides_people, hides_programs=not settings.privacy.programs), for_some
 
 
 def provider(settings: Settings, clock: Callable[[], float]) -> oidc.Provider | None:
