@@ -138,7 +138,7 @@ class Delivery:
         if snapshot.boot_id is None or snapshot.seq is None:
             return
         source = Source(snapshot.hostname, snapshot.boot_id)
-        held = Held(source, snapshot.seq, snapshot.timestamp, encode(snapshot.document()))
+        held = Held(source, snapshot.seq, snapshot.timestamp, encode(snapshot.document_to_keep()))
         self._spool.add(held)
         with self._changed:
             self._slot = snapshot, held
@@ -195,7 +195,8 @@ class Delivery:
     # ------------------------------------------------------------------------------------------------- live
 
     def _send_live(self, snapshot: Snapshot, held: Held) -> None:
-        receipt = self._post.post_one(held.body, {"spool": self._part(held)})
+        body = encode(snapshot.document()) if "slurm" in snapshot.parts else held.body
+        receipt = self._post.post_one(body, {"spool": self._part(held)})
         now = self._clock.monotonic()
         self._keeps_history = receipt.keeps_history
         if receipt.keeps_history:

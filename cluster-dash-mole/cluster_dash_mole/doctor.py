@@ -285,6 +285,8 @@ def hardware(kinds: Sequence[Collector], *, sys: str = "/sys") -> Iterator[Findi
             yield from gpus(reading, seconds, on_the_bus(sys))
         elif kind.name == "disk":
             yield disks(reading, seconds)
+        elif kind.name == "slurm":
+            yield from slurm(reading, seconds)
         elif reading.ok:
             yield Finding(mark="✔", what=kind.name, measured=f"read in {1000 * seconds:.0f} ms")
         else:
@@ -319,6 +321,35 @@ def gpus(reading: Reading, seconds: float, devices: int) -> Iterator[Finding]:
     driver = reading.general.get("driver_version", "?")
     if healthy := len(entries) - len(sick):
         yield Finding(mark="✔", what="GPUs", measured=f"{healthy} read in {1000 * seconds:.0f} ms, driver {driver}")
+
+
+def slurm(reading: Reading, seconds: float) -> Iterator[Finding]:
+    """Judge what Slurm gave, and what it kept to itself."""
+    found = reading.once.get("slurm")
+    part = found if isinstance(found, Mapping) else {}
+    if not reading.ok:
+        yield Finding(
+            mark="✘",
+            what="Slurm",
+            measured=reading.error or "failed",
+            cause="slurmctld is down, this host has no slurm.conf, or its commands are elsewhere: [Slurm] bin_folder",
+            command="scontrol ping",
+        )
+        return
+    counts = [len(part[table][name]) for table, name in (("nodes", "name"), ("jobs", "id"))]
+    yield Finding(
+        mark="✔",
+        what="Slurm",
+        measured=f"{counts[0]} nodes, {counts[1]} jobs of version {part['version']} in {seconds:.1f} s",
+    )
+    for note in part["notes"]:
+        yield Finding(
+            mark="!",
+            what="Slurm",
+            measured=note,
+            cause="what this user may not see, or this Slurm does not keep; the pages say so, too",
+            command="sacctmgr show user $(id -un)",
+        )
 
 
 def on_the_bus(sys: str) -> int:

@@ -36,6 +36,9 @@ class Event:
     code: int | None = None
 
 
+_KEPT_OF_SLURM = ("version", "cluster", "collected_at", "interval_seconds", "totals")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
     """All a mole saw at one instant.
@@ -72,6 +75,18 @@ class Snapshot:
                 for name, said in self.collectors.items()
             },
         }
+
+
+    def document_to_keep(self) -> dict[str, object]:
+        """Return what is held of it until the server has it in history: Slurm's tables are news for a minute only.
+
+        They take 3 MB where there are 20,000 jobs.
+        """
+        document = self.document()
+        slurm = document.get("slurm")
+        if isinstance(slurm, Mapping):
+            document["slurm"] = {name: part for name, part in slurm.items() if name in _KEPT_OF_SLURM}
+        return document
 
 
 def encode(document: Mapping[str, object]) -> bytes:

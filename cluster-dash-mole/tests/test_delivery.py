@@ -4,6 +4,7 @@ import itertools
 import json
 import random
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -140,6 +141,26 @@ def snapshot(seq: int, at: float = 1.0, boot_id: str = "boot") -> Snapshot:
         parts={"cpu": {"cpu_percent": seq % 100}, "gpu": {}},
         collectors={},
     )
+
+
+def test_the_tables_of_slurm_go_out_live_and_are_not_held(tmp_path: Path) -> None:
+    night = Night(tmp_path)
+    kept = {"collected_at": 1.0, "totals": {"jobs": {"running": 2}}}
+    tables = {**kept, "sources": {}, "jobs": {"id": [1, 2]}, "strings": [""]}
+    bodies: list[bytes] = []
+    take = night.server.post_one
+
+    def post_one(body: bytes, more: Mapping[str, object]) -> Receipt:
+        bodies.append(body)
+        return take(body, more)
+
+    night.server.post_one = post_one  # type: ignore[method-assign]
+    seen = replace(snapshot(1), parts={**snapshot(1).parts, "slurm": tables})
+    night.delivery.offer(seen)
+    night.delivery.step()
+    assert json.loads(bodies[0])["slurm"] == tables
+    (held,) = night.spool.take(1, float("inf"))
+    assert json.loads(held.body)["slurm"] == kept
 
 
 class Night:

@@ -402,3 +402,14 @@ def test_the_spool_is_said_where_there_is_one_and_stays_as_it_is(tmp_path: Path)
     (folder / "0000000001.batch.bad-1790000000").touch()
     damaged, nothing = doctor.spooled(folder, 1_790_000_000.0)
     assert (damaged.mark, nothing.mark) == ("!", "✔")
+
+
+def test_slurm_is_judged_by_what_it_said_and_what_it_kept_to_itself() -> None:
+    block = {"version": "24.11.5", "nodes": {"name": ["a"]}, "jobs": {"id": []}, "notes": ["PrivateData hides jobs"]}
+    found = list(doctor.slurm(Reading(once={"slurm": block}), 0.5))
+    assert [(each.mark, each.measured) for each in found] == [
+        ("✔", "1 nodes, 0 jobs of version 24.11.5 in 0.5 s"),
+        ("!", "PrivateData hides jobs"),
+    ]
+    (failed,) = doctor.slurm(Reading(ok=False, error="Slurm not read (never yet): no answer"), 20.0)
+    assert (failed.mark, failed.command) == ("✘", "scontrol ping")

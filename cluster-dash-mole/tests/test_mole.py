@@ -472,3 +472,42 @@ def test_a_server_that_is_away_for_long_finds_the_newest_events(clock: FakeClock
     gpu.events = [Event(at=float(code), kind="xid", text="", code=code) for code in range(1000)]
     subject = mole(clock, gpu, lanes=[lane(Scripted(), clock)])
     assert codes(subject.snapshot()) == list(range(1000 - Mole.EVENTS_KEPT, 1000))
+
+
+class Found:
+    """A collector that tells each finding once."""
+
+    name = "slurm"
+
+    def __init__(self) -> None:
+        self.block: dict[str, object] | None = None
+
+    def collect(self) -> Reading:
+        block, self.block = self.block, None
+        return Reading(once={"slurm": block} if block else {})
+
+
+def test_what_is_told_once_stands_in_each_snapshot_until_one_with_it_was_taken(clock: FakeClock) -> None:
+    slurm, sender = Found(), Scripted(SendError("away", row=Row.TROUBLE))
+    way = lane(sender, clock)
+    subject = mole(clock, slurm, lanes=[way])
+    slurm.block = {"collected_at": 1.0}
+    for number in range(4):
+        subject.round()
+        way.step()
+        clock.pass_time(60)
+        if number == 2:
+            slurm.block = {"collected_at": 1.0}  # equal, and yet another finding
+    assert [told.parts.get("slurm") for told in sender.sent] == [
+        *({"collected_at": 1.0}, {"collected_at": 1.0}),
+        *(None, {"collected_at": 1.0}),
+    ]
+
+
+def test_a_newer_finding_takes_the_place_of_one_that_was_not_taken(clock: FakeClock) -> None:
+    slurm = Found()
+    subject = mole(clock, slurm, lanes=[lane(Scripted(), clock)])
+    slurm.block = {"collected_at": 1.0}
+    subject.snapshot()
+    slurm.block = {"collected_at": 61.0}
+    assert subject.snapshot().parts["slurm"] == {"collected_at": 61.0}

@@ -161,6 +161,8 @@ def test_a_container_is_told_by_the_control_group(path: str, container: str | No
         ("/system.slice/slurmstepd.scope/job_42/step_0/user/task_0", "42", None),
         ("/system.slice/gpu01_slurmstepd.scope/job_42", "42", None),
         ("/system.slice/slurmstepd.scope/sABCDEF/step_0", None, None),
+        ("/system.slice/slurmstepd.scope/s6KXM7ZXA15900/step_0/user/task_0", "s6KXM7ZXA15900", None),  # since 26.05
+        ("/user.slice/user-1001.slice/slurmstepd.scope/s6KXM7ZXA15900/step_0", None, None),
         ("/user.slice/user-1001.slice/slurmstepd.scope/job_42/step_0", None, None),  # anybody may call theirs so
         ("/user.slice/user-1001.slice/slurm/uid_1000/job_42/step_0", None, None),
     ],

@@ -383,7 +383,12 @@ class Slurm:
         self._knows = knows
 
     def offer(self, host: str, block: Json, received_at: float) -> None:
-        """Take what the mole of a host found, where it is newer than what is known of that cluster."""
+        """Take what the mole of a host found, where it is newer than what is known of that cluster.
+
+        A block without sources is one that was held back for want of a server: it is for history only.
+        """
+        if "sources" not in block:
+            return
         with self._lock:
             before = self._senders.get(host, ("", 0.0))[0]
             picture = read(host, block, received_at, before)

@@ -228,6 +228,13 @@ def test_of_two_moles_the_newest_counts_and_the_page_knows_of_both() -> None:
     assert joined.pictures(NOW + 3600)[0].others == ()
 
 
+def test_what_was_held_back_for_want_of_a_server_is_no_picture() -> None:
+    joined = Slurm()
+    joined.offer("head", block([node("gpu1")]), NOW)
+    joined.offer("head", {"collected_at": NOW + 5, "cluster": "hpc", "totals": {}}, NOW + 5)
+    assert len(joined.pictures(NOW + 5)[0].nodes or ()) == 1
+
+
 def test_two_clusters_stand_side_by_side() -> None:
     joined = Slurm()
     joined.offer("head1", block([node("gpu1")], cluster="small"), NOW)

@@ -23,7 +23,8 @@ UNKNOWN_USER = "unknown"
 # what is below a user's own slice could be of that user's making
 _SLURM = re.compile(
     r"^\d*:[^:\n]*:(?!/user\.slice/)[^\n]*?"
-    r"(?:/slurm(?:_[^/\n]+)?/uid_(?P<uid>\d+)|/(?:[^/\n]+_)?slurmstepd\.scope)/job_(?P<job>\d{1,19})(?:/|$)",
+    r"(?:/slurm(?:_[^/\n]+)?/uid_(?P<uid>\d+)|/(?:[^/\n]+_)?slurmstepd\.scope)/"
+    r"(?:job_(?P<job>\d{1,19})|(?P<sluid>s[0-9A-Z]{13}))(?:/|$)",  # an SLUID, since 26.05: the server knows its job
     re.MULTILINE,
 )
 _SESSION = re.compile(r":/user\.slice/user-(?P<uid>\d{1,10})\.slice(?:/|$)", re.MULTILINE)
@@ -227,7 +228,7 @@ def parse_cgroup(text: str) -> Cgroup:
     session = _SESSION.search(text)
     return Cgroup(
         container=_container(text),
-        job_id=job["job"] if job else None,
+        job_id=job["job"] or job["sluid"] if job else None,
         job_uid=int(job["uid"]) if job and job["uid"] else None,
         session_uid=int(session["uid"]) if session else None,
     )
