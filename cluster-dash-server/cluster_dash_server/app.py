@@ -30,7 +30,19 @@ from cluster_dash_server.snapshot import Seen, checker
 from cluster_dash_server.store import StoreError
 from cluster_dash_server.tokens import TokenError, TokenFile, Tokens
 from cluster_dash_server.viewers import scope_of
-from cluster_dash_server.web import api, charts, edge, lists, metrics, pages, post, sign_in, status, waitress_limits
+from cluster_dash_server.web import (
+    api,
+    charts,
+    edge,
+    lists,
+    metrics,
+    pages,
+    post,
+    sign_in,
+    status,
+    waitress_limits,
+    wall,
+)
 from cluster_dash_server.web import slurm as slurm_pages
 from cluster_dash_server.web.views import QueryError
 
@@ -206,6 +218,8 @@ def create_app(settings: Settings | None = None, clock: Callable[[], float] = ti
         version=VERSION,
     )
     app.register_blueprint(status.blueprint(parts, clock))
+    frames = wall.Frames(policy=SECURITY_HEADERS["Content-Security-Policy"], embed_from=settings.site.embed_from)
+    app.register_blueprint(wall.blueprint(cluster, clock, settings.site.name, frames))
     app.register_blueprint(
         metrics.blueprint(
             Metrics(
@@ -239,8 +253,10 @@ def create_app(settings: Settings | None = None, clock: Callable[[], float] = ti
 
     @app.after_request
     def add_security_headers(response: Response) -> Response:
+        may_be_framed = "Content-Security-Policy" in response.headers  # its own says by whom
         for name, value in SECURITY_HEADERS.items():
-            response.headers.setdefault(name, value)
+            if not (may_be_framed and name == "X-Frame-Options"):
+                response.headers.setdefault(name, value)
         return response
 
     @app.errorhandler(HTTPException)

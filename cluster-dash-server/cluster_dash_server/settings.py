@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 import math
 import os
+import re
 import types
 import typing
 from collections.abc import Mapping
@@ -150,6 +151,10 @@ class SiteSettings:
 
     name: str = field(default="cluster", metadata={"help": "what the pages call this cluster"})
     notice: str | None = field(default=None, metadata={"help": "a line on top of every page"})
+    embed_from: tuple[str, ...] = field(
+        default=(),
+        metadata={"help": "sites whose pages may show /tv and /embed in a frame, as https://intranet.lab; empty: none"},
+    )
     timezone: str | None = field(
         default=None,
         metadata={"help": "in which zone days and hours of reports are meant: Europe/Berlin; else this machine's"},
@@ -236,6 +241,7 @@ def read(
         values[section.name] = _section(kind, section.name, raw.get(section.name, {}), source, environment, origins)
     settings = Settings(**values)
     _check_nodes(settings.slurm, origins.get("slurm.hosts", source))
+    _check_embed_from(settings.site.embed_from, origins.get("site.embed_from", source))
     _check_public_url(settings.server.public_url, origins.get("server.public_url", source))
     _check_proxies(settings.server.trusted_proxies, origins.get("server.trusted_proxies", source))
     _check_timezone(settings.site.timezone, origins.get("site.timezone", source))
@@ -243,6 +249,13 @@ def read(
     if ingest.passcode != settings.ingest.passcode:
         origins["ingest.passcode"] = site_file if ingest.passcode_file is None else str(ingest.passcode_file)
     return Reading(settings=dataclasses.replace(settings, ingest=ingest), file=file, origins=origins)
+
+
+def _check_embed_from(origins: tuple[str, ...], source: str) -> None:
+    """Refuse what is no origin: it goes into a header that says who may frame our pages."""
+    for origin in origins:
+        if re.fullmatch(r"https?://[A-Za-z0-9.*-]+(:[0-9]{1,5})?", origin) is None:
+            raise ConfigError(f"{source}: site.embed_from: got {origin!r}, expected such as https://intranet.lab")
 
 
 def _check_public_url(url: str | None, source: str) -> None:

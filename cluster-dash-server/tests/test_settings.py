@@ -134,3 +134,19 @@ def test_a_broken_config_py_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyP
     (tmp_path / "config.py").write_text(text)
     with pytest.raises(ConfigError, match=r"config\.py"):
         app.load_settings()
+
+
+@pytest.mark.parametrize("origin", ["intranet.lab", "https://a.lab; script-src *", "https://a.lab/page", "'self'", "*"])
+def test_what_is_no_site_may_not_be_named_as_one_that_frames_our_pages(tmp_path: Path, origin: str) -> None:
+    file = tmp_path / "server.toml"
+    file.write_text(f'[site]\nembed_from = ["{origin}"]\n')
+    with pytest.raises(
+        ConfigError, match=r"server.toml: site.embed_from: got .*, expected such as https://intranet.lab"
+    ):
+        load(file, environment={})
+
+
+def test_sites_that_may_frame_our_pages_are_named_by_scheme_host_and_port(tmp_path: Path) -> None:
+    file = tmp_path / "server.toml"
+    file.write_text('[site]\nembed_from = ["https://a.lab", "http://*.b.lab:8080"]\n')
+    assert load(file, environment={}).site.embed_from == ("https://a.lab", "http://*.b.lab:8080")

@@ -96,14 +96,20 @@ LIKELY = 200
 """Names that are compared letter by letter: those that begin most like the one asked for."""
 MOST_COMPARED = 64
 """Letters of a name that are compared."""
+LEAST_ALIKE = 0.5
+"""How alike a name must be, from 0 to 1."""
 
 
 def nearest(asked: str, names: Sequence[str]) -> list[str]:
     """Return the names that are most like one that nobody has; of 10,000 it looks closely at few."""
     asked = asked[:MOST_COMPARED].lower()
     likely = heapq.nlargest(LIKELY, names, key=lambda name: _alike(asked, name.lower()))
-    short = {name[:MOST_COMPARED].lower(): name for name in likely}
-    return [short[each] for each in difflib.get_close_matches(asked, list(short), n=NEAREST, cutoff=0.5)]
+    compare = difflib.SequenceMatcher(b=asked)
+    scored = []
+    for name in likely:
+        compare.set_seq1(name[:MOST_COMPARED].lower())
+        scored.append((-compare.ratio(), -_alike(asked, name.lower()), natural(name), name))
+    return [name for score, _, _, name in sorted(scored)[:NEAREST] if -score >= LEAST_ALIKE]
 
 
 def _alike(one: str, other: str) -> int:

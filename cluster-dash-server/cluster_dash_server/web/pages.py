@@ -275,7 +275,7 @@ def blueprint(cluster: Cluster, log: EventLog, clock: Callable[[], float], site:
             **host_page.words_of(view, so_far(cluster, log, now, host), cluster.thresholds, now),
         )
 
-    @pages.get("/user/<user>")
+    @pages.get("/user/<path:user>")  # a name may hold a slash
     @needs("state:read")
     def one_user(user: str) -> Response:
         now = clock()

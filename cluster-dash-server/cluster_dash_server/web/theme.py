@@ -52,6 +52,13 @@ ICONS = tuple(_SHAPES)
 """What the icon of a page can say by its shape: something is free, all is busy, something is wrong, no GPU."""
 
 
+def inks() -> tuple[dict[str, str], dict[str, str]]:
+    """Return the colours of the light and of the dark scheme, by name: `free-ink`."""
+    both = theme()
+    light, dark = ({name.removeprefix("--"): value for name, value in variables(both[scheme])} for scheme in both)
+    return light, dark
+
+
 def icon(says: str) -> str:
     """Return the icon as SVG, in the colour of what it says, for both schemes."""
     both = theme()
