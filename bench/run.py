@@ -12,7 +12,7 @@ from pathlib import Path
 TOP = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(TOP))
 
-from bench import fleet, ingest, live, mole, prometheus, simulate, start  # noqa: E402 - the folder is no installed package
+from bench import browser, fleet, history, ingest, live, mole, prometheus, simulate, start  # noqa: E402 - the folder is no installed package
 from bench.harness import Figure, machine, table  # noqa: E402
 
 CASES: dict[str, Callable[[int], list[Figure]]] = {
@@ -20,9 +20,11 @@ CASES: dict[str, Callable[[int], list[Figure]]] = {
     "fleet": fleet.run,
     "prometheus": prometheus.run,
     "live": live.run,
+    "browser": browser.run,
     "start": start.run,
     "mole": mole.run,
     "simulate": simulate.run,
+    "history": history.run,
 }
 
 
