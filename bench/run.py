@@ -25,6 +25,7 @@ CASES: dict[str, Callable[[int], list[Figure]]] = {
     "mole": mole.run,
     "simulate": simulate.run,
     "history": history.run,
+    "history": history.run,
 }
 
 

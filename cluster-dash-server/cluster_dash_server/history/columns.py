@@ -79,6 +79,8 @@ def encode(columns: "Sequence[array[float]]") -> bytes:
     total = sum(whole)
     known = None
     if total != total:  # a NaN is in it, or infinities
+        if whole[0] != whole[0] and whole.tobytes() == whole[:1].tobytes() * len(whole):
+            return bytes((_EMPTY,))
         known = bytes([value == value for value in whole])
         if not any(known):
             return bytes((_EMPTY,))

@@ -94,8 +94,11 @@ def roll(rows: Sequence[Figures], begin: float, end: float) -> Rolled:
     """Add up rows of one host, oldest first, within a stretch of time."""
     rolled = Rolled()
     held = covers(rows, begin, end)
+    gpus, groups = rows[0].gpus, _groups(rows[0].gpus)
     for row, cover in zip(rows, held, strict=True):
-        rates = _rates(row)
+        if row.gpus is not gpus:
+            gpus, groups = row.gpus, _groups(row.gpus)
+        rates = _rates(row, groups)
         minute = int(cover.begin // 60) * 60
         at = cover.begin
         while at < cover.end:
@@ -116,52 +119,64 @@ def roll(rows: Sequence[Figures], begin: float, end: float) -> Rolled:
 def _runs(rows: Sequence[Figures]) -> Iterator[tuple[int, int]]:
     """Give stretches of rows with the same GPUs and holders, as places from and up to."""
     first = 0
-    for place in range(1, len(rows) + 1):
-        if place == len(rows) or rows[place].holders != rows[first].holders or rows[place].gpus != rows[first].gpus:
+    for place, row in enumerate(rows):
+        was = rows[first]
+        is_same = row.holders is was.holders or row.holders == was.holders
+        if not is_same or (row.gpus is not was.gpus and row.gpus != was.gpus):
             yield first, place
             first = place
+    yield first, len(rows)
 
 
-def _by_model(gpus: tuple[GpuId, ...]) -> dict[str, list[int]]:
+class _Group(NamedTuple):
+    """The GPUs of one model among those of a row: their places (None: all), and the memory of each."""
+
+    model: str
+    places: list[int] | None
+    totals: list[float]
+
+
+def _groups(gpus: tuple[GpuId, ...]) -> list[_Group]:
     places: dict[str, list[int]] = {}
     for place, gpu in enumerate(gpus):
         places.setdefault(gpu.model or "unknown", []).append(place)
-    return places
+    totals = [gpu.total_mem or 0.0 for gpu in gpus]
+    if len(places) == 1:
+        return [_Group(model, None, totals) for model in places]
+    return [_Group(model, of_model, [totals[place] for place in of_model]) for model, of_model in places.items()]
 
 
-def _rates(row: Figures) -> list[tuple[str, Share]]:
+def _rates(row: Figures, groups: list[_Group]) -> list[tuple[str, Share]]:
     """Return what one second of a row adds to each minute's shares, by model and for all."""
-    if not row.gpus:
-        return []
-    models = _by_model(row.gpus)
-    if len(models) == 1:
-        rate = _rate(row, None)
-        return [("", rate), (next(iter(models)), rate)]
-    rates = [(model, _rate(row, places)) for model, places in models.items()]
+    rates = [(group.model, _rate(row, group)) for group in groups]
+    if len(rates) == 1:
+        return [("", rates[0][1]), *rates]
     whole = tuple(map(sum, zip(*[rate for _, rate in rates], strict=True)))
-    return [("", whole), *rates]
+    return [("", whole), *rates] if rates else []
 
 
-def _rate(row: Figures, places: list[int] | None) -> Share:
-    """Return the SHARE of one second of some GPUs of a row; None: of all."""
-    count = len(row.gpus)
-
-    def column(metric: int) -> Sequence[float]:
-        values = row.values[metric * count : (metric + 1) * count]
-        return values if places is None else [values[place] for place in places]
-
-    totals = [gpu.total_mem or 0.0 for gpu in row.gpus]
-    totals = totals if places is None else [totals[place] for place in places]
-    doing, utils, mems, powers = column(_DOING), column(_UTIL), column(_MEM), column(_POWER)
-    known = [util for util in utils if util == util]
+def _rate(row: Figures, group: _Group) -> Share:
+    """Return the SHARE of one second of some GPUs of a row."""
+    count, places, totals = len(row.gpus), group.places, group.totals
+    columns: list[Sequence[float]] = [
+        row.values[metric * count : (metric + 1) * count] for metric in (_DOING, _UTIL, _MEM, _POWER)
+    ]
+    if places is not None:
+        columns = [[column[place] for place in places] for column in columns]
+    doing, utils, mems, powers = columns
+    util, util_known = sum(utils), float(len(utils))
+    if util != util:
+        known = [each for each in utils if each == each]
+        util, util_known = sum(known), float(len(known))
     percents = [100 * mem / total for mem, total in zip(mems, totals, strict=True) if mem == mem and total > 0]
     light = sum(
-        util < LIGHT_PERCENT and 100 * mem < LIGHT_PERCENT * total  # a NaN is less than nothing
-        for util, mem, total in zip(utils, mems, totals, strict=True)
+        each < LIGHT_PERCENT and 100 * mem < LIGHT_PERCENT * total  # a NaN is less than nothing
+        for each, mem, total in zip(utils, mems, totals, strict=True)
     )
+    codes = doing.count
     return (
-        *(float(len(doing)), *(float(doing.count(code)) for code in map(float, range(len(DOINGS)))), float(light)),
-        *(sum(known), float(len(known)), sum(percents), float(len(percents))),
+        *(float(len(doing)), float(codes(0.0)), float(codes(1.0)), float(codes(2.0)), float(codes(3.0))),
+        *(float(codes(4.0)), float(light), util, util_known, sum(percents), float(len(percents))),
         *(_known_sum(mems), _known_sum(powers)),
     )
 

@@ -40,7 +40,7 @@ class Names:
         self._ids: dict[tuple[str, str], int] = {}
         self._layouts: dict[int, Layout] = {}
         self._holdings: dict[int, tuple[Holder, ...]] = {}
-        self._layout_ids: dict[tuple[GpuId, ...], int] = {}
+        self._layout_ids: dict[tuple[GpuId, ...], tuple[int, tuple[GpuId, ...]]] = {}
         self._holding_ids: dict[tuple[Holder, ...], int] = {}
 
     def host(self, name: str) -> int:
@@ -54,9 +54,13 @@ class Names:
 
     def layout(self, gpus: tuple[GpuId, ...]) -> int:
         """Return the id of the layout of GPUs, made where there is none."""
+        return self.known_gpus(gpus)[0]
+
+    def known_gpus(self, gpus: tuple[GpuId, ...]) -> tuple[int, tuple[GpuId, ...]]:
+        """Return the id of the layout, and the one object that stands for equal ones: it is quicker to compare."""
         found = self._layout_ids.get(gpus)
         if found is None:
-            found = self._layout_ids[gpus] = self._id("layouts", "text", Layout(gpus).text())
+            found = self._layout_ids[gpus] = self._id("layouts", "text", Layout(gpus).text()), gpus
         return found
 
     def layout_of(self, layout: int) -> Layout:

@@ -252,9 +252,10 @@ class SqliteStore:
                     rows.append(row)
                     boot = self._boot(db, names, row)
                     hour = int(row.at // HOUR) * HOUR
+                    layout, row.gpus = names.known_gpus(row.gpus)
                     hot.append(
                         (
-                            *(names.host(row.host), hour, row.at, boot, row.seq, names.layout(row.gpus)),
+                            *(names.host(row.host), hour, row.at, boot, row.seq, layout),
                             *(names.holding(row.holders), row.values.tobytes() + row.holder_mem.tobytes()),
                         )
                     )

@@ -1,0 +1,240 @@
+"""History: CPU a snapshot, bytes a figure, and what questions cost, beside a table with a row a figure.
+
+The data are believable: the simulated fleet's, through the server's reading of a snapshot and the store's own door.
+"""
+
+import sqlite3
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
+from itertools import groupby
+from pathlib import Path
+
+from bench.harness import Figure
+from cluster_dash_mole.simulate.fleet import Fleet
+from cluster_dash_server.figures import figures
+from cluster_dash_server.history.rollups import DAY, HOUR
+from cluster_dash_server.history.sqlite import Keep, SqliteStore
+from cluster_dash_server.snapshot import Json, read
+from cluster_dash_server.states import Thresholds
+from cluster_dash_server.store import GPU_METRICS, HOST_METRICS, Figures, SeriesQuery, UsageQuery
+
+BEGIN = 1_700_006_400.0 // DAY * DAY
+HOSTS = 4
+"""How many hosts are simulated: what a snapshot and a figure cost does not depend on it."""
+MONTH_DAYS = 30
+KEEP = Keep(
+    rows_seconds=10_000 * DAY,
+    minutes_seconds=10_000 * DAY,
+    hours_seconds=10_000 * DAY,
+    users_seconds=10_000 * DAY,
+    file_bytes=2**40,
+)
+
+
+def run(runs: int) -> list[Figure]:
+    """Measure."""
+    with tempfile.TemporaryDirectory(prefix="cluster-dash-bench-") as name:
+        folder = Path(name)
+        return [*_day(folder, runs), *_month(folder, runs)]
+
+
+def _day(folder: Path, runs: int) -> list[Figure]:
+    """A day of a fleet at 15 s: all rows are there as they came."""
+    snapshots, reading = _simulated(15, DAY)
+    known = sum(value == value for row in snapshots for value in row.values)
+    store = _store(folder / "day")
+    taking = sealing = 0.0
+    for _, hour in groupby(snapshots, key=lambda row: row.at // HOUR):
+        rows = list(hour)
+        taking += _cpu_seconds(lambda rows=rows: _put(store, rows))  # type: ignore[misc]
+        sealing += _cpu_seconds(store.seal_all)
+    each = (taking + sealing) / len(snapshots) * 1e6
+    ask = SeriesQuery(metric="gpu_util", begin=BEGIN, end=BEGIN + DAY, hosts=(snapshots[0].host,))
+    plain = _PlainTable(folder / "plain.db")
+    few = [row for row in snapshots if row.host == snapshots[0].host]
+    plain_each = _cpu_seconds(lambda: plain.put(few)) / len(few) * 1e6
+    of_host = _cost_ms(lambda: store.series(ask), runs)
+    store.close()
+    size = (folder / "day" / "history.db").stat().st_size
+    few_known = sum(value == value for row in few for value in row.values)
+    return [
+        Figure(
+            name="history: CPU to take the figures out of a snapshot of 8 GPUs",
+            value=reading / len(snapshots) * 1e6,
+            unit="µs",
+        ),
+        Figure(
+            name="history: CPU of the store for an accepted snapshot, all tiers on",
+            value=each,
+            unit="µs",
+            reference=plain_each,
+            target="≤ 100 µs with the line above",
+            met=each + reading / len(snapshots) * 1e6 <= 100,
+        ),
+        Figure(name="history: of that, sealing hours and roll-ups", value=sealing / len(snapshots) * 1e6, unit="µs"),
+        Figure(
+            name=f"history: bytes a figure on disk, {HOSTS} hosts, 24 h at 15 s, all tiers",
+            value=size / known,
+            unit="B",
+            reference=plain.size() / few_known,
+            target="≤ 1.1 B",
+            met=size / known <= 1.1,
+        ),
+        Figure(
+            name="history: one metric of 8 GPUs over 24 h, 1,440 points each",
+            value=of_host,
+            unit="ms",
+            reference=_cost_ms(lambda: plain.series(ask), runs),
+            target="≤ 15 ms",
+            met=of_host <= 15,
+        ),
+    ]
+
+
+def _month(folder: Path, runs: int) -> list[Figure]:
+    """A month at 60 s: questions that roll-ups answer."""
+    day, _ = _simulated(60, DAY)
+    store = _store(folder / "month")
+    for number in range(MONTH_DAYS):
+        _put(store, _later(day, number))
+        store.seal_all()
+    whole = {"begin": BEGIN, "end": BEGIN + MONTH_DAYS * DAY}
+    cluster = _cost_ms(
+        lambda: store.series(SeriesQuery(metric="gpu_util", by="cluster", step_seconds=HOUR, **whole)), runs
+    )
+    users = _cost_ms(lambda: store.usage(UsageQuery(**whole)), runs)
+    gpus = _cost_ms(lambda: store.series(SeriesQuery(metric="gpu_util", hosts=(day[0].host,), **whole)), runs)
+    store.close()
+    return [
+        Figure(
+            name="history: utilisation of the cluster over 30 days, by the hour",
+            value=cluster,
+            unit="ms",
+            target="≤ 5 ms",
+            met=cluster <= 5,
+        ),
+        Figure(
+            name="history: GPU-hours of each user over 30 days",
+            value=users,
+            unit="ms",
+            target="≤ 10 ms",
+            met=users <= 10,
+        ),
+        Figure(name="history: one metric of 8 GPUs over 30 days, 1,440 points each", value=gpus, unit="ms"),
+    ]
+
+
+# ----------------------------------------------------------------------------------------------------------- the data
+
+
+def _simulated(interval_seconds: float, seconds: float) -> tuple[list[Figures], float]:
+    """Return the rows of a simulated fleet in the order of time, and the CPU seconds it took to take them out."""
+    fleet = Fleet(seed=1, hosts=HOSTS, gpus=8, interval_seconds=interval_seconds, began_at=BEGIN, faults=False)
+    thresholds, rows, reading = Thresholds(), [], 0.0
+    hosts = fleet.build()
+    for number in range(int(seconds / interval_seconds)):
+        at = BEGIN + number * interval_seconds
+        for host in hosts:
+            made = host.snapshot(at + 0.25, number + 1)
+            if made is None:
+                continue
+            snapshot: Json = made.document()
+            seen = read(snapshot, received_at=at + 0.3)
+            before = time.process_time()
+            rows.append(figures(snapshot, seen, thresholds))
+            reading += time.process_time() - before
+    return rows, reading
+
+
+def _later(rows: Iterable[Figures], days: int) -> Iterator[Figures]:
+    """Give rows of a day again, some days later."""
+    for row in rows:
+        yield Figures(
+            host=row.host,
+            at=row.at + days * DAY,
+            boot_id=row.boot_id,
+            seq=None if row.seq is None else row.seq + days * 100_000,
+            oldest_seq=None,
+            gpus=row.gpus,
+            values=row.values,
+            holders=row.holders,
+            holder_mem=row.holder_mem,
+        )
+
+
+def _store(folder: Path) -> SqliteStore:
+    folder.mkdir()
+    return SqliteStore(folder, clock=lambda: BEGIN + 365 * DAY, keep=KEEP)
+
+
+def _put(store: SqliteStore, rows: Iterable[Figures]) -> None:
+    for number, row in enumerate(rows):
+        store.append(row)
+        if number % 5_000 == 0:
+            store.flush()
+    store.flush()
+
+
+def _cpu_seconds(work: Callable[[], object]) -> float:
+    before = time.process_time()
+    work()
+    return time.process_time() - before
+
+
+def _cost_ms(ask: Callable[[], object], runs: int) -> float:
+    """Return the CPU that an answer takes: the least of some times, the first of which warms what is cached."""
+    return min(_cpu_seconds(ask) for _ in range(max(3, runs) + 1)) * 1000
+
+
+# ------------------------------------------------------------------------------------------------------ the reference
+
+
+class _PlainTable:
+    """What comes to mind first: a table with a row a figure, and an index."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._db = sqlite3.connect(path, isolation_level=None)
+        self._db.execute("PRAGMA journal_mode = WAL")
+        self._db.execute("CREATE TABLE figures (host TEXT, gpu INTEGER, metric TEXT, at REAL, value REAL)")
+        self._db.execute("CREATE INDEX by_series ON figures (host, gpu, metric, at)")
+
+    def put(self, rows: Iterable[Figures]) -> None:
+        """Insert rows, in transactions of 100."""
+        self._db.execute("BEGIN")
+        for number, row in enumerate(rows):
+            count = len(row.gpus)
+            self._db.executemany(
+                "INSERT INTO figures VALUES (?, ?, ?, ?, ?)",
+                [
+                    *(
+                        (row.host, gpu.gpu, name, row.at, row.values[metric * count + place])
+                        for metric, name in enumerate(GPU_METRICS)
+                        for place, gpu in enumerate(row.gpus)
+                        if row.values[metric * count + place] == row.values[metric * count + place]
+                    ),
+                    *(
+                        (row.host, None, name, row.at, row.values[place - len(HOST_METRICS)])
+                        for place, name in enumerate(HOST_METRICS)
+                        if row.values[place - len(HOST_METRICS)] == row.values[place - len(HOST_METRICS)]
+                    ),
+                ],
+            )
+            if number % 100 == 99:
+                self._db.execute("COMMIT")
+                self._db.execute("BEGIN")
+        self._db.execute("COMMIT")
+        self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+    def series(self, ask: SeriesQuery) -> list[object]:
+        """Answer the question about one host's GPUs."""
+        return self._db.execute(
+            "SELECT gpu, CAST(at / 60 AS INTEGER), MIN(value), AVG(value), MAX(value) FROM figures "
+            "WHERE host = ? AND gpu BETWEEN 0 AND 7 AND metric = ? AND at BETWEEN ? AND ? GROUP BY 1, 2",
+            (*(ask.hosts or ()), ask.metric, ask.begin, ask.end),
+        ).fetchall()
+
+    def size(self) -> int:
+        """Return the bytes of its file."""
+        return self._path.stat().st_size
