@@ -26,6 +26,7 @@ PARTS = {
     "promtool": "Debian's package prometheus",
     "nginx": "Debian's package nginx-light",
     "caddy": "Debian's package caddy",
+    "openssl": "Debian's package openssl",
     "slurmctld": "tests/slurm-lab/install.sh",
 }
 """Programs that a package brings: with CI=true a missing one is a failure."""
