@@ -1,0 +1,93 @@
+"""The server is gone for a day, or a fleet of thousands comes back at once: time is compressed, all else is real."""
+
+import itertools
+import statistics
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.faults.crew import Crew
+from tests.faults.oracle import Oracle
+from tests.processes import start_server, wait_until
+
+DAY = 86_400.0
+
+
+def outage(folder: Path, *, moles: int, snapshots: int, interval: float, seconds: float) -> None:
+    """Moles hold a day of snapshots when the server comes: all must be in history once, and live figures first."""
+    data, port_taker = folder / "data", start_server("--data", folder / "data")
+    with port_taker as server:
+        crew = Crew(server.url, moles=moles, gpus=8, interval_seconds=interval, folder=folder / "spools")
+        with crew:
+            crew.be_without_server(snapshots, DAY)
+            for path in (folder / "spools").iterdir():
+                size = sum(each.stat().st_size for each in path.iterdir())
+                assert size / snapshots * 8640 <= 16 * 2**20, "a day at 10 s"
+            began = time.monotonic()
+            crew.start()
+            wait_until(lambda: len(crew.log.first_live) == moles, 60, "each is live")
+            wait_until(lambda: crew.waiting == 0, seconds, "the backlog is drained")
+            drained = time.monotonic() - began
+            log = crew.log
+        time.sleep(1.5)  # the last commit
+        assert server.stop() == 0
+    assert max(log.first_live.values()) - began <= 2 * interval + 1
+    first_batch = min(min(moments) for moments in log.batches.values())
+    assert first_batch >= min(log.first_live.values()), "live figures come first"
+    for moments in log.batches.values():
+        gaps = [later - earlier for earlier, later in itertools.pairwise(moments)]
+        assert not gaps or min(gaps) >= 0.99, "a batch a second at most"
+    oracle = Oracle(sent=crew.sent)
+    verdict = oracle.judge(data)
+    assert (verdict.double, verdict.changed, verdict.unsent, verdict.lost) == ([], [], [], [])
+    assert verdict.rows >= moles * snapshots
+    print(f"{moles} moles x {snapshots}: drained in {drained:.0f} s, live p99 {p99(log.live_seconds):.2f} s")  # noqa: T201
+
+
+def p99(seconds: list[float]) -> float:
+    return statistics.quantiles(seconds, n=100)[98]
+
+
+def test_after_an_outage_of_a_day_every_snapshot_is_in_history_once(tmp_path: Path) -> None:
+    outage(tmp_path, moles=10, snapshots=150, interval=2, seconds=90)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(4 * 3600)
+def test_the_same_for_fifty_moles_with_a_snapshot_every_ten_seconds(tmp_path: Path) -> None:
+    outage(tmp_path, moles=50, snapshots=8640, interval=10, seconds=3 * 3600)
+
+
+def herd(folder: Path, *, moles: int, snapshots: int, interval: float, seconds: float) -> None:
+    """Moles lose a server and get it back: they come as ever, not all at once, and the backlog behind."""
+    with start_server("--data", folder / "data") as server:
+        crew = Crew(server.url, moles=moles, gpus=1, interval_seconds=interval, folder=None, workers=64)
+        with crew:
+            crew.be_without_server(snapshots, 600)
+            began = time.monotonic()
+            crew.start()
+            time.sleep(seconds)
+            log, waiting = crew.log, crew.waiting
+    mean = moles / interval
+    late = [text for at, _, text in log.failures if at - began > 5 and ("(5" in text or "answered 5" in text)]
+    taken = moles * snapshots - waiting
+    print(  # noqa: T201
+        f"{moles} moles at {interval} s: at most {log.most_in_a_second()} posts in a second, mean {mean:.0f};"
+        f" live p99 {1000 * p99(log.live_seconds):.0f} ms; {taken} of {moles * snapshots} drained in {seconds} s;"
+        f" {len(log.failures)} refused"
+    )
+    assert late == []
+    assert log.most_in_a_second() <= 3 * mean
+    assert max(log.first_live.values()) - began <= 2 * interval + 1
+    assert taken > 0
+
+
+def test_a_fleet_that_comes_back_does_not_come_all_at_once(tmp_path: Path) -> None:
+    herd(tmp_path, moles=200, snapshots=12, interval=4, seconds=15)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(1800)
+def test_the_same_for_five_thousand_moles_at_ten_seconds(tmp_path: Path) -> None:
+    herd(tmp_path, moles=5000, snapshots=60, interval=10, seconds=600)
