@@ -28,6 +28,7 @@ SAY = """
 
     what is free, what is wrong   {url}/
     who uses gpu01                {url}/host/gpu01
+    the queue, and why jobs wait  {url}/slurm
     the same in a terminal        curl {url}/api/gpu-summary
 """
 
@@ -50,7 +51,7 @@ def main() -> int:
             port=options.port,
             server_options=["-c", settings, "--data", Path(folder, "data")],
             poster=[
-                *(MOLE / ".venv/bin/cluster-dash-mole", "simulate", "--server", "{url}", "--faults", "--quiet"),
+                *(MOLE / ".venv/bin/cluster-dash-mole", "simulate", "--server", "{url}", "--faults", "--quiet", "--slurm"),
                 *("--hosts", str(options.hosts), "--interval", str(INTERVAL_SECONDS), "--seed", str(options.seed)),
             ],
             environment={

@@ -186,6 +186,7 @@ def _add_simulate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--faults", action="store_true", help="let things go wrong: lost GPUs, silent hosts, full disks"
     )
+    parser.add_argument("--slurm", action="store_true", help="let one host tell of a Slurm: queue, nodes, jobs")
     parser.add_argument("--seconds", type=_seconds, metavar="S", help="end by itself after so long")
     parser.add_argument("--auth-code-file", type=Path, metavar="FILE", help="a file that holds the passcode")
     parser.add_argument("--quiet", action="store_true", help="do not say every 5 s how it goes")
@@ -229,6 +230,7 @@ def _simulate(given: argparse.Namespace) -> int:
                 seconds=given.seconds,
                 quiet=given.quiet,
                 as_json=given.json,
+                slurm=given.slurm,
             )
         )
     except ValueError as error:

@@ -16,10 +16,11 @@ from typing import Any
 import pytest
 
 from cluster_dash_mole.cli import main
-from cluster_dash_mole.simulate import SHIPPED_PASSCODE, night, parse_server, read_auth_code
+from cluster_dash_mole.simulate import SHIPPED_PASSCODE, _body, night, parse_server, read_auth_code
 from cluster_dash_mole.simulate.fleet import Fleet, SimulatedHost
 from cluster_dash_mole.simulate.hardware import MODELS, model_at
 from cluster_dash_mole.simulate.night import Fault
+from cluster_dash_mole.simulate.slurm import SimulatedSlurm
 from cluster_dash_mole.simulate.swarm import Latencies, Swarm
 from cluster_dash_mole.simulate.work import BEFORE_SECONDS
 
@@ -414,3 +415,73 @@ def test_latencies_keep_percentiles_within_two_percent() -> None:
     assert latencies.percentile(0.5) == pytest.approx(50, rel=0.03)
     assert latencies.percentile(0.99) == pytest.approx(99, rel=0.03)
     assert latencies.max_ms == 500.0
+
+
+# ------------------------------------------------------------------------------------------------------- its Slurm
+
+
+def slurm_of(hosts: list[SimulatedHost]) -> SimulatedSlurm:
+    return SimulatedSlurm(hosts, seed=15, began_at=BEGAN_AT)
+
+
+def block_of(hosts: list[SimulatedHost], elapsed: float = 30) -> Any:
+    return slurm_of(hosts).block(BEGAN_AT + elapsed)
+
+
+def test_every_gpu_with_work_is_one_that_slurm_gave_away() -> None:
+    hosts = fleet(faults=False)
+    block = block_of(hosts)
+    given = dict(zip(block["nodes"]["name"], block["nodes"]["gpu_index"], strict=True))
+    for host in hosts:
+        working = sorted(gpu["index"] for gpu in gpus_of(seen(host, 31)) if gpu["users"])
+        assert given[host.hostname] == ",".join(map(str, working))
+    totals = block["totals"]
+    assert totals["gpus"]["total"] == 64
+    assert totals["gpus"]["allocated"] == sum(
+        count
+        for count, state in zip(block["jobs"]["gpus"], block["jobs"]["state"], strict=True)
+        if block["strings"][state] == "running"
+    )
+    assert totals["jobs"]["pending"] > 10
+
+
+def test_a_night_with_faults_has_drained_nodes_one_that_is_down_and_work_past_slurm() -> None:
+    block = block_of(fleet())
+    states = {block["strings"][state] for state in block["nodes"]["state"]}
+    assert "down+not_responding" in states
+    assert any(state.endswith("+drain") for state in states)
+    assert any("ticket" in text for text in block["strings"])
+    hosts = fleet()
+    given = dict(zip(block["nodes"]["name"], block["nodes"]["gpu_index"], strict=True))
+    passed_by = [
+        host.hostname
+        for host in hosts
+        for gpu in gpus_of(seen(host, 31) or {"gpu": {}})
+        if gpu.get("users") and str(gpu["index"]) not in given[host.hostname].split(",")
+    ]
+    assert len(set(passed_by)) == 1
+
+
+def test_jobs_that_end_are_kept_and_the_queue_moves_on() -> None:
+    slurm = slurm_of(fleet(faults=False))
+    first: Any = slurm.block(BEGAN_AT)
+    later: Any = {}
+    for minute in range(1, 60):
+        later = slurm.block(BEGAN_AT + 60 * minute)
+    assert sum(later["totals"]["finished_day"].values()) > 5
+    assert set(later["finished"]["id"]) & set(first["jobs"]["id"])
+    assert set(later["jobs"]["id"]) != set(first["jobs"]["id"])
+
+
+def test_one_host_speaks_for_slurm_once_a_minute() -> None:
+    hosts = fleet(hosts=3, faults=False)
+    slurm = slurm_of(hosts)
+    bodies = [_body(host, "x", slurm) for host in hosts]
+    told = []
+    for second in range(0, 120, 5):
+        for body in bodies:
+            text = body(BEGAN_AT + second)
+            assert text is not None
+            if "slurm" in (found := json.loads(text)):
+                told.append((second, found["hostname"]))
+    assert told == [(0, "gpu01"), (60, "gpu01")]

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import resource
 import socket
 import sys
@@ -15,6 +16,7 @@ from cluster_dash_mole.mole import Row, SendError, SystemClock
 from cluster_dash_mole.senders.http import HttpSender
 from cluster_dash_mole.senders.http.exchange import CONNECT_SECONDS, Address, parse_address
 from cluster_dash_mole.simulate.fleet import Fleet, SimulatedHost
+from cluster_dash_mole.simulate.slurm import INTERVAL_SECONDS, SimulatedSlurm
 from cluster_dash_mole.simulate.swarm import Swarm, Tally
 
 log = logging.getLogger(__name__)
@@ -44,6 +46,7 @@ class Simulation:
     seconds: float | None
     quiet: bool
     as_json: bool
+    slurm: bool = False
 
 
 def run(simulation: Simulation) -> None:
@@ -62,13 +65,14 @@ def run(simulation: Simulation) -> None:
         faults=simulation.faults,
     )
     hosts = fleet.build()
+    slurm = SimulatedSlurm(hosts, seed=simulation.seed, began_at=began_at) if simulation.slurm else None
     _try_first(hosts[0], simulation, clock)
     family, peer = _peer(simulation.address)
     swarm = Swarm(
         family=family,
         peer=peer,
         head=_head(simulation.address),
-        bodies=[_body(host, simulation.auth_code) for host in hosts],
+        bodies=[_body(host, simulation.auth_code, slurm) for host in hosts],
         interval_seconds=simulation.interval_seconds,
         most_open=_room_for(simulation.hosts),
     )
@@ -186,17 +190,25 @@ def _head(address: Address) -> Callable[[float], bytes]:
     return at
 
 
-def _body(host: SimulatedHost, auth_code: str) -> Callable[[float], bytes | None]:
-    """Return what makes the bodies of a host; like a mole without a past it counts from the time in Unix ms."""
+def _body(host: SimulatedHost, auth_code: str, slurm: SimulatedSlurm | None = None) -> Callable[[float], bytes | None]:
+    """Return what makes the bodies of a host; like a mole without a past it counts from the time in Unix ms.
+
+    One host speaks for Slurm, too, once a minute, and at once when the night begins.
+    """
     seq = int(time.time() * 1000)
+    asks = slurm is not None and slurm.speaker is host
+    asked_at = -math.inf
 
     def at(now: float) -> bytes | None:
-        nonlocal seq
+        nonlocal seq, asked_at
         snapshot = host.snapshot(now, seq)
         if snapshot is None:
             return None
         seq += 1
-        return _ENCODER.encode({**snapshot.document(), "auth_code": auth_code}).encode()
+        more: dict[str, object] = {"auth_code": auth_code}
+        if asks and slurm is not None and now - asked_at >= INTERVAL_SECONDS:
+            more["slurm"], asked_at = slurm.block(now), now
+        return _ENCODER.encode({**snapshot.document(), **more}).encode()
 
     return at
 

@@ -163,6 +163,33 @@ class SimulatedHost:
             collectors=said,
         )
 
+    @property
+    def gpu_count(self) -> int:
+        """How many GPUs it has."""
+        return len(self._gpus)
+
+    @property
+    def gpu_type(self) -> str:
+        """What Slurm would call its GPUs: `h100`."""
+        return self._model.name.split("-")[0].replace("NVIDIA ", "").split(" ")[0].lower()
+
+    def jobs_at(self, at: float) -> "list[tuple[Job | None, list[int]]]":
+        """Return the jobs on its GPUs at a moment (Unix s), each with the indexes of those; None: nobody's."""
+        jobs, first = [], 0
+        for turns, count in self._turns:
+            jobs.append((turns.advance(at - self._fleet.began_at), list(range(first, first + count))))
+            first += count
+        return jobs
+
+    def is_in_trouble(self, at: float) -> bool:
+        """Say whether its fault shows at a moment (Unix s)."""
+        elapsed, interval = at - self._fleet.began_at, self._fleet.interval_seconds
+        if self.fault is Fault.LOST_GPU:
+            return elapsed >= night.lost_at(interval)
+        if self.fault in (Fault.SILENT, Fault.REBOOT):
+            return night.silent(self.fault, elapsed, interval)
+        return self.fault is not None
+
     def _gpu_entry(self, gpu: _Gpu, elapsed: float) -> dict[str, object]:
         model, fault, job = self._model, self.fault, gpu.turns.job
         broken = gpu.fixed["index"] == self._broken
