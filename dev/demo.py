@@ -51,7 +51,8 @@ def main() -> int:
             port=options.port,
             server_options=["-c", settings, "--data", Path(folder, "data")],
             poster=[
-                *(MOLE / ".venv/bin/cluster-dash-mole", "simulate", "--server", "{url}", "--faults", "--quiet", "--slurm"),
+                *(MOLE / ".venv/bin/cluster-dash-mole", "simulate", "--server", "{url}"),
+                *("--faults", "--quiet", "--slurm"),
                 *("--hosts", str(options.hosts), "--interval", str(INTERVAL_SECONDS), "--seed", str(options.seed)),
             ],
             environment={
