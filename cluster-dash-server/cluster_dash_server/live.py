@@ -71,6 +71,16 @@ GPU_COLUMNS: dict[str, Callable[[GpuView], object]] = {
 }
 """The columns of `gpus`, but for `host`: the place in `hosts`, known only when a body is joined."""
 
+Columns = frozenset[str]
+"""Which columns of `hosts` and `gpus` somebody wants; `host` is always there."""
+ALL_COLUMNS: Columns = frozenset((*HOST_COLUMNS, *GPU_COLUMNS))
+"""All there are. Most bytes of them are uuids and what moves all the time, of which no page shows all."""
+
+
+def chosen_columns(text: str) -> Columns:
+    """Read a list of columns, parted by commas; nothing means all, and a name that there is not gives no column."""
+    return ALL_COLUMNS.intersection(text.split(",")) if text else ALL_COLUMNS
+
 
 @dataclass(frozen=True, slots=True)
 class Row:
@@ -162,27 +172,28 @@ class Live:
         self._refreshed_at: float | None = None
         self._at = float("-inf")
         self._cost_seconds = 0.0  # of the last refresh and the bodies made after it
-        self._bodies: OrderedDict[tuple[int | None, Encoding], bytes] = OrderedDict()
+        self._bodies: OrderedDict[tuple[int | None, Encoding, Columns], bytes] = OrderedDict()
 
-    def body(self, now: float, since: str | None, encoding: Encoding) -> Body:
+    def body(self, now: float, since: str | None, encoding: Encoding, columns: Columns = ALL_COLUMNS) -> Body:
         """Return the view, or what changed since a version.
 
         Args:
             now: Unix s.
             since: a version that the caller has; None, or one of another life: everything.
             encoding: how the bytes are to be packed.
+            columns: those that are wanted.
         """
         with self._lock:
             self._refresh(now)
             known = self._number(since)
-            packed = self._bodies.get((known, encoding))
+            packed = self._bodies.get((known, encoding, columns))
             if packed is None:
                 begin = time.perf_counter()
-                packed = self._make(known, encoding)
+                packed = self._make(known, encoding, columns)
                 self._cost_seconds += time.perf_counter() - begin
             return Body(self._text(self._version), encoding, packed)
 
-    def _make(self, known: int | None, encoding: Encoding) -> bytes:
+    def _make(self, known: int | None, encoding: Encoding, columns: Columns) -> bytes:
         """Make a body, or find that everything serves; keep it."""
         rows = list(map(self._rows.__getitem__, self._names))
         if known is not None:
@@ -190,9 +201,9 @@ class Live:
         if len(rows) > MOSTLY * len(self._names):
             known = None
             rows = list(map(self._rows.__getitem__, self._names))
-        packed = self._bodies.get((known, encoding))
+        packed = self._bodies.get((known, encoding, columns))
         if packed is None:
-            packed = self._bodies[known, encoding] = pack(self._join(known, rows), encoding)
+            packed = self._bodies[known, encoding, columns] = pack(self._join(known, rows, columns), encoding)
             while len(self._bodies) > KEPT_BODIES:
                 self._bodies.popitem(last=False)
         return packed
@@ -281,30 +292,33 @@ class Live:
         while len(self._gone) > KEPT_GONE:
             self._gone_is_whole_from = self._gone.pop(next(iter(self._gone)))
 
-    def _join(self, since: int | None, rows: Sequence[Row]) -> bytes:
+    def _join(self, since: int | None, rows: Sequence[Row], columns: Columns) -> bytes:
         """Join rows to a body: of all hosts (since None), or of those that changed since a version."""
         gone = [] if since is None else [name for name, version in self._gone.items() if version > since]
         head = {"version": self._text(self._version), "at": self._at, "full": since is None, "gone": gone}
-        return join({**head, "summary": sentence(self._total)}, rows)
+        return join({**head, "summary": sentence(self._total)}, rows, columns)
 
 
-def join(head: Json, rows: Sequence[Row], matches: Sequence[bytes] | None = None) -> bytes:
+def join(head: Json, rows: Sequence[Row], columns: Columns, matches: Sequence[bytes] | None = None) -> bytes:
     """Join rows to a body.
 
     Args:
         head: what stands in it beside the columns.
         rows: of which hosts.
+        columns: those that are wanted.
         matches: a fragment a row for one more column of `gpus`; None: no such column.
     """
     with_gpus = [(place, row) for place, row in enumerate(rows) if row.gpu_count]
     gpu_fragments = [row.gpus for _, row in with_gpus]
     parts = [dumps(head)[:-1], b',"hosts":{']
     for name, column in zip(HOST_COLUMNS, _columns([row.host for row in rows], len(HOST_COLUMNS)), strict=True):
-        parts += [b'"%b":[' % name.encode(), column, b"],"]
+        if name == "host" or name in columns:
+            parts += [b'"%b":[' % name.encode(), column, b"],"]
     parts[-1] = b']},"gpus":{"host":['
     parts.append(b",".join([b",".join(repeat(b"%d" % place, row.gpu_count)) for place, row in with_gpus]))
     for name, column in zip(GPU_COLUMNS, _columns(gpu_fragments, len(GPU_COLUMNS)), strict=True):
-        parts += [b'],"%b":[' % name.encode(), column]
+        if name in columns:
+            parts += [b'],"%b":[' % name.encode(), column]
     if matches is not None:
         parts += [b'],"matches":[', b",".join(filter(None, matches))]
     parts.append(b"]}}")

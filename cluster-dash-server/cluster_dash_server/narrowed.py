@@ -10,7 +10,21 @@ from typing import Literal
 
 from cluster_dash_server import facets, filters
 from cluster_dash_server.filters import Filter
-from cluster_dash_server.live import FRESH_SECONDS, KEPT_GONE, MOSTLY, Body, Encoding, Live, Row, Rows, join, pack
+from cluster_dash_server.live import (
+    ALL_COLUMNS,
+    FRESH_SECONDS,
+    KEPT_BODIES,
+    KEPT_GONE,
+    MOSTLY,
+    Body,
+    Columns,
+    Encoding,
+    Live,
+    Row,
+    Rows,
+    join,
+    pack,
+)
 from cluster_dash_server.snapshot import Json, dumps
 from cluster_dash_server.summary import Tally, sentence, tally_of
 
@@ -37,7 +51,7 @@ class Narrowed:
         self._selections: OrderedDict[str, _Selection] = OrderedDict()
         self._count = 0
 
-    def body(self, now: float, q: str, since: str | None, encoding: Encoding) -> Body:
+    def body(self, now: float, q: str, since: str | None, encoding: Encoding, columns: Columns = ALL_COLUMNS) -> Body:
         """Return what a filter means of the view, or what changed of that since a version of the same filter.
 
         A host that the filter no longer means is gone.
@@ -47,15 +61,18 @@ class Narrowed:
             q: the filter.
             since: a version that the caller has of it; None, or one that is not known here: everything.
             encoding: how the bytes are to be packed.
+            columns: those that are wanted, beside `matches`.
         """
         selection = self._selection(q)
         with selection.lock:
             selection.look(self._live.rows(now), now)
             known = selection.number(since)
-            packed = selection.bodies.get((known, encoding))
+            packed = selection.bodies.get((known, encoding, columns))
             if packed is None:
-                packed = pack(selection.join(known), encoding)
-                selection.bodies[known, encoding] = packed
+                packed = pack(selection.join(known, columns), encoding)
+                if len(selection.bodies) >= KEPT_BODIES:
+                    selection.bodies = {}
+                selection.bodies[known, encoding, columns] = packed
             version = selection.version
         self._drop_bodies(selection)
         return Body(version, encoding, packed)
@@ -65,10 +82,10 @@ class Narrowed:
         selection = self._selection(q)
         with selection.lock:
             selection.look(self._live.rows(now), now)
-            packed = selection.bodies.get(("facets", encoding))
+            packed = selection.bodies.get(("facets", encoding, ALL_COLUMNS))
             if packed is None:
                 packed = pack(selection.facets(now), encoding)
-                selection.bodies["facets", encoding] = packed
+                selection.bodies["facets", encoding, ALL_COLUMNS] = packed
             version = selection.facets_version
         self._drop_bodies(selection)
         return Body(version, encoding, packed)
@@ -100,7 +117,7 @@ class _Selection:
 
     def __init__(self, wish: Filter, name: str) -> None:
         self.lock = threading.Lock()
-        self.bodies: dict[tuple[int | Literal["facets"] | None, Encoding], bytes] = {}
+        self.bodies: dict[tuple[int | Literal["facets"] | None, Encoding, Columns], bytes] = {}
         self._wish = wish
         self._name = name
         self._number = 0
@@ -177,7 +194,7 @@ class _Selection:
         while len(self._gone) > KEPT_GONE:
             self._gone_is_whole_from = self._gone.pop(next(iter(self._gone)))
 
-    def join(self, since: int | None) -> bytes:
+    def join(self, since: int | None, columns: Columns) -> bytes:
         """Join a body of all hosts that are meant (since None), or of those that changed since a number."""
         meant = self._meant
         all_rows = [row for row in self._rows.rows if row.view.host in meant]
@@ -193,7 +210,7 @@ class _Selection:
             "gone": [] if since is None else [host for host, number in self._gone.items() if number > since],
             **self._said(tally_of((row.view, meant[row.view.host][1]) for row in all_rows)),
         }
-        return join(head, rows, [dumps(meant[row.view.host][1])[1:-1] for row in rows])
+        return join(head, rows, columns, [dumps(meant[row.view.host][1])[1:-1] for row in rows])
 
     def facets(self, now: float) -> bytes:
         """Count the facets of the filter."""

@@ -9,7 +9,7 @@ from flask import Blueprint, Response, request
 from werkzeug.http import parse_etags
 
 from cluster_dash_server.cluster import Cluster, GpuView, HostView
-from cluster_dash_server.live import Body, Live, choose_encoding
+from cluster_dash_server.live import Body, Live, choose_encoding, chosen_columns
 from cluster_dash_server.narrowed import Narrowed
 from cluster_dash_server.snapshot import Json, dumps, printable, schema_text
 from cluster_dash_server.viewers import needs
@@ -53,7 +53,10 @@ def way(
         encoding = choose_encoding(environ.get("HTTP_ACCEPT_ENCODING"))
         query = parse_qs(environ.get("QUERY_STRING", ""))
         since, q = query.get("since", [""])[0], query.get("q", [""])[0].strip()
-        body = narrowed.body(now, q, since, encoding) if q else live.body(now, since, encoding)
+        columns = chosen_columns(query.get("columns", [""])[0])
+        if q:
+            return _reply(narrowed.body(now, q, since, encoding, columns), environ)
+        body = live.body(now, since, encoding, columns)
         return _reply(body, environ)
 
     return Way("GET", "/api/v1/cluster", "state:read", answer)

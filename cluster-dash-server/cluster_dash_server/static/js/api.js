@@ -25,14 +25,24 @@ async function get(url, read, signal) {
   }
 }
 
+/** What the overview draws, and what the GPU charts draw besides: with all columns the bytes would be five times as many. */
+export const OVERVIEW = [
+  ...["state", "state_count", "last_at", "cpu_percent", "num_cpus", "load_avg_1", "gpu_error", "gpu_note", "labels"],
+  ...["drained", "index", "model", "since", "gpu_util", "used_mem", "total_mem", "users", "error", "read_at", "slurm"],
+];
+export const CHARTS = [...OVERVIEW, "key", "temperature_c", "power_w"];
+export const NAMES = ["model", "users"];
+
 /**
  * The live view of the hosts that a filter means; with `since` only what changed after that version.
+ * @param {string[]} columns
  * @param {string|null} since
  * @param {string} q
  * @returns {Promise<{version: string, at: number, full: boolean, gone: string[], summary: string,
  *   hosts: Object<string, any[]>, gpus: Object<string, any[]>, problems?: string[], matching?: Object, of?: Object}>}
  */
-export const cluster = (since, q, signal) => get(`${base}api/v1/cluster${query({ q, since })}`, (answer) => answer.json(), signal);
+export const cluster = (columns, since, q, signal) =>
+  get(`${base}api/v1/cluster${query({ columns: columns.join(","), q, since })}`, (answer) => answer.json(), signal);
 
 /**
  * What a filter leaves to choose from.
@@ -47,6 +57,12 @@ export const facets = (q, signal) => get(`${base}api/v1/facets${query({ q })}`, 
  * @returns {Promise<{series: {host: string, gpu: number|null, t: number[], mean: (number|null)[]}[]}>}
  */
 export const series = (wish, signal) => get(`${base}api/v1/series${query(wish)}`, (answer) => answer.json(), signal);
+
+const xidsOf = (q, format) => `${base}api/v1/events${query({ kind: "xid", from: "now-1d", q, format })}`;
+
+/** The Xids of the last day, newest first. @returns {Promise<{at: number, events: Object<string, any>[]}>} */
+export const xids = (q, signal) => get(xidsOf(q), (answer) => answer.json(), signal);
+export const xidsAsCsv = (q) => xidsOf(q, "csv");
 
 function query(parameters) {
   const said = Object.entries(parameters).filter(([, value]) => value);

@@ -68,7 +68,7 @@ async function load(signal) {
   const q = asked("q");
   const isNew = cluster.q !== q;
   const [body, choices] = await Promise.all([
-    api.cluster(isNew ? null : cluster.version, q, signal),
+    api.cluster(api.CHARTS, isNew ? null : cluster.version, q, signal),
     q ? api.facets(q, signal) : null,
   ]);
   if (isNew) cluster = new Cluster(q);
@@ -262,13 +262,13 @@ function shares(found, metric) {
 
 // ----------------------------------------------------------------------------------------- hosts, each by its lines
 
-/** What was seen of the GPUs of the hosts that have a panel: `host/uuid` to moments (ms) and values by metric. */
+/** What was seen of the GPUs of the hosts that have a panel: `host/key` to moments (ms) and values by metric. */
 const past = new Map();
 const filledUp = new Set();
 /** A server that keeps history has a page of it. */
 const keepsHistory = document.querySelector('header nav a[href$="history"]') !== null;
 const panelMetric = () => (METRICS[asked("metric")] ? asked("metric") : "gpu_util");
-const keyOf = (gpu) => `${gpu.host}/${gpu.uuid ?? gpu.key}`;
+const keyOf = (gpu) => `${gpu.host}/${gpu.key}`;
 
 /** The hosts that have a panel. */
 function panelled(gpus) {
@@ -367,7 +367,7 @@ async function fillUp(host, metric) {
   const scale = metric === "used_mem" ? 1 / MIB_PER_GIB : 1;
   for (const { gpu: index, t, mean: means } of body.series) {
     const gpu = cluster.hosts.get(host)?.gpus.find((each) => each.index === index);
-    const seen = gpu && past.get(`${host}/${gpu.uuid ?? gpu.key}`);
+    const seen = gpu && past.get(`${host}/${gpu.key}`);
     if (!seen || !t.length) continue;
     const before = t.map((at, place) => [at * 1000, means[place]]).filter(([at]) => at < (seen.t[0] ?? Infinity));
     for (const [name, column] of Object.entries(seen)) {

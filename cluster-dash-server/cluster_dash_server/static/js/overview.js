@@ -29,7 +29,7 @@ let announcedAt = performance.now();
 async function load(signal) {
   const q = asked("q");
   const isNew = cluster.q !== q;
-  const answer = api.cluster(isNew ? null : cluster.version, q, signal);
+  const answer = api.cluster(api.OVERVIEW, isNew ? null : cluster.version, q, signal);
   const choices = wantsFacets() ? api.facets(q, signal) : null;
   choices?.catch(() => {}); // one that is lost is told of once, by the answer
   const body = await answer;

@@ -52,7 +52,7 @@ export async function openPalette(commands) {
   draw();
   input.focus();
   try {
-    things = things.concat(named(await api.cluster(null, "", AbortSignal.timeout(10_000))));
+    things = things.concat(named(await api.cluster(api.NAMES, null, "", AbortSignal.timeout(10_000))));
     if (box.isConnected) draw();
   } catch {
     // the server is lost, as the frame says: commands still work
