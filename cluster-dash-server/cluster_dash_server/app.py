@@ -12,12 +12,13 @@ import click
 from flask import Config, Flask, Response, render_template, request
 from werkzeug.exceptions import HTTPException
 
-from cluster_dash_server import __version__, looking, privacy, restart
+from cluster_dash_server import __version__, looking, privacy, restart, when
 from cluster_dash_server import settings as settings_of_site
 from cluster_dash_server.auth import Auth, Limiter, Passcode, Proxies, names_loopback
 from cluster_dash_server.cluster import Cluster, KnownHost
 from cluster_dash_server.control import Control, data_folder
 from cluster_dash_server.events import EventLog
+from cluster_dash_server.groups import Groups
 from cluster_dash_server.history.kept import History
 from cluster_dash_server.ingest import Answer, Ingest
 from cluster_dash_server.live import Live
@@ -34,6 +35,7 @@ from cluster_dash_server.web import (
     api,
     charts,
     edge,
+    first_history,
     lists,
     metrics,
     pages,
@@ -42,8 +44,11 @@ from cluster_dash_server.web import (
     status,
     waitress_limits,
     wall,
+    waste,
 )
+from cluster_dash_server.web import history as history_pages
 from cluster_dash_server.web import slurm as slurm_pages
+from cluster_dash_server.web.history import Past
 from cluster_dash_server.web.views import QueryError
 
 VERSION = __version__
@@ -163,6 +168,7 @@ def create_app(settings: Settings | None = None, clock: Callable[[], float] = ti
     app.extensions["control"] = control
     app.extensions["tokens"] = tokens
     app.extensions["start"] = start
+    app.extensions["history"] = history
     if app.debug:
         _keep_the_debugger_at_home()
     app.config["MAX_CONTENT_LENGTH"] = settings.limits.body_bytes
@@ -200,6 +206,7 @@ def create_app(settings: Settings | None = None, clock: Callable[[], float] = ti
     live = privacy.by_viewer(*lives)
     cluster = privacy.by_viewer(cluster, veiled)
     slurm = privacy.by_viewer(slurm, privacy.veiled_slurm(slurm, veil_for_some))
+    past_of_all = privacy.by_viewer(history, privacy.veiled_past(history, veil_for_some))
     looks = api.way(live, narrowed, clock, viewers.note)
     app.register_blueprint(post.blueprint(*posts))
     app.register_blueprint(post.enrolment(auth, clock))
@@ -208,6 +215,10 @@ def create_app(settings: Settings | None = None, clock: Callable[[], float] = ti
     app.register_blueprint(pages.blueprint(cluster, events, clock, site))
     app.register_blueprint(slurm_pages.blueprint(slurm, cluster, clock))
     app.register_blueprint(charts.blueprint(cluster, clock))
+    past = Past(cluster, past_of_all, past_of_all, clock, when.zone(settings.site.timezone))
+    app.register_blueprint(history_pages.blueprint(past))
+    app.register_blueprint(first_history.blueprint(cluster, past_of_all, clock))
+    app.register_blueprint(waste.blueprint(past, Groups(slurm.pictures, clock).of))
     parts = status.Parts(
         cluster=cluster,
         live=live,

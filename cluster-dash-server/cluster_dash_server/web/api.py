@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
 OFFLINE_MINUTES = 10
 """The kept routes' own rule, older than the states: a host is offline after so long."""
-MOST_HOURS = 200_000
-"""Over 22 years: what `/api/history-data` may be asked for."""
 FREE_PERCENT = 30
 """The kept routes' own rule: below it in memory and in use, a GPU is free."""
 
@@ -120,21 +118,6 @@ def blueprint(
         view = views.asked(cluster.hosts(now), now)
         table = summary_table(view.hosts, now, color=request.args.get("color") != "no")
         return Response(views.problems_text(view) + table, mimetype="text/plain")
-
-    @api.get("/api/history-data")
-    @needs("history:read")
-    def history_data() -> Response:
-        text = request.args.get("hours", "24")
-        if not (text.isascii() and text.isdigit() and 1 <= int(text[:9]) <= MOST_HOURS):
-            return failure(400, f"hours: got {printable(text, 32)}, expected a whole number from 1 to {MOST_HOURS}")
-        hours = int(text[:9])
-        names = (
-            *("avg_total_gpus", "avg_free_gpus", "peak_free_gpus", "min_free_gpus"),
-            *("avg_cluster_util", "avg_cluster_mem", "waste_percent"),
-        )
-        # no history is kept yet: an empty series, and figures that nobody knows
-        stats: Json = {**dict.fromkeys(names), "total_snapshots": 0}
-        return json_response({"hours": hours, "generated_at": clock(), "series": [], "stats": stats})
 
     @api.get(looks.path)
     @needs("state:read")

@@ -35,6 +35,8 @@ NAV = (
     ("Overview", "", ("overview", "host", "user")),
     ("GPUs", "gpu-data", ("gpus", "chart")),
     ("Slurm", "slurm", ("slurm",)),
+    ("History", "history", ("history",)),
+    ("Waste", "waste", ("waste",)),
 )
 """The pages that exist, as the frame names them: name, path, and the pages below it, its own first."""
 
@@ -243,11 +245,6 @@ def blueprint(cluster: Cluster, log: EventLog, clock: Callable[[], float], site:
     @needs("state:read")
     def load_data() -> Response:
         return chart_page("load", "load-data-1")
-
-    @pages.get("/history")
-    @needs("history:read")
-    def history() -> Response:
-        return page("history.html", page="history")
 
     @pages.get("/host/<host>")
     @needs("state:read")

@@ -4,6 +4,7 @@
 
 const root = document.documentElement;
 const drawn = new Map();
+const zooming = new WeakSet();
 const narrow = matchMedia("(max-width: 760px)");
 const RAMP_STEPS = 6;
 const LINE_HUES = 4;
@@ -36,14 +37,44 @@ export function draw(place, figure) {
   drawn.set(place, figure);
   const height = `${figure.layout.height}px`;
   if (place.style.height !== height) place.style.height = height;
-  return Plotly.react(place, figure.data.map(paint), frame(figure), CONFIG);
+  const config = figure.zooms ? { ...CONFIG, doubleClick: false } : CONFIG;
+  return Plotly.react(place, figure.data.map(paint), frame(figure), config);
+}
+
+/**
+ * Say when a reader drags over a figure, once it is drawn; `closer` gets both ends of the axis as it writes them.
+ * @param {HTMLElement} place
+ * @param {(begin: string, end: string) => void} closer
+ * @param {() => void} back is called for a double click
+ */
+export function onZoom(place, closer, back) {
+  if (zooming.has(place)) return;
+  zooming.add(place);
+  place.on("plotly_relayout", (change) => {
+    if (change["xaxis.range[0]"] !== undefined) closer(change["xaxis.range[0]"], change["xaxis.range[1]"]);
+  });
+  place.on("plotly_doubleclick", back);
 }
 
 /** Save a figure as a PNG file, in the browser. */
 export const save = (place, name) => Plotly.downloadImage(place, { format: "png", filename: name, width: 1280, height: place.offsetHeight });
 
+const BAND_ALPHA = "2b";
+/** The colour of a line by its number; null: of all lines together. */
+const hue = (number) => colour(number === null ? "muted" : `line-${number % LINE_HUES}`);
+
+/** Shapes and annotations say by their name what they are: a gap, a mark, the name of a line. */
+function paintMark(each) {
+  const [role, number] = (each.name ?? "").split(" ");
+  if (role === "gap") return { ...each, fillcolor: colour("hairline"), opacity: 0.6 };
+  if (role === "mark" && each.type === "line") return { ...each, line: { color: colour("held-ink"), width: 1, dash: "dot" } };
+  const ink = role === "line" ? hue(Number(number)) : role === "mark" ? colour("held-text") : colour("muted");
+  return { ...each, font: { color: ink, size: 12 } };
+}
+
 function paint(trace) {
   if (trace.type === "heatmap") return { ...trace, coloraxis: "coloraxis" };
+  if (trace.meta && "band" in trace.meta) return { ...trace, line: { width: 0 }, fillcolor: hue(trace.meta.band) + BAND_ALPHA };
   if (trace.type === "scatter") return { ...trace, ...line(trace.meta.line) };
   const labelled = trace.orientation === "h";
   const names = trace.customdata.map(([says]) => COLOURS_OF_BARS[says] ?? `${says}-ink`);
@@ -74,7 +105,9 @@ function frame({ data, layout }) {
   };
   const framed = {
     ...layout,
-    uirevision: "constant",
+    uirevision: layout.uirevision ?? "constant",
+    shapes: layout.shapes?.map(paintMark),
+    annotations: layout.annotations?.map(paintMark),
     paper_bgcolor: colour("bg"),
     plot_bgcolor: colour("bg"),
     font: { family: getComputedStyle(document.body).fontFamily, size: 12, color: colour("text") },

@@ -1,0 +1,191 @@
+// A figure over time as the server tells it (web/timelines.py), made into traces: lines with bands, or a map.
+
+import { escape } from "./charts.js";
+import { cut, short } from "./format.js";
+
+const LINES_PX = 240;
+const ROW_PX = 14;
+const FRAME_PX = 64;
+const LABEL_PX = 13;
+const MOST_LABELS = 40;
+/** Room for the names at the ends of lines, of which one letter takes so many pixels. */
+const LETTER_PX = 7;
+
+/** In which zone times are shown: the viewer's own, or UTC by `tz=UTC` in the address. */
+export const isUtc = () => new URLSearchParams(location.search).get("tz") === "UTC";
+
+/** A moment (Unix s) as the clock on the wall shows it, for an axis: Plotly knows no zones. */
+export function wall(at, utc = isUtc()) {
+  const shift = utc ? 0 : new Date(at * 1000).getTimezoneOffset() * 60;
+  return new Date((at - shift) * 1000).toISOString().slice(0, 23).replace("T", " ");
+}
+
+/** What `wall` made, back to Unix s. */
+export const momentOf = (text, utc = isUtc()) => Date.parse(text.replace(" ", "T") + (utc ? "Z" : "")) / 1000;
+
+/**
+ * @param {Object} drawing what stands in the page
+ * @param {number} width pixels of its place
+ * @returns {{data: Object[], layout: Object, zooms: boolean}}
+ */
+export function figureOf(drawing, width) {
+  const x = Array.from({ length: drawing.count }, (_, place) => wall(drawing.t0 + place * drawing.step));
+  const figure = drawing.kind === "cells" ? map(drawing, x) : lines(drawing, x, width);
+  figure.layout.xaxis = {
+    type: "date",
+    range: [wall(drawing.begin), wall(drawing.end)],
+    showgrid: false,
+    ...figure.layout.xaxis,
+  };
+  figure.layout.uirevision = `${drawing.begin} ${drawing.end}`;
+  return { ...figure, zooms: true };
+}
+
+const said = (value, unit) => `${short(value)} ${unit}`.trimEnd();
+
+function lines(drawing, x, width) {
+  const top = drawing.top ?? highest(drawing) * 1.08;
+  const data = drawing.lines.flatMap((line, number) => [
+    ...(line.min ? band(line, x, number) : []),
+    {
+      type: "scatter",
+      mode: drawing.count < 3 ? "lines+markers" : "lines",
+      x,
+      y: line.mean,
+      text: line.mean.map((value, place) => hover(line, value, place, drawing.unit)),
+      hoverinfo: "text",
+      connectgaps: false,
+      meta: { line: number },
+    },
+  ]);
+  if (drawing.band) data.unshift(...band(drawing.band, x, null));
+  const labels = drawing.lines.length > 1 ? labelsOf(drawing, x, top) : [];
+  const longest = Math.max(0, ...labels.map(({ text }) => text.length));
+  return {
+    data,
+    layout: {
+      height: LINES_PX,
+      hovermode: "x unified",
+      margin: { r: labels.length ? Math.min(width * 0.4, 12 + longest * LETTER_PX) : 16, t: drawing.marks.length ? 18 : 8 },
+      yaxis: { range: [0, top], fixedrange: true, nticks: 5 },
+      shapes: [...drawing.gaps.map(gap), ...drawing.marks.map(mark)],
+      annotations: [...labels, ...drawing.marks.map(flag)],
+    },
+  };
+}
+
+function hover(line, value, place, unit) {
+  const spread = line.min && line.max[place] !== line.min[place] ? ` (${short(line.min[place])}–${short(line.max[place])})` : "";
+  return escape(`${line.name}: ${said(value, unit)}${spread}`);
+}
+
+function highest({ lines, band }) {
+  let most = 0;
+  for (const values of [...lines.map((line) => line.max ?? line.mean), band?.max ?? []]) {
+    for (const value of values) if (value > most) most = value;
+  }
+  return most || 1;
+}
+
+/** From the least to the most: what a mean hides. */
+const band = ({ min, max }, x, number) =>
+  [max, min].map((y, place) => ({
+    type: "scatter",
+    mode: "lines",
+    x,
+    y,
+    hoverinfo: "skip",
+    connectgaps: false,
+    fill: place ? "tonexty" : "none",
+    meta: { band: number },
+  }));
+
+/** The names at the ends of the lines, none over another. */
+function labelsOf({ lines }, x, top) {
+  const ends = lines
+    .map((line, number) => ({ line, number, place: line.mean.findLastIndex((value) => value !== null) }))
+    .filter(({ place }) => place >= 0)
+    .map((end) => ({ ...end, y: end.line.mean[end.place] / top }))
+    .sort((one, other) => other.y - one.y);
+  const apart = LABEL_PX / (LINES_PX - 40);
+  let below = Infinity;
+  const placed = ends.map((end) => {
+    below = Math.min(end.y, below - apart);
+    return { ...end, y: below };
+  });
+  const lowest = Math.min(0, ...placed.map(({ y }) => y));
+  return placed.map(({ line, number, y }) => ({
+    name: `line ${number}`,
+    xref: "paper",
+    x: 1,
+    xanchor: "left",
+    yref: "paper",
+    y: Math.min(1, y - lowest),
+    yanchor: "middle",
+    text: escape(cut(line.name, 18)),
+    showarrow: false,
+  }));
+}
+
+const gap = ([begin, end]) => ({
+  name: "gap",
+  type: "rect",
+  xref: "x",
+  x0: wall(begin),
+  x1: wall(end),
+  yref: "paper",
+  y0: 0,
+  y1: 1,
+  line: { width: 0 },
+  layer: "below",
+});
+
+const mark = ({ at }) => ({ name: "mark", type: "line", xref: "x", x0: wall(at), x1: wall(at), yref: "paper", y0: 0, y1: 1 });
+
+const flag = ({ at, count, texts }) => ({
+  name: "mark",
+  xref: "x",
+  x: wall(at),
+  yref: "paper",
+  y: 1,
+  yanchor: "bottom",
+  text: count > 1 ? `▾${count}` : "▾",
+  hovertext: [wall(at).slice(0, 16), ...texts, ...(count > texts.length ? [`and ${count - texts.length} more`] : [])]
+    .map(escape)
+    .join("<br>"),
+  showarrow: false,
+});
+
+function map(drawing, x) {
+  const rows = drawing.rows.map((_, place) => place);
+  const each = Math.ceil(rows.length / MOST_LABELS);
+  const labelled = rows.filter((place) => place % each === 0);
+  const trace = {
+    type: "heatmap",
+    x,
+    y: rows,
+    z: drawing.values,
+    hovertext: drawing.values.map((values, row) =>
+      values.map((value, place) => escape(`${drawing.rows[row]}, ${x[place].slice(0, 16)}: ${said(value, drawing.unit)}`)),
+    ),
+    hoverinfo: "text",
+    hoverongaps: false,
+  };
+  return {
+    data: [trace],
+    layout: {
+      height: FRAME_PX + Math.max(120, Math.min(900, ROW_PX * rows.length)),
+      yaxis: {
+        autorange: "reversed",
+        fixedrange: true,
+        tickmode: "array",
+        tickvals: labelled,
+        ticktext: labelled.map((place) => escape(cut(drawing.rows[place], 24))),
+        showgrid: false,
+        zeroline: false,
+      },
+      coloraxis: { cmin: 0, cmax: drawing.top ?? Math.max(1, ...drawing.values.flat().filter((value) => value !== null)) },
+      meta: { ramp: drawing.ramp },
+    },
+  };
+}

@@ -1,0 +1,513 @@
+"""History: the page `/history`, and `/api/v1/series`."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from datetime import tzinfo
+from typing import get_args
+from urllib.parse import urlencode
+
+from flask import Blueprint, Response, render_template, request
+
+from cluster_dash_server.cluster import Cluster, HostView
+from cluster_dash_server.hostlist import HostlistError, expand, matcher
+from cluster_dash_server.snapshot import Json, printable
+from cluster_dash_server.store import (
+    CLUSTER_METRICS,
+    GPU_METRICS,
+    HOST_METRICS,
+    MOST_POINTS,
+    USER_METRICS,
+    By,
+    EventQuery,
+    Ledger,
+    Series,
+    SeriesQuery,
+    Store,
+    StoreError,
+    UseQuery,
+)
+from cluster_dash_server.viewers import needs
+from cluster_dash_server.web import timelines, views, words
+from cluster_dash_server.web.api import failure, json_response
+from cluster_dash_server.web.export import csv_response
+from cluster_dash_server.web.timelines import Figure, Line
+from cluster_dash_server.web.views import QueryError
+from cluster_dash_server.when import Span, WhenError, span, step_seconds
+
+BYS: tuple[By, ...] = get_args(By)
+METRICS: dict[By, Sequence[str]] = {
+    "gpu": GPU_METRICS,
+    "host": (*HOST_METRICS, *GPU_METRICS),
+    "cluster": CLUSTER_METRICS,
+    "model": CLUSTER_METRICS,
+    "user": USER_METRICS,
+}
+"""What can be asked for, and by what."""
+MOST_VALUES = 600_000
+"""Points of all series of one answer: some 25 MB of JSON."""
+MOST_HOSTS = 1_000
+"""Hosts of which a page asks at once."""
+MOST_GPUS = 256
+MOST_CELLS = 12_000
+"""Cells of one map: more take a browser longer than people wait."""
+STEPS = 400
+"""Steps of one chart: about one for two pixels."""
+FINEST_SECONDS: dict[By, float] = {"gpu": 1, "host": 1, "cluster": 60, "model": 60, "user": 3600}
+POLL_SECONDS = 30
+MOST_EVENTS = 500
+LISTED_EVENTS = 50
+SERIES_COLUMNS = ("host", "gpu", "model", "user", "t", "min", "mean", "max")
+
+PRESETS = tuple((text, f"now-{text.replace(' ', '')}", None) for text in ("1 h", "6 h", "24 h", "7 d", "30 d", "90 d"))
+"""Stretches of time in one click: their name, from and to (None: now)."""
+BYS_IN_WORDS: dict[By, str] = {"cluster": "Cluster", "model": "Model", "host": "Host", "gpu": "GPU", "user": "User"}
+FIGURES: dict[By, tuple[str, ...]] = {
+    "cluster": ("gpus", "gpu_util", "memory_percent", "power_w"),
+    "model": ("free_gpus", "idle_gpus", "gpu_util", "memory_percent"),
+    "host": ("gpu_util", "used_mem", "cpu_percent", "memory_used_gb"),
+    "gpu": ("gpu_util", "used_mem", "temperature_c", "power_w"),
+    "user": ("held_gpus", "busy_gpus", "idle_gpus"),
+}
+"""What the page draws where nobody chose; `gpus` are all of DOING together."""
+DOING = (("busy", "busy_gpus"), ("held without work", "idle_gpus"), ("free", "free_gpus"), ("in error", "error_gpus"))
+MAPPED = ("gpu_util", "used_mem", "temperature_c", "power_w", "memory_util")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """What a request asks of the past.
+
+    Attributes:
+        hosts: None: of all; so for the others.
+        of_users: only while one of them had the GPU.
+    """
+
+    span: Span
+    by: By
+    hosts: tuple[str, ...] | None
+    gpus: tuple[int, ...] | None
+    models: tuple[str, ...] | None
+    users: tuple[str, ...] | None
+    step_seconds: float | None
+
+    def of(self, metric: str) -> SeriesQuery:
+        """Ask for a metric."""
+        return SeriesQuery(
+            metric=metric,
+            begin=self.span.begin,
+            end=self.span.end,
+            by=self.by,
+            step_seconds=self.step_seconds,
+            hosts=self.hosts,
+            gpus=self.gpus,
+            models=self.models,
+            users=self.users if self.by == "user" else None,
+        )
+
+
+class Past:
+    """The past of this cluster, as requests ask for it.
+
+    Args:
+        cluster: the live view: which hosts there are.
+        store: the figures.
+        ledger: events, and who had which GPU.
+        clock: Unix s.
+        zone: in which days begin.
+    """
+
+    def __init__(
+        self, cluster: Cluster, store: Store, ledger: Ledger, clock: Callable[[], float], zone: tzinfo
+    ) -> None:
+        self.cluster = cluster
+        self.store = store
+        self.ledger = ledger
+        self.clock = clock
+        self.zone = zone
+
+    def span(self, default: str = "now-24h") -> Span:
+        """Return which time the request asks for.
+
+        Raises:
+            QueryError: no such time.
+        """
+        try:
+            return span(request.args.get("from") or default, request.args.get("to") or "now", self.clock(), self.zone)
+        except WhenError as error:
+            raise QueryError(printable(str(error))) from None
+
+    def question(self, by: By, asked: Span) -> Question:
+        """Return what the request asks for, but for the metric.
+
+        Raises:
+            QueryError: a parameter that cannot be understood.
+        """
+        return Question(
+            span=asked,
+            by=by,
+            hosts=self.hosts(),
+            gpus=_numbers("gpu"),
+            models=_texts("model"),
+            users=_texts("user"),
+            step_seconds=_step(),
+        )
+
+    def hosts(self) -> tuple[str, ...] | None:
+        """Return the hosts that the request names: by name, hostlist or pattern; None: it names none.
+
+        Raises:
+            QueryError: a hostlist that cannot be read.
+        """
+        text = request.args.get("host")
+        if not text:
+            return None
+        try:
+            meant = matcher(text)
+            found = [name for name in sorted(self.cluster.names()) if meant(name)]
+            return tuple(found) or tuple(expand(text)[:MOST_HOSTS])  # one that was forgotten has its past still
+        except HostlistError as error:
+            raise QueryError(f"host: {printable(str(error))}") from None
+
+    def series(self, question: Question, metric: str) -> list[Series]:
+        """Answer a question; only while one of its users had the GPU, where it names some and asks by GPU."""
+        if question.by == "gpu" and question.users is not None:
+            return self._of_users(question, metric, question.users)
+        found = self.store.series(question.of(metric))
+        if question.by in ("cluster", "model") and metric == "power_w":
+            return [_measured(each) for each in found]
+        return found
+
+    def _of_users(self, question: Question, metric: str, users: tuple[str, ...]) -> list[Series]:
+        had: dict[tuple[str, int], list[tuple[float, float]]] = {}
+        uses = self.ledger.uses(
+            UseQuery(
+                begin=question.span.begin, end=question.span.end, hosts=question.hosts, gpus=question.gpus, users=users
+            )
+        )
+        for use in uses:
+            had.setdefault((use.host, use.gpu), []).append((use.from_at, use.to_at))
+        if not had:
+            return []
+        question = replace(question, hosts=tuple(sorted({host for host, _ in had})))
+        found = []
+        for each in self.store.series(question.of(metric)):
+            times = had.get((each.host or "", -1 if each.gpu is None else each.gpu))
+            if times:
+                found.append(_masked(each, times))
+        return found
+
+
+def _measured(series: Series) -> Series:
+    """Take sums of nothing for what they are: cards that draw power draw more than none."""
+
+    def known(values: Sequence[float | None]) -> list[float | None]:
+        return [value or None for value in values]
+
+    return replace(series, min=known(series.min), mean=known(series.mean), max=known(series.max))
+
+
+def _masked(series: Series, times: Sequence[tuple[float, float]]) -> Series:
+    step = series.step_seconds
+    inside = [any(begin < at + step and at < end for begin, end in times) for at in series.t]
+
+    def only(values: Sequence[float | None]) -> list[float | None]:
+        return [value if had else None for value, had in zip(values, inside, strict=True)]
+
+    return replace(series, min=only(series.min), mean=only(series.mean), max=only(series.max))
+
+
+# ----------------------------------------------------------------------------------------------- what was asked
+
+
+def _texts(name: str) -> tuple[str, ...] | None:
+    found = tuple(text for text in request.args.getlist(name) if text)
+    return found or None
+
+
+def _numbers(name: str) -> tuple[int, ...] | None:
+    text = request.args.get(name)
+    if not text:
+        return None
+    parts = [part.strip() for part in text.split(",")]
+    if len(parts) > 64 or not all(part.isascii() and part.isdigit() and len(part) <= 4 for part in parts):
+        raise QueryError(f"{name}: got {printable(text, 64)!r}, expected a number such as 0, or some: 0,3")
+    return tuple(map(int, parts))
+
+
+def _step() -> float | None:
+    text = request.args.get("step")
+    if not text:
+        return None
+    try:
+        seconds = float(text) if len(text) <= 12 else 0.0
+    except ValueError:
+        seconds = 0.0
+    if not 1 <= seconds <= 400 * 86_400:
+        raise QueryError(f"step: got {printable(text, 64)!r}, expected seconds, from 1 on")
+    return seconds
+
+
+def _by(metric: str) -> By:
+    """Return by what the request asks: what it says, else what its other parameters and its metric mean."""
+    if request.args.get("by"):
+        by: By = views.choice("by", BYS)  # type: ignore[assignment]
+    elif metric in USER_METRICS and (request.args.get("user") or metric not in CLUSTER_METRICS):
+        by = "user"
+    elif metric in GPU_METRICS and not (metric in CLUSTER_METRICS and request.args.get("model")):
+        by = "gpu"
+    elif metric in HOST_METRICS:
+        by = "host"
+    else:
+        by = "model" if request.args.get("model") else "cluster"
+    if metric not in METRICS[by]:
+        known = (
+            METRICS[by]
+            if request.args.get("by")
+            else sorted({*GPU_METRICS, *HOST_METRICS, *CLUSTER_METRICS, *USER_METRICS})
+        )
+        raise QueryError(f"metric: got {printable(metric, 64)!r}, expected one of {', '.join(known)}")
+    return by
+
+
+# ---------------------------------------------------------------------------------------------------------- routes
+
+
+def html(template: str, **context: object) -> Response:
+    """Answer with a page that is asked for anew each time."""
+    answer = Response(render_template(template, **context), mimetype="text/html")
+    answer.headers["Cache-Control"] = "no-cache"
+    return answer
+
+
+def say_what_fails(routes: Blueprint) -> None:
+    """Say in the shape that the caller reads what cannot be answered: a query, or history itself."""
+
+    @routes.errorhandler(QueryError)
+    def wrong_query(error: QueryError) -> Response | tuple[str, int]:
+        if request.path.startswith("/api/"):
+            return failure(400, str(error))
+        return render_template("error.html", title="This cannot be shown", text=str(error)), 400
+
+    @routes.errorhandler(StoreError)
+    def no_history(error: StoreError) -> Response | tuple[str, int]:
+        if request.path.startswith("/api/"):
+            return failure(503, f"history: {error}")
+        return render_template("no_history.html", page=request.path.strip("/"), why=str(error)), 200
+
+
+def blueprint(past: Past) -> Blueprint:
+    """Build the routes."""
+    routes = Blueprint("history", __name__, template_folder="../templates")
+
+    say_what_fails(routes)
+
+    @routes.get("/api/v1/series")
+    @needs("history:read")
+    def series() -> Response:
+        form = views.choice("format", ("json", "csv"))
+        metric = request.args.get("metric", "")
+        question = past.question(_by(metric), past.span())
+        question = _bounded(question, past)
+        found = past.series(question, metric)
+        if form == "csv":
+            return csv_response(
+                SERIES_COLUMNS,
+                (
+                    (each.host, each.gpu, each.model, each.user, _whole(at), low, mean, high)
+                    for each in found
+                    for at, low, mean, high in zip(each.t, each.min, each.mean, each.max, strict=True)
+                ),
+            )
+        step = found[0].step_seconds if found else question.step_seconds
+        return json_response({"metric": metric, "step": step, "series": [_series(each) for each in found]})
+
+    @routes.get("/history")
+    @needs("history:read")
+    def page() -> Response:
+        return html("history.html", **_page(past))
+
+    return routes
+
+
+def _series(each: Series) -> Json:
+    names = {name: value for name in ("uuid", "model", "user") if (value := getattr(each, name)) is not None}
+    times = [_whole(at) for at in each.t]
+    return {
+        "host": each.host,
+        "gpu": each.gpu,
+        **names,
+        "t": times,
+        "min": each.min,
+        "mean": each.mean,
+        "max": each.max,
+    }
+
+
+def _whole(at: float) -> float:
+    return int(at) if at == int(at) else at
+
+
+def _bounded(question: Question, past: Past) -> Question:
+    """Widen the steps of an answer that would be too large.
+
+    Raises:
+        QueryError: it would be too large even so, or the steps were asked for.
+    """
+    lines = _count_lines(question, past.cluster.hosts(past.clock()))
+    seconds = question.span.seconds
+    steps = min(MOST_POINTS, 1 + seconds / (question.step_seconds or max(1.0, seconds / MOST_POINTS)))
+    if lines * steps <= MOST_VALUES:
+        return question
+    if question.step_seconds is not None or lines > MOST_VALUES:
+        raise QueryError(
+            f"step: {lines} series of {steps:.0f} points are more than {MOST_VALUES}: take longer steps, or name hosts"
+        )
+    return replace(question, step_seconds=step_seconds(seconds, max(1, MOST_VALUES // lines - 1)))
+
+
+def _count_lines(question: Question, hosts: Sequence[HostView]) -> int:
+    if question.by not in ("gpu", "host"):
+        return 1
+    meant = [host for host in hosts if question.hosts is None or host.host in question.hosts]
+    return len(meant) if question.by == "host" else sum(len(host.gpus) for host in meant)
+
+
+# ------------------------------------------------------------------------------------------------- the page
+
+
+def _page(past: Past) -> dict[str, object]:
+    now = past.clock()
+    asked = past.span()
+    by = _page_by()
+    view = views.asked(past.cluster.hosts(now), now)
+    question = past.question(by, asked)
+    problems = list(view.wish.problems)
+    filtered = bool(view.wish.terms)
+    if filtered and by in ("cluster", "model", "user"):
+        problems.append(f"Sums by {by} are kept whole: the filter works by host and by GPU.")
+        filtered = False
+    candidates = view.hosts if filtered else view.every
+    shown = [host for host in candidates if question.hosts is None or host.host in question.hosts]
+    if by in ("gpu", "host") and (filtered or question.hosts is None):
+        question = replace(question, hosts=tuple(host.host for host in shown[:MOST_HOSTS]))
+    is_map = by in ("gpu", "host") and views.choice("view", ("lines", "map")) == "map"
+    metrics = _metrics(by, is_map=is_map)
+    question = replace(question, step_seconds=_page_step(question, shown, is_map=is_map))
+    events = past.ledger.events(EventQuery(begin=asked.begin, end=asked.end, hosts=question.hosts, most=MOST_EVENTS))
+    marks = timelines.marks(events, asked)
+    meant = {(host.host, gpu.gpu.index) for host, gpu in view.gpus} if filtered and by == "gpu" else None
+    figures = [_figure(past, question, metric, marks, meant, is_map=is_map) for metric in metrics]
+    if len(figures) > 1:
+        figures = [figure for figure in figures if figure.points] or figures[:1]
+    points = max((figure.points for figure in figures), default=0)
+    return {
+        "page": "history",
+        "now": now,
+        "span": asked,
+        "by": by,
+        "bys": BYS_IN_WORDS.items(),
+        "q": request.args.get("q", ""),
+        "host": request.args.get("host", ""),
+        "from_text": request.args.get("from") or "now-24h",
+        "to_text": request.args.get("to") or "now",
+        "metric": request.args.get("metric", ""),
+        "metrics": [(name, timelines.measure(name, by).title) for name in METRICS[by] if name in timelines.MEASURES],
+        "presets": PRESETS,
+        "problems": problems,
+        "figures": figures,
+        "is_map": is_map,
+        "wait_seconds": None if points >= 2 else _first_chart_seconds(past.cluster.hosts(now), by),
+        "has_hosts": len(past.cluster) > 0,
+        "events": events[:LISTED_EVENTS],
+        "more_events": max(0, len(events) - LISTED_EVENTS),
+        "json_path": _series_path(question, asked, metrics[0]),
+        "csv_of": {metric: _series_path(question, asked, metric) + "&format=csv" for metric in metrics},
+        "heading": _heading(by, asked),
+        "user": request.args.get("user", ""),
+        "poll_seconds": POLL_SECONDS,
+        "utc": request.args.get("tz") == "UTC",
+    }
+
+
+def _heading(by: By, asked: Span) -> str:
+    length = words.age(round(asked.seconds))
+    what = "The cluster" if by == "cluster" else f"By {BYS_IN_WORDS[by]}"
+    return f"{what}, {f'the last {length}' if asked.is_relative else length}"
+
+
+def _series_path(question: Question, asked: Span, metric: str) -> str:
+    """Return the address of the same figures for machines."""
+    told = {
+        "metric": "busy_gpus" if metric == "gpus" else metric,
+        "by": question.by,
+        "from": f"{asked.begin:.0f}",
+        "to": f"{asked.end:.0f}",
+        **{name: request.args[name] for name in ("host", "user", "model") if request.args.get(name)},
+    }
+    return f"api/v1/series?{urlencode(told)}"
+
+
+def _page_by() -> By:
+    if request.args.get("by"):
+        by: By = views.choice("by", BYS)  # type: ignore[assignment]
+        return by
+    return "user" if request.args.get("user") else "gpu" if request.args.get("host") else "cluster"
+
+
+def _metrics(by: By, *, is_map: bool) -> Sequence[str]:
+    chosen = request.args.get("metric")
+    if not chosen:
+        return FIGURES[by][:1] if is_map else FIGURES[by]
+    known = [name for name in METRICS[by] if name in timelines.MEASURES]
+    if chosen in known or (chosen == "gpus" and by == "cluster"):
+        return (chosen,)
+    if any(chosen in each for each in METRICS.values()):
+        return FIGURES[by]  # chosen before somebody went from GPUs to users
+    raise QueryError(f"metric: got {printable(chosen, 64)!r}, expected one of {', '.join(known)}")
+
+
+def _page_step(question: Question, shown: Sequence[HostView], *, is_map: bool) -> float:
+    """Return a step that has a snapshot in it, but where there is none, and that gives no more steps than are seen."""
+    seconds = max(question.span.seconds, 1.0)
+    if question.step_seconds is not None:
+        return question.step_seconds
+    most = STEPS
+    if is_map:
+        rows = len(shown) if question.by == "host" else sum(len(host.gpus) for host in shown)
+        most = max(24, min(STEPS, MOST_CELLS // max(1, min(rows, MOST_GPUS))))
+    slowest = max((host.interval_seconds for host in shown if host.silent is None), default=0.0)
+    least = max(seconds / most, FINEST_SECONDS[question.by], 2 * min(slowest, 600.0))
+    return step_seconds(least, 1)
+
+
+def _figure(
+    past: Past,
+    question: Question,
+    metric: str,
+    marks: Sequence[Json],
+    meant: set[tuple[str, int]] | None,
+    *,
+    is_map: bool,
+) -> Figure:
+    is_live = question.by in ("gpu", "host")
+    if metric == "gpus":
+        lines = [Line(name, each) for name, key in DOING for each in past.series(question, key)]
+        lines = [line for line in lines if line.name != "in error" or any(line.series.max)]
+        return timelines.figure(
+            "gpus", timelines.MEASURES["total_gpus"], lines, question.span, marks, is_live=False, alike=False
+        )
+    found = past.series(question, metric)
+    if meant is not None:
+        found = [each for each in found if (each.host, each.gpu) in meant]
+    one_host = len({each.host for each in found}) == 1
+    lines = timelines.named(found, question.by, one_host=one_host)
+    said = timelines.measure(metric, question.by)
+    if is_map:
+        return timelines.cells(metric, said, lines[:MOST_GPUS], question.span, len(lines))
+    return timelines.figure(metric, said, lines, question.span, marks, is_live=is_live)
+
+
+def _first_chart_seconds(hosts: Sequence[HostView], by: By) -> float:
+    """Return how long it takes from the first snapshot to the first chart."""
+    interval = min((host.interval_seconds for host in hosts), default=5.0)
+    return max(2 * interval, 4 * FINEST_SECONDS[by] if by in ("cluster", "model") else 0.0)
