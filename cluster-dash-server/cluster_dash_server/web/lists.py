@@ -1,7 +1,7 @@
 """Lists for people in a terminal and for scripts: free GPUs and events, as JSON, text or CSV."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NoReturn
 
 from flask import Blueprint, Response, request
@@ -22,6 +22,8 @@ from cluster_dash_server.web.views import QueryError, View
 FREE_COLUMNS = ("host", "index", "uuid", "model", "free_mem", "total_mem", "since")
 EVENT_COLUMNS = ("at", "host", "gpu", "kind", "code", "text")
 MOST_GPUS = 64
+SILENT = "host_silent"
+"""The kind of event that nobody posts: it follows from the hosts as they stand."""
 
 _SECONDS_BY_UNIT = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 
@@ -62,18 +64,25 @@ def blueprint(cluster: Cluster, log: EventLog, clock: Callable[[], float]) -> Bl
             meant = None if hosts is None else matcher(hosts)
         except HostlistError as error:
             raise QueryError(f"host: {printable(str(error))}") from None
-        view = views.asked(cluster.hosts(now), now)
+        # all hosts are looked at only where somebody asks for what they say
+        needs_hosts = request.args.get("q", "").strip() or kind in (None, SILENT)
+        view = views.asked(cluster.hosts(now) if needs_hosts else [], now)
         names = {host.host for host in view.hosts} if view.wish.terms else None
+        found = log.newest(begin=begin, end=end)
+        if kind in (None, SILENT):
+            lasting = [event for event in silences(view.every, cluster.thresholds) if begin <= event.at <= end]
+            found = sorted(found + lasting, key=lambda event: -event.at)
         found = [
-            _event(event)
-            for event in so_far(cluster, log, now)
-            if begin <= event.at <= end
-            and (meant is None or meant(event.host))
+            event
+            for event in found
+            if (meant is None or meant(event.host))
             and (kind is None or event.kind == kind)
             and (names is None or event.host in names)
         ]
         return (
-            _csv(EVENT_COLUMNS, found) if form == "csv" else json_response({"at": now, "events": found, **said(view)})
+            _csv(EVENT_COLUMNS, map(_event, found))
+            if form == "csv"
+            else json_response({"at": now, "events": [_event(event) for event in found], **said(view)})
         )
 
     return lists
@@ -95,7 +104,7 @@ def said(view: View) -> Json:
     return {"q": str(view.wish), "problems": list(view.wish.problems)} if view.q else {}
 
 
-def _csv(columns: Sequence[str], rows: Sequence[Json]) -> Response:
+def _csv(columns: Sequence[str], rows: Iterable[Json]) -> Response:
     return csv_response(columns, ([row[column] for column in columns] for row in rows))
 
 

@@ -27,6 +27,7 @@ from cluster_dash_server.web import (
     user_page,
     views,
     words,
+    xids,
 )
 from cluster_dash_server.web.lists import so_far
 from cluster_dash_server.web.views import View
@@ -170,6 +171,9 @@ def blueprint(cluster: Cluster, log: EventLog, clock: Callable[[], float], site:
             icon=rows.icon(view.narrowed),
             sentence=view.sentence,
             notes=rows.attention(view.narrowed, view.now),
+            xids=xids.lines(
+                log.newest(begin=view.now - xids.DAY_SECONDS), (host.host for host in view.hosts), view.now
+            ),
             cards=free.cards(view.narrowed)[:MOST_CARDS],
             counts=counts(view),
             meanings=list(rows.meanings(cluster.thresholds).items()),
