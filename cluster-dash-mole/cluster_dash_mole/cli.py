@@ -104,8 +104,8 @@ def _add_enrol(parser: argparse.ArgumentParser) -> None:
 def _enrol(given: argparse.Namespace) -> int:
     from cluster_dash_mole import enrol  # a mole that runs has no use for it: memory
 
-    host, code = read_host(), sys.stdin.readline().strip() if given.code == "-" else given.code
     config = before_enrolment(given.config, os.environ)
+    host, code = _host(config), sys.stdin.readline().strip() if given.code == "-" else given.code
     settings = config.json_sender
     path = given.file or Path(settings.auth_code_file or state_folder(os.environ, host.hostname) / enrol.TOKEN_FILE)
     allow = given.allow_plaintext or settings.allow_plaintext
@@ -255,9 +255,13 @@ def _end_on_signals(code: int) -> None:
     signal.signal(signal.SIGINT, stop)
 
 
+def _host(config: Config) -> Host:
+    return read_host(hostname=config.host.name or None, ephemeral=config.host.ephemeral)
+
+
 def _run(config: Config) -> int:
     clock, interval = SystemClock(), config.poll.poll_interval_in_secs
-    host, manager = read_host(), ServiceManager(os.environ)
+    host, manager = _host(config), ServiceManager(os.environ)
     senders = _senders(config, os.environ)
     # before the lanes start: it forks
     readers = collectors.build(interval=interval, clock=clock, slurm=_slurm(config, at_once=False))
@@ -346,7 +350,7 @@ def _doctor(path: Path | None) -> int:
     findings = []
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # a locale that lacks ✔
     for finding in doctor.examine(
-        host=read_host(),
+        host=read_host() if isinstance(config, ConfigError) else _host(config),
         config=config,
         senders=senders,
         kinds=collectors.build(
@@ -387,7 +391,7 @@ def _one_shot(config: Config) -> Mole:
     """Return a mole for a single snapshot: without an identity, as it must not take the place of the real one's."""
     clock = SystemClock()
     mole = Mole(
-        host=read_host(),
+        host=_host(config),
         collectors=collectors.build(interval=ONE_SHOT_INTERVAL, clock=clock, slurm=_slurm(config, at_once=True)),
         lanes=[],
         interval=ONE_SHOT_INTERVAL,

@@ -82,6 +82,16 @@ class SlurmSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class HostSettings:
+    """[Host]: who this host is, where it cannot say so itself."""
+
+    name: str = _setting("", "the name it reports under; empty: the system's own")
+    ephemeral: bool = _setting(
+        False, "whether it comes and goes, as a pod: it then leaves the lists a day after it went down"
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ListenSettings:
     """[Listen]: answers Prometheus on a port of this host."""
 
@@ -106,6 +116,7 @@ class Config:
     slurm: SlurmSettings
     labels: Mapping[str, str]
     listen: ListenSettings = ListenSettings()
+    host: HostSettings = HostSettings()
 
 
 SECTIONS: dict[str, type] = {
@@ -115,6 +126,7 @@ SECTIONS: dict[str, type] = {
     "StdOut_Logger": StdoutSettings,
     "Slurm": SlurmSettings,
     "Listen": ListenSettings,
+    "Host": HostSettings,
 }
 LABELS = "Labels"
 ALONE_SECONDS = 5.0
@@ -150,6 +162,7 @@ def _config(document: dict[str, Any], environ: Mapping[str, str], found: Path) -
         stdout=_section(StdoutSettings, "StdOut_Logger", document, found),
         slurm=_section(SlurmSettings, "Slurm", document, found),
         listen=_section(ListenSettings, "Listen", document, found),
+        host=_section(HostSettings, "Host", document, found),
         labels=_labels(document.get(LABELS, {}), found),
     )
 

@@ -26,7 +26,7 @@ _STATE_VERSION = 1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Host:
-    """What stays the same of a host while a mole runs; `boottime` in Unix s."""
+    """What stays the same of a host while a mole runs; `boottime` in Unix s; `ephemeral`: it comes and goes, a pod."""
 
     hostname: str
     boot_id: str | None
@@ -34,6 +34,7 @@ class Host:
     boottime: float | None
     os: str | None
     kernel: str | None
+    ephemeral: bool = False
 
     def general(self, now: float, labels: Mapping[str, str]) -> dict[str, object]:
         """Return the `general` part of a snapshot taken at `now` (Unix s)."""
@@ -42,11 +43,14 @@ class Host:
             "hostname": self.hostname,
             "system_time": now,
             "mole_version": __version__,
+            **({"ephemeral": True} if self.ephemeral else {}),
             **{name: value for name, value in known.items() if value is not None},
         }
 
 
-def read_host(*, hostname: str | None = None, proc: str = "/proc", etc: str = "/etc") -> Host:
+def read_host(
+    *, hostname: str | None = None, ephemeral: bool = False, proc: str = "/proc", etc: str = "/etc"
+) -> Host:
     """Read who this host is; what cannot be read is None."""
     machine_id = _read(Path(etc, "machine-id")).strip()
     return Host(
@@ -56,6 +60,7 @@ def read_host(*, hostname: str | None = None, proc: str = "/proc", etc: str = "/
         boottime=parse_boottime(_read(Path(proc, "stat"))),
         os=parse_os_release(_read(Path(etc, "os-release"))),
         kernel=_read(Path(proc, "sys/kernel/osrelease")).strip() or None,
+        ephemeral=ephemeral,
     )
 
 

@@ -35,6 +35,12 @@ def test_what_cannot_be_read_of_a_host_is_none_and_absent(tmp_path: Path) -> Non
     assert set(host.general(NOW, {})) == {"hostname", "system_time", "mole_version"}
 
 
+def test_a_pod_says_that_it_comes_and_goes_and_others_do_not(tmp_path: Path) -> None:
+    proc = etc = str(tmp_path)
+    assert read_host(hostname="pod-1", ephemeral=True, proc=proc, etc=etc).general(NOW, {})["ephemeral"] is True
+    assert "ephemeral" not in read_host(hostname="gpu01", proc=proc, etc=etc).general(NOW, {})
+
+
 def test_the_machine_id_is_not_the_files_own() -> None:
     assert machine_id_of("0123456789abcdef") == machine_id_of("0123456789abcdef")
     assert "0123456789abcdef" not in machine_id_of("0123456789abcdef")
