@@ -21,6 +21,7 @@ PARTS = {
     "gcc": "Debian's packages gcc and libc6-dev",
     "make": "Debian's package make",
     "git": "Debian's package git",
+    "faketime": "Debian's package faketime",
     "systemd-analyze": "Debian's package systemd",
     "prometheus": "Debian's package prometheus",
     "promtool": "Debian's package prometheus",

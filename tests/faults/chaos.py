@@ -14,10 +14,12 @@ from tests.faults.proxy import FaultProxy, Weather
 from tests.processes import Listening, Process, wait_until
 
 MOLE = (
-    "import socket, sys; socket.gethostname = lambda: sys.argv[1]; from cluster_dash_mole import cli;"
-    " sys.exit(cli.main(['run', '-c', sys.argv[2]]))"
+    "import select, socket, sys, time; socket.gethostname = lambda: sys.argv[1];"
+    " time.sleep = lambda seconds: select.select([], [], [], seconds);"
+    " from cluster_dash_mole import cli; sys.exit(cli.main(['run', '-c', sys.argv[2]]))"
 )
-"""A mole under another name: all that run here would have this machine's."""
+"""A mole under another name, as all that run here would have this machine's, and with a sleep that libfaketime knows:
+it refuses the one of Python 3.11."""
 SERVER = (
     "import sys; from cluster_dash_server.history import sqlite; sqlite.COMMIT_SECONDS = 1.0;"
     " from cluster_dash_server import cli; sys.exit(cli.main(sys.argv[1:]))"
