@@ -318,17 +318,17 @@ def _host(alternatives: Sequence[Alternative]) -> Test:
 
 def users_of(view: GpuView) -> Iterable[str]:
     """Return who is on a GPU: whose processes are there, and to whom Slurm has given it."""
-    on = view.gpu.users or {}
+    on = (view.gpu.users or {}).keys()
     if view.slurm is None or not view.slurm.jobs:
         return on
-    return dict.fromkeys((*on, *(job.user for job in view.slurm.jobs)))
+    return tuple(dict.fromkeys((*on, *(job.user for job in view.slurm.jobs))))
 
 
 def jobs_of(view: GpuView) -> Iterable[str]:
     """Return the jobs that are on a GPU: those of its processes, and those that Slurm has given it to."""
     if view.slurm is None or not view.slurm.jobs:
         return view.gpu.jobs
-    return dict.fromkeys((*view.gpu.jobs, *(job.id for job in view.slurm.jobs)))
+    return tuple(dict.fromkeys((*view.gpu.jobs, *(job.id for job in view.slurm.jobs))))
 
 
 def _users(says: Says) -> Test:

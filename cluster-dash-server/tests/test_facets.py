@@ -1,5 +1,6 @@
 """Facets: counts that a click makes true, and the filter that the click writes."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,7 +11,8 @@ from cluster_dash_server import facets
 from cluster_dash_server.cluster import Cluster, HostView
 from cluster_dash_server.filters import parse
 from cluster_dash_server.snapshot import read
-from cluster_dash_server.states import Thresholds
+from cluster_dash_server.states import Allotment, JobOnGpu, Thresholds
+from cluster_dash_server.web.fleet import groups
 
 NOW = 1_700_000_000.0
 USERS = ["alice", "Bob", "a,b", 'c"d', "*", "user:x", "-e", "ö", " f ", "[1]"]
@@ -91,6 +93,17 @@ def test_a_second_value_of_a_facet_is_an_or_and_states_keep_their_order(fleet: l
         "util<5",
         True,
     )
+
+
+def test_a_user_counts_by_gpus_not_by_processes_and_by_what_slurm_gave_them(fleet: list[HostView]) -> None:
+    host = next(each for each in fleet if len(each.gpus) > 1)
+    job = JobOnGpu(id="9", user="dan", name=None)
+    given = Allotment(drained=False, reserved=False, allocated=True, jobs=(job, job))
+    two = replace(host.gpus[0].gpu, users={"dan": 3, "eve": 2})
+    view = replace(host, gpus=(replace(host.gpus[0], gpu=two), replace(host.gpus[1], slurm=given)))
+    counted = {each.value: each.count for each in facets.count([view], parse(""), NOW).choices["user"]}
+    assert counted == {"dan": 2, "eve": 1}
+    assert [group.users for group in groups([view], "part", parse(""))][0] == "dan ×2, eve ×1"
 
 
 def test_of_many_values_the_most_frequent_are_shown_and_those_that_are_chosen() -> None:
