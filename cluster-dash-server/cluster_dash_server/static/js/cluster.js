@@ -32,6 +32,7 @@ export class Cluster {
     this.matching = null;
     this.of = null;
     this.sorted = null;
+    this.fitting = null;
   }
 
   /** Take an answer of `api.cluster`. */
@@ -51,6 +52,7 @@ export class Cluster {
     this.matching = body.matching ?? null;
     this.of = body.of ?? null;
     this.sorted = null;
+    this.fitting = null;
   }
 
   /** @returns {Host[]} by name, as people count */
@@ -62,7 +64,8 @@ export class Cluster {
   /** @returns {Host[]} by name, with those of their GPUs that the filter means */
   narrowed() {
     if (this.matching === null) return this.byName();
-    return this.byName().map((host) => ({ ...host, gpus: host.gpus.filter((gpu) => gpu.matches) }));
+    this.fitting ??= this.byName().map((host) => ({ ...host, gpus: host.gpus.filter((gpu) => gpu.matches) }));
+    return this.fitting;
   }
 
   /** @returns {Object[]} the GPUs that the filter means, by the name of their hosts */

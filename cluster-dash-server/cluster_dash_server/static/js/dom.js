@@ -36,7 +36,7 @@ export function patch(old, wanted) {
 /**
  * Change the children of an element into those wanted.
  * @param {Element} parent
- * @param {Node[]} wanted
+ * @param {Node[]} wanted new ones, or old ones that stay as they are
  */
 export function patchChildren(parent, wanted) {
   const keys = new Set(wanted.map((child) => child.dataset?.key));
@@ -67,6 +67,7 @@ export function patchChildren(parent, wanted) {
 }
 
 function become(old, wanted) {
+  if (old === wanted) return; // who asks knows that nothing in it has changed
   if (old.nodeType !== wanted.nodeType) old.replaceWith(wanted);
   else if (old.nodeType !== Node.TEXT_NODE) patch(old, wanted);
   else if (old.data !== wanted.data) old.data = wanted.data;

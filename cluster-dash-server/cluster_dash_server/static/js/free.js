@@ -21,7 +21,18 @@ export function drawFree(hosts) {
   }
   const byCount = [...free].sort(([one, many], [other, more]) => more.length - many.length || compare(one, other));
   section.hidden = byCount.length === 0;
-  patchChildren(list, byCount.slice(0, MOST_CARDS).map(([model, names]) => card(model, names)));
+  patchChildren(list, byCount.slice(0, MOST_CARDS).map(([model, names]) => standing(model, names) ?? card(model, names)));
+}
+
+/** What the cards that stand there were drawn from. */
+const drawn = new Map();
+
+/** The card that stands there, where it says the same. */
+function standing(model, names) {
+  const text = names.join("\n");
+  const isSame = drawn.get(model) === text;
+  drawn.set(model, text);
+  return isSame ? [...list.children].find((each) => each.dataset.key === model) : undefined;
 }
 
 function card(model, names) {

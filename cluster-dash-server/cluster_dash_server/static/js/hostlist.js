@@ -5,9 +5,10 @@ import { compare, natural } from "./format.js";
 /** @param {Iterable<string>} names */
 export function compress(names) {
   const series = new Map();
-  const sorted = [...new Set(names)].sort(
-    (one, other) => compare(natural(one), natural(other)) || compare(one, other),
-  );
+  const sorted = [...new Set(names)]
+    .map((name) => ({ name, order: natural(name) }))
+    .sort((one, other) => compare(one.order, other.order) || compare(one.name, other.name))
+    .map(({ name }) => name);
   for (const name of sorted) {
     const match = /[[\],\s]/.test(name) ? null : name.match(/^(.*?)([0-9]{1,15})([^0-9]*)$/s);
     const around = match === null ? name : `${match[1]}\0${match[3]}`; // no name holds a NUL

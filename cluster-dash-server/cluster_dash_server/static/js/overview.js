@@ -6,13 +6,14 @@ import { Cluster } from "./cluster.js";
 import { h, patchChildren, say } from "./dom.js";
 import { drawFacets, drawFrame, drawLegend, drawNothing, drawScope, only, startBox } from "./filter.js";
 import * as fleet from "./fleet.js";
-import { GLYPHS, clock, plural } from "./format.js";
+import { GLYPHS, age, clock, plural } from "./format.js";
 import { live } from "./frame.js";
 import { drawFree } from "./free.js";
 import { FleetMap } from "./map.js";
 import { attention, groupRow, hostRow, icon, iconLink, stateCounts, title } from "./rows.js";
 
 const ANNOUNCE_MS = 60_000;
+const MOST_AGE_SECONDS = 30; // a tooltip says for how long, in minutes
 const byId = (id) => document.getElementById(id);
 const main = byId("main");
 const table = byId("hosts");
@@ -22,6 +23,7 @@ const limits = { size: Number(grid.dataset.size), atOnce: Number(grid.dataset.at
 const map = new FleetMap(byId("map").querySelector("canvas"), byId("map-words"));
 let cluster = new Cluster();
 let facets = null;
+let drawnFacets = { facets: null, search: "" };
 let facetsAskedAt = -Infinity;
 let shown = ""; // the address for which the rows stand there: another one may reorder them
 let announcedAt = performance.now();
@@ -65,7 +67,8 @@ function draw() {
   drawNotes(attention(hosts, cluster.at));
   drawFree(hosts);
   drawLegend(stateCounts(hosts), cluster.q ? facets : null);
-  if (facets) drawFacets(facets);
+  if (facets && (facets !== drawnFacets.facets || location.search !== drawnFacets.search)) drawFacets(facets);
+  drawnFacets = { facets, search: location.search };
   const isEmpty = cluster.hosts.size === 0;
   byId("empty").hidden = !isEmpty || Boolean(cluster.of?.hosts);
   byId("nothing").hidden = !isEmpty || !cluster.of?.hosts;
@@ -151,13 +154,29 @@ function drawRows() {
   shown = location.search;
   const isHeld = isSame && (table.matches(":hover") || table.contains(document.activeElement));
   const rows = isHeld ? inPlace(wanted) : wanted;
+  const standing = new Map([...table.rows].map((each) => [each.dataset.key, each]));
   const moved = wanted.filter((host, place) => rows[place] !== host).length;
   applyOrder.hidden = moved === 0;
   if (moved) say(applyOrder, `${plural(moved, "row")} would move: apply`);
   grid.toggleAttribute("data-wide", rows.some((host) => host.gpus.length > 8));
-  patchChildren(table, rows.map((host) => hostRow(host, cluster.at)));
+  patchChildren(table, rows.map((host) => row(host, standing.get(host.host))));
   for (const strip of table.querySelectorAll(".strip")) oneTabStop(strip);
   drawPages(part, sort);
+}
+
+/** What the rows that stand there were drawn from, and when (Unix s). */
+const drawn = new WeakMap();
+
+/** The row of a host: the one that stands there, where nothing but its age has changed since it was drawn. */
+function row(host, standing) {
+  const last = standing && drawn.get(standing);
+  if (last?.host === host && last.search === shown && cluster.at - last.at < MOST_AGE_SECONDS) {
+    say(standing.cells[standing.cells.length - 1], age(cluster.at - host.last_at));
+    return standing;
+  }
+  const fresh = hostRow(host, cluster.at);
+  drawn.set(standing ?? fresh, { host, at: cluster.at, search: shown });
+  return fresh;
 }
 
 /** The hosts whose rows stand there, in their order; where one is gone, those that should stand there follow. */

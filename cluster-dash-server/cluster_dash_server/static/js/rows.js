@@ -272,7 +272,13 @@ export function attention(hosts, now) {
 }
 
 /** @param {import("./cluster.js").Host[]} hosts */
-export const stateCounts = (hosts) => tally(hosts.flatMap((host) => host.gpus.map((gpu) => gpu.state)));
+export function stateCounts(hosts) {
+  if (!counted.has(hosts)) counted.set(hosts, tally(hosts.flatMap((host) => host.gpus.map((gpu) => gpu.state))));
+  return counted.get(hosts);
+}
+
+/** The counts of a list of hosts, which is a new one after each change. */
+const counted = new WeakMap();
 
 function wrong(hosts) {
   const ofHost = (host) =>
