@@ -103,7 +103,7 @@ def test_a_user_counts_by_gpus_not_by_processes_and_by_what_slurm_gave_them(flee
     view = replace(host, gpus=(replace(host.gpus[0], gpu=two), replace(host.gpus[1], slurm=given)))
     counted = {each.value: each.count for each in facets.count([view], parse(""), NOW).choices["user"]}
     assert counted == {"dan": 2, "eve": 1}
-    assert [group.users for group in groups([view], "part", parse(""))][0] == "dan ×2, eve ×1"
+    assert next(group.users for group in groups([view], "part", parse(""))) == "dan ×2, eve ×1"
 
 
 def test_of_many_values_the_most_frequent_are_shown_and_those_that_are_chosen() -> None:
