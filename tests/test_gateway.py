@@ -161,7 +161,8 @@ def test_under_a_path_every_link_of_a_page_leads_back_through_it(cut: str, tls: 
         site = (
             f"server {{ listen 127.0.0.1:{port} ssl;\n"
             f"ssl_certificate {tls}/site.pem; ssl_certificate_key {tls}/site.key;\n"
-            f"location /dash/ {{ proxy_pass http://{urlsplit(server.url).netloc}{cut};\nproxy_set_header Host $http_host;\n"
+            f"location /dash/ {{ proxy_pass http://{urlsplit(server.url).netloc}{cut};\n"
+            "proxy_set_header Host $http_host;\n"
             "proxy_set_header X-Forwarded-For $remote_addr; proxy_set_header X-Forwarded-Proto $scheme; } }\n"
         )
         with nginx(site, port, tmp_path):

@@ -48,9 +48,7 @@ class Host:
         }
 
 
-def read_host(
-    *, hostname: str | None = None, ephemeral: bool = False, proc: str = "/proc", etc: str = "/etc"
-) -> Host:
+def read_host(*, hostname: str | None = None, ephemeral: bool = False, proc: str = "/proc", etc: str = "/etc") -> Host:
     """Read who this host is; what cannot be read is None."""
     machine_id = _read(Path(etc, "machine-id")).strip()
     return Host(
