@@ -232,10 +232,13 @@ class Ingest:
         token = self._auth.admit(presented, post.caller, received_at)
         if token is not None:
             self._auth.refuse_another(token, snapshot)
-        self._check(snapshot)
-        if block := snapshot.get("slurm"):
-            check_slurm(block)
-        self._refuse_too_many(snapshot)
+        try:
+            self._check(snapshot)
+            if block := snapshot.get("slurm"):
+                check_slurm(block)
+            self._refuse_too_many(snapshot)
+        except SnapshotError as error:  # it quotes what is wrong, and that may be the secret in another field
+            raise SnapshotError(error.text.replace(str(presented), "***"), error.status) from None
         if token is None:
             self._refuse_a_flood_of_names(snapshot["hostname"], post.caller, received_at)
         if self._veil is not None:

@@ -43,9 +43,12 @@ class _JsonError:
 
     def to_response(self, ident: str | None = None) -> tuple[str, list[tuple[str, str]], bytes]:
         """Return status, headers and body, as `waitress.utilities.Error` does."""
+        code, reason = self._error.code, self._error.reason
+        if code == 501:  # it is the caller who asks for what nobody has
+            code, reason = 400, "Bad Request"
         body = dumps({"success": False, "msg": f"request: {self._error.reason.lower()}: {self._error.body}"}) + b"\n"
         headers = [("Content-Type", "application/json"), ("Content-Length", str(len(body)))]
-        return f"{self._error.code} {self._error.reason}", headers, body
+        return f"{code} {reason}", headers, body
 
 
 class RequestParser(HTTPRequestParser):  # type: ignore[misc]
