@@ -192,10 +192,12 @@ class Exchange:
                 break
             data += more
         if not end:
-            raise self._lost(ConnectionResetError()) if not data else self._not_http()
+            if not data:
+                raise self._lost(ConnectionResetError())
+            raise self._cut_off() if _STATUS_LINE.match(data) else self._not_http()
         answer = self._answer(head, body, head_only=head_only, ended=True)
         if answer is None:
-            raise _trouble(f"CD102 {self._peer} closed the connection in mid-answer")
+            raise self._cut_off()
         return answer
 
     def _answer(self, head: bytes, body: bytes, *, head_only: bool, ended: bool = False) -> Answer | None:
@@ -226,6 +228,9 @@ class Exchange:
         return _trouble(
             f"CD102 {self._peer} closed the connection without an answer: {error.strerror or 'end of data'}"
         )
+
+    def _cut_off(self) -> SendError:
+        return _trouble(f"CD102 {self._peer} closed the connection in mid-answer")
 
     def _not_http(self) -> SendError:
         return _trouble(f"CD104 {self._peer} does not speak HTTP")
