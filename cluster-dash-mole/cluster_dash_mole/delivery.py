@@ -263,7 +263,9 @@ class Delivery:
 
     def _send_batch(self, batch: list[Held]) -> None:
         oldest = {source: self._spool.oldest_seq(source) for source in {held.source for held in batch}}
-        receipt = self._post.post_many([(held.body, {"spool": {"oldest_seq": oldest[held.source], "backlog": True}}) for held in batch])
+        receipt = self._post.post_many(
+            [(held.body, {"spool": {"oldest_seq": oldest[held.source], "backlog": True}}) for held in batch]
+        )
         now = self._clock.monotonic()
         rows = {place: row_of(error) for place, error in receipt.rejected.items()}
         taken = [held for place, held in enumerate(batch) if place not in rows]
