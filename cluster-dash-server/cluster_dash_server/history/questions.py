@@ -68,7 +68,7 @@ class _Line:
         self.count[step] += count
 
     def add_even(self, first: int, numbers: Sequence[float], scale: float, rows: int) -> None:
-        """Add figures of which each step from `first` on has so many: some calls into C instead of some for each step."""
+        """Add figures of which each step from `first` on has so many: by few calls into C."""
         columns = [numbers[place::rows] for place in range(rows)]
         after = first + len(columns[0])
         alone = rows == 1

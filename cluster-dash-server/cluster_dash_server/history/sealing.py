@@ -324,10 +324,18 @@ def make_room(db: sqlite3.Connection, names: Names, now: float) -> bool:
     if found is not None:
         fold_day(db, names, *found)
         return True
-    for table, moment in (("minutes", "day"), ("sealed", "hour"), ("uses", "hour"), ("hours", "day")):
+    for table, moment, step in (
+        *(
+            ("minutes", "day", DAY),
+            ("cluster_minutes", "minute", DAY),
+            ("sealed", "hour", HOUR),
+            ("uses", "hour", HOUR),
+        ),
+        ("hours", "day", DAY),
+    ):
         (oldest,) = db.execute(f"SELECT MIN({moment}) FROM {table}").fetchone()  # noqa: S608 - names of ours
-        if oldest is not None:
-            db.execute(f"DELETE FROM {table} WHERE {moment} = ?", (oldest,))  # noqa: S608 - names of ours
+        if oldest is not None and (table != "cluster_minutes" or oldest < now - 2 * DAY):
+            db.execute(f"DELETE FROM {table} WHERE {moment} < ?", (oldest + step,))  # noqa: S608 - names of ours
             return True
     return False
 

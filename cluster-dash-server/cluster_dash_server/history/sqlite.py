@@ -53,6 +53,8 @@ ROOM = 0.95
 """From this share of its size on, the oldest is let go of."""
 FREE_PAGES = 2_000
 """Free pages that a file may hold: 8 MB."""
+ROOM_SECONDS = 2.0
+"""For how long room is made for rows that would not find it."""
 PRUNE_SECONDS = 3600.0
 """How often it is looked for what is too old."""
 
@@ -210,6 +212,7 @@ class SqliteStore:
             try:
                 if self._db is None:
                     self._connect()
+                self._make_room(time.monotonic() + ROOM_SECONDS, sum(map(_size, waiting)))
                 self._write(waiting)
                 waiting = []
                 chores_left = False if ends else self._do_chores()
@@ -361,10 +364,8 @@ class SqliteStore:
 
     def seal_all(self) -> None:
         """Seal all that is written, the open hours too."""
-        with self._wake:
-            self._left_over |= set(self._hot)
         self.flush()
-        while self._left_over:
+        while self._hot:
             with self._wake:
                 self._left_over |= set(self._hot)
             self.flush()
@@ -391,10 +392,10 @@ class SqliteStore:
         self._pruned_at = now
         return False
 
-    def _make_room(self, until: float) -> bool:
+    def _make_room(self, until: float, coming_bytes: int = 0) -> bool:
         """Let go of the oldest while the file is nearly as large as it may become; True: there is more to do."""
         db, names = self._connection()
-        while self._used_bytes() > ROOM * self._keep.file_bytes:
+        while self._used_bytes() + coming_bytes > ROOM * self._keep.file_bytes:
             with _transaction(db):
                 if not make_room(db, names, self._clock()):
                     return False
@@ -579,6 +580,11 @@ class SqliteStore:
         """See `Ledger`."""
         with self._reading():
             return self._reader().usage(ask)
+
+
+def _size(item: _Item) -> int:
+    """Return about how many bytes something takes in the file."""
+    return 100 + 5 * len(item[1].values) if item[0] == "figures" else 300
 
 
 @contextlib.contextmanager

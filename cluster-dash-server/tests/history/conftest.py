@@ -9,7 +9,7 @@ import pytest
 from cluster_dash_server.figures import NAN
 from cluster_dash_server.store import DOINGS, GPU_METRICS, HOST_METRICS, Doing, Figures, GpuId, Holder
 
-BEGIN = 1_700_006_400.0
+BEGIN = 1_699_999_200.0
 """The start of an hour, and of a day less two hours."""
 
 

@@ -29,7 +29,7 @@ from cluster_dash_server.store import (
     UseQuery,
 )
 
-BEGIN = 1_700_006_400.0
+BEGIN = 1_699_999_200.0
 """The start of an hour, two hours before the end of a day of UTC."""
 KEEP = Keep(
     rows_seconds=7 * DAY, minutes_seconds=90 * DAY, hours_seconds=730 * DAY, users_seconds=400 * DAY, file_bytes=2**30

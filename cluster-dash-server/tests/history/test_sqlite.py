@@ -1,0 +1,323 @@
+"""What only a file can go through: restarts, damage, other releases, a full disk, age, a cap."""
+
+import errno
+import os
+import random
+import sqlite3
+import threading
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from cluster_dash_server.history import schema, sqlite
+from cluster_dash_server.history.rollups import DAY, HOUR
+from cluster_dash_server.history.sqlite import Keep, SqliteStore
+from cluster_dash_server.store import Figures, LastSeen, SeriesQuery, StoreError, UsageQuery, UseQuery
+
+BEGIN = 1_699_999_200.0
+KEEP = Keep(
+    rows_seconds=7 * DAY, minutes_seconds=90 * DAY, hours_seconds=730 * DAY, users_seconds=400 * DAY, file_bytes=2**30
+)
+MakeRow = Callable[..., Figures]
+MakeFleet = Callable[[int, int, float, float], list[Figures]]
+UTIL = SeriesQuery(metric="gpu_util", begin=BEGIN, end=BEGIN + HOUR, step_seconds=60)
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = BEGIN + HOUR
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def moving() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sqlite, "RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(sqlite, "COMMIT_SECONDS", 0.01)
+
+
+def test_what_was_written_is_there_again(tmp_path: Path, moving: Clock, make_row: MakeRow) -> None:
+    last = LastSeen(host="gpu01", received_at=BEGIN, skew_seconds=None, packed=b"packed", known=b"known")
+    with closing(
+        SqliteStore(tmp_path, clock=moving, keep=KEEP, last_seen=lambda hosts: [last] * len([*hosts]))
+    ) as store:
+        store.append(make_row(at=BEGIN, seq=41))
+        store.append(make_row(at=BEGIN + 1, seq=42))
+        store.flush()
+
+    with closing(SqliteStore(tmp_path, clock=moving, keep=KEEP)) as store:
+        assert store.last_seen() == [last]
+        assert store.knows("gpu01", "boot", 42)
+        assert store.durable_seq("gpu01", "boot", 41) == 42
+        store.append(make_row(at=BEGIN + 1, seq=42, util=99.0))
+        store.append(make_row(at=BEGIN + 2, seq=43))
+        store.flush()
+        assert store.durable_seq("gpu01", "boot", 41) == 43
+        (line,) = store.series(UTIL)
+        assert line.max[0] == 50
+
+
+def test_the_file_is_for_its_owner_alone(tmp_path: Path, moving: Clock) -> None:
+    SqliteStore(tmp_path, clock=moving, keep=KEEP).close()
+
+    assert [file.name for file in tmp_path.iterdir()] == ["history.db"]
+    assert (tmp_path / "history.db").stat().st_mode & 0o077 == 0
+
+
+def test_nothing_is_durable_before_it_is_committed(
+    tmp_path: Path, moving: Clock, make_row: MakeRow, monkeypatch: pytest.MonkeyPatch, quick: None
+) -> None:
+    goes_on = threading.Event()
+    real = SqliteStore._write
+
+    def held(self: SqliteStore, items: object) -> None:
+        assert goes_on.wait(20)
+        real(self, items)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(SqliteStore, "_write", held)
+    store = SqliteStore(tmp_path, clock=moving, keep=KEEP)
+    try:
+        store.append(make_row(seq=7))
+        assert store.knows("gpu01", "boot", 7)
+        assert store.durable_seq("gpu01", "boot", None) is None
+    finally:
+        goes_on.set()
+        store.flush()
+        assert store.durable_seq("gpu01", "boot", None) == 7
+        store.close()
+
+
+def test_a_full_disk_is_named_and_what_came_meanwhile_is_written_later(
+    tmp_path: Path, moving: Clock, make_row: MakeRow, monkeypatch: pytest.MonkeyPatch, quick: None
+) -> None:
+    full = threading.Event()
+    real = SqliteStore._write
+
+    def write(self: SqliteStore, items: object) -> None:
+        if full.is_set():
+            raise sqlite3.OperationalError("database or disk is full")
+        real(self, items)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(SqliteStore, "_write", write)
+    with closing(SqliteStore(tmp_path, clock=moving, keep=KEEP)) as store:
+        store.append(make_row(at=BEGIN, seq=1))
+        store.flush()
+        full.set()
+        store.append(make_row(at=BEGIN + 60, seq=2))
+        with pytest.raises(StoreError, match="full"):
+            store.flush()
+        assert "full" in (store.trouble or "")
+        assert store.durable_seq("gpu01", "boot", 1) == 1
+        assert len(store.series(UTIL)) == 1  # reading goes on
+
+        full.clear()
+        store.flush()
+        assert store.trouble is None
+        assert store.durable_seq("gpu01", "boot", 1) == 2
+
+
+def test_while_nothing_can_be_written_the_oldest_is_let_go_and_may_come_again(
+    tmp_path: Path, moving: Clock, make_row: MakeRow, monkeypatch: pytest.MonkeyPatch, quick: None
+) -> None:
+    monkeypatch.setattr(sqlite, "WAITING_ROWS", 3)
+    monkeypatch.setattr(SqliteStore, "_write", lambda self, items: 1 / 0 if items else None)
+    with closing(SqliteStore(tmp_path, clock=moving, keep=KEEP)) as store:
+        for seq in range(1, 6):
+            store.append(make_row(at=BEGIN + seq, seq=seq))
+            with pytest.raises(StoreError):
+                store.flush()
+        assert [store.knows("gpu01", "boot", seq) for seq in range(1, 6)] == [False, False, True, True, True]
+        monkeypatch.undo()
+        for seq in range(1, 6):
+            store.append(make_row(at=BEGIN + seq, seq=seq))
+        store.flush()
+        assert store.durable_seq("gpu01", "boot", 1) == 5
+
+
+def test_a_folder_that_cannot_be_written_is_named_and_tried_again(
+    tmp_path: Path, moving: Clock, make_row: MakeRow, monkeypatch: pytest.MonkeyPatch, quick: None
+) -> None:
+    def read_only(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(schema, "opened", read_only)
+        store = SqliteStore(tmp_path, clock=moving, keep=KEEP)
+        assert "Read-only file system" in str(store.trouble)
+        store.append(make_row(seq=1))
+        with pytest.raises(StoreError, match="Read-only"):
+            store.flush()
+    with closing(store):
+        store.flush()
+        assert store.durable_seq("gpu01", "boot", 1) == 1
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_damaged_file_is_set_aside_and_a_new_one_begun(
+    seed: int, tmp_path: Path, moving: Clock, make_fleet: MakeFleet, make_row: MakeRow
+) -> None:
+    with closing(SqliteStore(tmp_path, clock=moving, keep=KEEP)) as store:
+        for each in make_fleet(seed, 2, BEGIN, BEGIN + HOUR):
+            store.append(each)
+        store.seal_all()
+    file = tmp_path / "history.db"
+    damaged = bytearray(file.read_bytes())
+    rng = random.Random(seed)
+    for place in range(0, len(damaged), 4096):  # the heads of all pages
+        damaged[place : place + 16] = rng.randbytes(16)
+    file.write_bytes(damaged)
+
+    with closing(SqliteStore(tmp_path, clock=moving, keep=KEEP)) as store:
+        store.append(make_row(seq=1))
+        store.flush()
+        assert store.trouble is None
+        assert "damaged" in str(store.loss)
+        assert store.durable_seq("gpu01", "boot", 1) == 1
+    (aside,) = tmp_path.glob("history.db.bad-*")
+    assert aside.read_bytes() == damaged
+    assert aside.name in str(store.loss)
+
+
+def test_a_damaged_hour_is_a_gap(tmp_path: Path, moving: Clock, make_row: MakeRow) -> None:
+    with closing(SqliteStore(tmp_path, clock=moving, keep=KEEP)) as store:
+        for number in range(120):
+            store.append(make_row(at=BEGIN - HOUR + 60 * number, seq=number))
+        store.seal_all()
+    with closing(sqlite3.connect(tmp_path / "history.db")) as db, db:
+        (blob,) = db.execute("SELECT rows FROM sealed WHERE hour = ?", (BEGIN,)).fetchone()
+        flipped = bytearray(blob)
+        flipped[len(blob) // 2] ^= 16
+        db.execute("UPDATE sealed SET rows = ? WHERE hour = ?", (flipped, BEGIN))
+
+    with closing(SqliteStore(tmp_path, clock=moving, keep=KEEP)) as store:
+        (line,) = store.series(replace(UTIL, begin=BEGIN - HOUR))
+        assert list(line.mean[:60]) == [50] * 60
+        assert list(line.mean[60:120]) == [None] * 60
+
+
+def test_a_file_of_a_newer_release_is_refused_in_words(tmp_path: Path, moving: Clock) -> None:
+    SqliteStore(tmp_path, clock=moving, keep=KEEP).close()
+    with closing(sqlite3.connect(tmp_path / "history.db")) as db:
+        db.execute(f"PRAGMA user_version = {schema.VERSION + 1}")
+
+    with pytest.raises(StoreError, match="newer release"):
+        SqliteStore(tmp_path, clock=moving, keep=KEEP)
+
+
+def test_a_file_of_somebody_else_is_refused(tmp_path: Path, moving: Clock) -> None:
+    with closing(sqlite3.connect(tmp_path / "history.db")) as db, db:
+        db.execute("CREATE TABLE theirs (a)")
+
+    with pytest.raises(StoreError, match="is no history of cluster-dash"):
+        SqliteStore(tmp_path, clock=moving, keep=KEEP)
+
+
+def test_an_older_file_is_migrated_after_a_copy(
+    tmp_path: Path, moving: Clock, make_row: MakeRow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with closing(SqliteStore(tmp_path, clock=moving, keep=KEEP)) as store:
+        store.append(make_row(seq=1))
+        store.flush()
+    monkeypatch.setattr(schema, "VERSION", schema.VERSION + 1)
+    monkeypatch.setattr(schema, "MIGRATIONS", {schema.VERSION - 1: "CREATE TABLE newer (a);"})
+
+    with closing(SqliteStore(tmp_path, clock=moving, keep=KEEP)) as store:
+        assert store.knows("gpu01", "boot", 1)
+    for name, tables in (("history.db", 1), (f"history.db.form-{schema.VERSION - 1}", 0)):
+        with closing(sqlite3.connect(tmp_path / name)) as db:
+            assert db.execute("SELECT COUNT(*) FROM sqlite_master WHERE name = 'newer'").fetchone() == (tables,)
+            assert db.execute("SELECT seqs FROM boots").fetchone() == ("[[1, 1]]",)
+
+
+def test_rows_become_minutes_and_minutes_end_with_age(
+    tmp_path: Path, moving: Clock, make_row: MakeRow, quick: None
+) -> None:
+    rows = [make_row(at=BEGIN + 15 * number, seq=number, temperature=60.0) for number in range(960)]
+    rows[333] = make_row(at=rows[333].at, seq=333, temperature=95.0)
+    ask = SeriesQuery(metric="temperature_c", begin=BEGIN, end=BEGIN + 4 * HOUR, step_seconds=60)
+    with closing(SqliteStore(tmp_path, clock=moving, keep=KEEP)) as store:
+        for each in rows:
+            store.append(each)
+        store.seal_all()
+        before = store.series(ask)
+
+        moving.now = BEGIN + 9 * DAY
+        store.prune(moving.now)
+        assert store.series(ask) == before
+        with closing(sqlite3.connect(tmp_path / "history.db")) as db:
+            assert db.execute("SELECT COUNT(*) FROM sealed").fetchone() == (0,)
+            assert db.execute("SELECT COUNT(*) FROM minutes").fetchone() == (2,)
+
+        moving.now = BEGIN + 100 * DAY
+        store.prune(moving.now)
+        (line,) = store.series(replace(ask, step_seconds=3600))
+        assert list(line.max) == [60, 95, 60, 60, None]
+        (cluster,) = store.series(replace(ask, metric="busy_gpus", by="cluster", step_seconds=3600))
+        assert cluster.mean[0] == pytest.approx(1)
+
+        moving.now = BEGIN + 500 * DAY
+        store.prune(moving.now)
+        assert store.usage(UsageQuery(begin=BEGIN, end=BEGIN + DAY)) == []
+        assert store.uses(UseQuery(begin=BEGIN, end=BEGIN + DAY)) == []
+        moving.now = BEGIN + 1000 * DAY
+        store.prune(moving.now)
+        assert store.series(replace(ask, step_seconds=3600)) == []
+        (cluster,) = store.series(replace(ask, metric="busy_gpus", by="cluster", step_seconds=3600))
+        assert cluster.mean[0] == pytest.approx(1)
+
+
+def test_a_row_older_than_rows_are_kept_is_settled_and_not_stored(
+    tmp_path: Path, moving: Clock, make_row: MakeRow
+) -> None:
+    with closing(SqliteStore(tmp_path, clock=moving, keep=KEEP)) as store:
+        store.append(make_row(at=BEGIN - 8 * DAY, seq=1))
+        store.flush()
+        assert store.durable_seq("gpu01", "boot", 1) == 1
+        assert store.series(replace(UTIL, begin=BEGIN - 9 * DAY)) == []
+
+
+@pytest.mark.slow
+def test_the_file_stays_near_its_cap_over_three_times_its_retention(
+    tmp_path: Path, moving: Clock, make_fleet: MakeFleet, quick: None
+) -> None:
+    cap = 5 * 2**19
+    keep = replace(KEEP, rows_seconds=2 * DAY, minutes_seconds=3 * DAY, hours_seconds=3 * DAY, file_bytes=cap)
+    day = make_fleet(3, 2, BEGIN, BEGIN + DAY)
+    largest = 0
+    with closing(SqliteStore(tmp_path, clock=moving, keep=keep)) as store:
+        for number in range(9):
+            for part in range(0, len(day), 1_000):
+                for each in day[part : part + 1_000]:
+                    moving.now = each.at + number * DAY
+                    store.append(replace(each, at=moving.now, seq=(each.seq or 0) + number * 100_000))
+                store.seal_all()
+                largest = max(largest, (tmp_path / "history.db").stat().st_size)
+            store.prune(moving.now)
+        assert store.series(SeriesQuery(metric="gpu_util", begin=moving.now - DAY / 4, end=moving.now))
+    assert cap / 2 < largest < 1.1 * cap
+
+
+def test_answers_do_not_change_while_hours_are_sealed_and_sums_stay(
+    tmp_path: Path, moving: Clock, make_row: MakeRow, quick: None
+) -> None:
+    usage = UsageQuery(begin=BEGIN, end=BEGIN + 3 * HOUR, by=("user", "host"))
+    cluster = SeriesQuery(metric="busy_gpus", begin=BEGIN, end=BEGIN + 3 * HOUR, by="cluster", step_seconds=60)
+    moving.now = BEGIN + 4 * HOUR
+    with closing(SqliteStore(tmp_path, clock=moving, keep=KEEP)) as store:
+        for number in range(181):
+            store.append(make_row(at=BEGIN + 60 * number, seq=number))
+        store.flush()
+        (opened,), (line,) = store.usage(usage), store.series(cluster)
+        store.seal_all()
+        (sealed,), (after,) = store.usage(usage), store.series(cluster)
+    assert opened.held_seconds == pytest.approx(sealed.held_seconds) == pytest.approx(3 * HOUR)
+    assert list(line.mean[:180]) == pytest.approx(list(after.mean[:180])) == [1] * 180
