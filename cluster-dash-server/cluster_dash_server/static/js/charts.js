@@ -67,22 +67,27 @@ const hue = (number) => colour(number === null ? "muted" : `line-${number % LINE
 function paintMark(each) {
   const [role, number] = (each.name ?? "").split(" ");
   if (role === "gap") return { ...each, fillcolor: colour("hairline"), opacity: 0.6 };
+  if (role === "percentile" && each.type === "line") return { ...each, line: { color: colour("muted"), width: 1, dash: "dot" } };
   if (role === "mark" && each.type === "line") return { ...each, line: { color: colour("held-ink"), width: 1, dash: "dot" } };
   const ink = role === "line" ? hue(Number(number)) : role === "mark" ? colour("held-text") : colour("muted");
   return { ...each, font: { color: ink, size: 12 } };
 }
 
+/** A dot for each of many hosts, of which the highest have a name and a label. */
+const isDots = (trace) => trace.meta?.form === "dots";
+const isLabelled = (trace) => trace.orientation === "h" || isDots(trace);
+
 function paint(trace) {
   if (trace.type === "heatmap") return { ...trace, coloraxis: "coloraxis" };
   if (trace.meta && "band" in trace.meta) return { ...trace, line: { width: 0 }, fillcolor: hue(trace.meta.band) + BAND_ALPHA };
-  if (trace.type === "scatter") return { ...trace, ...line(trace.meta.line) };
-  const labelled = trace.orientation === "h";
+  if (trace.type === "scatter" && !isDots(trace)) return { ...trace, ...line(trace.meta.line) };
+  const labelled = isLabelled(trace);
   const names = trace.customdata.map(([says]) => COLOURS_OF_BARS[says] ?? `${says}-ink`);
   return {
     ...trace,
     marker: { color: names.map(colour), opacity: trace.customdata.map(([says]) => (says === "silent" ? 0.6 : 1)) },
-    text: labelled && narrow.matches ? trace.customdata.map(([, brief]) => brief) : trace.text,
-    textposition: labelled ? "outside" : "none",
+    text: labelled && narrow.matches ? trace.text.map((text, place) => text && trace.customdata[place][1]) : trace.text,
+    textposition: isDots(trace) ? trace.textposition : labelled ? "outside" : "none",
     cliponaxis: false,
   };
 }
@@ -95,7 +100,7 @@ function line(number) {
 }
 
 function frame({ data, layout }) {
-  const labelled = data.some((trace) => trace.orientation === "h");
+  const labelled = data.some(isLabelled);
   const axis = {
     color: colour("muted"),
     gridcolor: colour("hairline"),
