@@ -511,6 +511,8 @@ def test_the_pause_grows_with_failures_and_with_slowness(clock: ManualClock) -> 
 
     slow = SlurmCollector(clock=clock, interval=60, commands=Slow(recorded("22.05").answers), at_once=True)
     assert slow.round() == 10 * 7 * 3  # each of seven commands takes 3 s
+    slow._ask.answers["scontrol -o -d show node"] = DOWN  # type: ignore[attr-defined]
+    assert slow.round() == 120  # one that does not answer is slow for no work of its own
 
 
 def test_a_finding_is_told_once(clock: ManualClock) -> None:

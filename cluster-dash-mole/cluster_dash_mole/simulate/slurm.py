@@ -63,7 +63,7 @@ class SimulatedSlurm:
                 queued = self._job(host, job, len(gpus))
                 taken += gpus
                 running[queued.id] = queued
-                index = ",".join(map(str, gpus))
+                index = f"{gpus[0]}-{gpus[-1]}" if len(gpus) > 1 else str(gpus[0])
                 name = "jupyter" if job.work is work.NOTEBOOK else NAMES[job.pid % len(NAMES)]
                 details[queued.id] = Detail(name=name, sluid=None, gpu_index=f"{host.hostname}:{index}")
             nodes.append(self._node(host, sorted(taken), at))

@@ -110,7 +110,7 @@ class SlurmCollector:
 
     def _pause(self, took: float) -> float:
         """Return how long to wait: longer for a slow Slurm, and twice as long after each failure."""
-        pause = max(self._interval, _SHARE * took) * 2.0 ** min(self._failures, 10)
+        pause = self._interval * 2.0 ** min(self._failures, 10) if self._failures else _SHARE * took
         return max(self._interval, min(pause, LONGEST_PAUSE_SECONDS))
 
     # ------------------------------------------------------------------------------------------------- one round
