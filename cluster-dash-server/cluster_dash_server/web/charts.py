@@ -337,8 +337,8 @@ def _shown(percent: bool, value: float) -> str:
 def figure(drawn: Chart) -> Json:
     """Draw a chart as one Plotly figure with one trace; `static/js/charts.js` gives it the colours of its role.
 
-    `meta.form` of the trace says which of the three it is. In `customdata` of each bar and dot stands what it says (`calm`,
-    `high`, `full`, `silent`) and its short label.
+    `meta.form` of the trace says which of the three it is. In `customdata` of each bar and dot stands what it says
+    (`calm`, `high`, `full`, `silent`) and its short label.
     """
     from plotly import graph_objects as go  # 85 ms and 15 MB that only these pages need
 
