@@ -12,19 +12,30 @@ from pathlib import Path
 TOP = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(TOP))
 
-from bench import browser, fleet, history, ingest, live, mole, prometheus, simulate, start  # noqa: E402 - the folder is no installed package
+from bench import (  # noqa: E402 - the folder is no installed package
+    browser,
+    fleet,
+    history,
+    ingest,
+    live,
+    mole,
+    prometheus,
+    scrape,
+    simulate,
+    start,
+)
 from bench.harness import Figure, machine, table  # noqa: E402
 
 CASES: dict[str, Callable[[int], list[Figure]]] = {
     "ingest": ingest.run,
     "fleet": fleet.run,
     "prometheus": prometheus.run,
+    "scrape": scrape.run,
     "live": live.run,
     "browser": browser.run,
     "start": start.run,
     "mole": mole.run,
     "simulate": simulate.run,
-    "history": history.run,
     "history": history.run,
 }
 
