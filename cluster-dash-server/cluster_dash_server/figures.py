@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import cast
 
 from cluster_dash_server.snapshot import AHEAD_SECONDS, Gpu, GpuEntry, Json, Seen
-from cluster_dash_server.states import Thresholds, memory_in_use
+from cluster_dash_server.states import DEFAULT_INTERVAL_SECONDS, Thresholds, figures_are_old, memory_in_use
 from cluster_dash_server.store import DOINGS, GPU_METRICS, Figures, GpuId, Holder
 
 SKEW_SECONDS = 60
@@ -14,6 +14,9 @@ NAN = float("nan")
 
 _UNKNOWN, _FREE, _BUSY, _IDLE, _ERROR = map(float, range(len(DOINGS)))
 _OWN = [name for name in GPU_METRICS if name not in ("tx_kib_s", "rx_kib_s", "doing")]
+_UNREAD: list[float | None] = [*([NAN] * (len(GPU_METRICS) - 1)), _UNKNOWN]
+"""The row of a GPU whose figures were read too long before the snapshot to say what is."""
+
 """The metrics that stand in a GPU's entry itself; those after `_PCIE` in GPU_METRICS keep their order here."""
 
 
@@ -26,7 +29,13 @@ def figures(snapshot: Json, seen: Seen, thresholds: Thresholds) -> Figures:
         thresholds: what counts as busy and as memory in use.
     """
     entries = snapshot["gpu"]
-    rows = [_row(entries[gpu.key], gpu, thresholds) for gpu in seen.gpus]
+    interval = seen.interval_seconds or DEFAULT_INTERVAL_SECONDS
+    rows = [
+        _row(entries[gpu.key], gpu, thresholds)
+        if not figures_are_old(gpu.read_at, seen.timestamp, interval, thresholds)
+        else _UNREAD
+        for gpu in seen.gpus
+    ]
     values = [value for column in zip(*rows, strict=True) for value in column]
     values += _host_row(snapshot, seen)
     holders, holder_mem = _holders([entries[gpu.key] for gpu in seen.gpus])
@@ -85,8 +94,7 @@ def _doing(gpu: Gpu, thresholds: Thresholds) -> float:
 
 def _host_row(snapshot: Json, seen: Seen) -> list[float | None]:
     swap = (snapshot.get("memory") or {}).get("swap") or {}
-    disks = [disk.get("percent_used") for disk in (snapshot.get("disk") or {}).values()]
-    fullest = max([percent for percent in disks if percent is not None], default=None)
+    fullest = max([percent for _, percent in seen.disks], default=None)
     return [
         *(seen.cpu_percent, seen.load_avg_1, seen.memory_used_gb, swap.get("used_gb"), fullest),
         seen.interval_seconds,
