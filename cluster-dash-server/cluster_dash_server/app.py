@@ -176,6 +176,8 @@ def create_app(settings: Settings | None = None, clock: Callable[[], float] = ti
 
     def notices() -> tuple[str, ...]:
         own = () if settings.site.notice is None else (settings.site.notice,)
+        if history.loss is not None:
+            own = (*own, f"A part of history is lost: {history.loss}.")
         if start.is_done and history.trouble is not None:
             own = (*own, f"History is not written: {history.trouble}. The live view goes on.")
         if passcode.is_shipped:

@@ -14,10 +14,9 @@ NAN = float("nan")
 
 _UNKNOWN, _FREE, _BUSY, _IDLE, _ERROR = map(float, range(len(DOINGS)))
 _OWN = [name for name in GPU_METRICS if name not in ("tx_kib_s", "rx_kib_s", "doing")]
+"""The metrics that stand in a GPU's entry itself, in the order of GPU_METRICS."""
 _UNREAD: list[float | None] = [*([NAN] * (len(GPU_METRICS) - 1)), _UNKNOWN]
 """The row of a GPU whose figures were read too long before the snapshot to say what is."""
-
-"""The metrics that stand in a GPU's entry itself; those after `_PCIE` in GPU_METRICS keep their order here."""
 
 
 def figures(snapshot: Json, seen: Seen, thresholds: Thresholds) -> Figures:

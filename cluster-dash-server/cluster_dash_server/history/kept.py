@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from cluster_dash_server.history import first_version
 from cluster_dash_server.history import folder as data_folder
 from cluster_dash_server.history.rollups import DAY
 from cluster_dash_server.history.sqlite import Keep, SqliteStore
@@ -135,7 +136,23 @@ class History:
             self._why_not = f"no history is kept: {self._folder}: {error.strerror}: choose another folder, --data"
             log.warning("%s", self._why_not)
             return [], []
-        store = SqliteStore(self._folder, clock=self._clock, keep=self._keep, last_seen=self._last_seen)
+        kind = data_folder.file_system(self._folder)
+        is_network = kind in data_folder.NETWORK_FILE_SYSTEMS
+        if is_network:
+            log.warning(
+                "%s is on %s, a file system of a network: history is slower there, and not safe when several machines "
+                "write; choose a local folder, --data",
+                self._folder,
+                kind,
+            )
+        store = SqliteStore(
+            self._folder,
+            clock=self._clock,
+            keep=self._keep,
+            last_seen=self._last_seen,
+            wal=not is_network,
+            first=first_version.find(),
+        )
         atexit.register(self.close)
         last, events = store.last_seen(), store.kept_events()
         self._store = store
@@ -159,6 +176,11 @@ class History:
     def trouble(self) -> str | None:
         """Why history is not written now, though it is wished; None: it is, or nothing was started yet."""
         return self._why_not if self._store is None else self._store.trouble
+
+    @property
+    def loss(self) -> str | None:
+        """What was lost at a start or since, in words; None: nothing."""
+        return None if self._store is None else self._store.loss
 
     def _open(self) -> SqliteStore:
         if self._store is None:

@@ -240,7 +240,7 @@ def seal(db: sqlite3.Connection, names: Names, sums: Sums, host: int, hour: int)
     for gpus, part in by_layout(rows).items():
         db.execute("INSERT INTO sealed VALUES (?, ?, ?, ?)", (host, hour, names.layout(gpus), pack_rows(part)))
         slot = slot_of([row.values for row in part])
-        _put_slots(db, names, "hours", host, hour // DAY * DAY, gpus, {(hour % DAY) // HOUR: slot})
+        put_slots(db, names, "hours", host, hour // DAY * DAY, gpus, {(hour % DAY) // HOUR: slot})
     db.execute("DELETE FROM usage_hours WHERE hour = ? AND host = ?", (hour, host))
     db.executemany(
         "INSERT INTO usage_hours VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
@@ -267,7 +267,7 @@ def unpack_stretches(packed: bytes) -> list[Stretch]:
     return [Stretch(*each) for each in json.loads(unzip(packed))]
 
 
-def _put_slots(
+def put_slots(
     db: sqlite3.Connection,
     names: Names,
     table: str,
@@ -350,5 +350,5 @@ def fold_day(db: sqlite3.Connection, names: Names, host: int, day: int) -> None:
             for minute, part in groupby(rows, key=lambda row: int(row.at - day) // 60):
                 slots[minute] = slot_of([row.values for row in part])
     for gpus, slots in of_layout.items():
-        _put_slots(db, names, "minutes", host, day, gpus, slots)
+        put_slots(db, names, "minutes", host, day, gpus, slots)
     db.execute("DELETE FROM sealed WHERE host = ? AND hour >= ? AND hour < ?", (host, day, day + DAY))

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from cluster_dash_server.history import schema
+from cluster_dash_server.history import first_version, schema
 from cluster_dash_server.history.opened import OpenHours
 from cluster_dash_server.history.questions import Reader
 from cluster_dash_server.history.rollups import HOUR
@@ -83,6 +83,8 @@ class SqliteStore:
         clock: Unix s.
         keep: for how long.
         last_seen: what the live view knows of hosts, asked for by the writing thread; None: nothing is kept of it.
+        wal: whether the file system can hold a write-ahead log; one of a network cannot.
+        first: the history of the first version, to be taken in once.
     """
 
     def __init__(
@@ -93,6 +95,7 @@ class SqliteStore:
         keep: Keep,
         last_seen: Callable[[Iterable[str]], Iterable[LastSeen]] | None = None,
         wal: bool = True,
+        first: Path | None = None,
     ) -> None:
         self.path = folder / FILE
         self.trouble: str | None = None
@@ -121,6 +124,8 @@ class SqliteStore:
         self._pruned_at = float("-inf")
         try:
             self._connect()
+            if first is not None:
+                self._take_in_first_version(first)
         except (sqlite3.Error, OSError) as error:
             self._failed(error)
         self._thread = threading.Thread(target=self._run, name="history", daemon=True)
@@ -538,6 +543,20 @@ class SqliteStore:
             self._readers.reader = Reader(db, self._open)
         reader: Reader = self._readers.reader
         return reader
+
+    def _take_in_first_version(self, file: Path) -> None:
+        """Take in what the first version kept, once; a file that cannot be read is let be, and said."""
+        db, names = self._connection()
+        if db.execute("SELECT 1 FROM done WHERE what = ?", (first_version.DONE,)).fetchone():
+            return
+        try:
+            rows = first_version.read(file)
+        except sqlite3.Error as error:
+            log.warning("%s: the history of the first version cannot be read: %s", file, error)
+            return
+        with _transaction(db):
+            first_version.take_in(db, names, rows)
+        log.info("%s: %d rows of the first version's history were taken in", file, len(rows))
 
     # ------------------------------------------------------------------------------------------- after a restart
 
