@@ -19,6 +19,9 @@ run: $(SERVER) $(MOLE) ## server and a mole of this machine: http://localhost:80
 demo: $(SERVER) $(MOLE) ## a simulated fleet with faults, nothing kept: http://localhost:8080 (PORT=9000 HOSTS=8)
 	@cluster-dash-server/.venv/bin/python dev/demo.py --port $(PORT) --host $(LISTEN) --hosts $(HOSTS)
 
+dev: $(SERVER) ## a server that starts anew when its source changes: http://localhost:8080 (PORT=9000)
+	@cd cluster-dash-server && FLASK_APP=cluster_dash_server .venv/bin/flask run --debug --no-debugger --host $(LISTEN) --port $(PORT)
+
 test: setup ## everything CI runs, with real parts: NVML stand-in, processes, Chromium
 	dev/parts
 	$(MAKE) --no-print-directory check
@@ -69,4 +72,4 @@ $(MOLE): cluster-dash-mole/requirements.lock cluster-dash-mole/pyproject.toml
 $(ROOT): requirements.lock pyproject.toml cluster-dash-server/pyproject.toml cluster-dash-mole/pyproject.toml
 	@dev/venv .
 
-.PHONY: help run demo test check soak bench dist format screenshots goldens lock setup
+.PHONY: help run demo dev test check soak bench dist format screenshots goldens lock setup
