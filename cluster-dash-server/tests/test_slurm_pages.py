@@ -10,6 +10,7 @@ from flask.testing import FlaskClient
 from cluster_dash_server.app import create_app
 from cluster_dash_server.settings import Settings
 from cluster_dash_server.slurm import SlurmSettings
+from cluster_dash_server.web import slurm_words
 from cluster_dash_server.web.slurm_words import REASONS, reason
 
 NOW = 1_795_300_000.0
@@ -289,3 +290,18 @@ def test_reasons_are_told_in_words(name: str, says: str) -> None:
 def test_every_reason_reads_on_as_a_sentence_about_the_job() -> None:
     begins = {reason(name).partition(" ")[0].rstrip(":") for name in REASONS}
     assert begins == {*("waits", "is", "asks", "ended", "could", "failed", "ran", "did", "was")}
+
+
+def test_however_many_look_the_overview_is_counted_once_in_five_seconds(
+    asked: FlaskClient, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted = []
+    whole = slurm_words.waiting
+    monkeypatch.setattr(slurm_words, "waiting", lambda picture: counted.append(1) or whole(picture))
+    for seconds in (0, 1, 2, 4.9, 5, 6):
+        clock.seconds = NOW + seconds
+        asked.get("/slurm")
+    assert len(counted) == 2
+    assert post(asked, "head", block(collected_at=NOW + 6)).status_code == 200  # something new is seen at once
+    asked.get("/slurm")
+    assert len(counted) == 3
