@@ -9,7 +9,7 @@ from flask.testing import FlaskClient
 
 from cluster_dash_server.app import create_app
 from cluster_dash_server.settings import Settings
-from cluster_dash_server.slurm import SlurmSettings
+from cluster_dash_server.slurm import Picture, SlurmSettings
 from cluster_dash_server.web import slurm_words
 from cluster_dash_server.web.slurm_words import REASONS, reason
 
@@ -295,9 +295,14 @@ def test_every_reason_reads_on_as_a_sentence_about_the_job() -> None:
 def test_however_many_look_the_overview_is_counted_once_in_five_seconds(
     asked: FlaskClient, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    counted = []
+    counted: list[Picture] = []
     whole = slurm_words.waiting
-    monkeypatch.setattr(slurm_words, "waiting", lambda picture: counted.append(1) or whole(picture))
+
+    def waiting(picture: Picture) -> list[tuple[str, int, int, str]]:
+        counted.append(picture)
+        return whole(picture)
+
+    monkeypatch.setattr(slurm_words, "waiting", waiting)
     for seconds in (0, 1, 2, 4.9, 5, 6):
         clock.seconds = NOW + seconds
         asked.get("/slurm")
