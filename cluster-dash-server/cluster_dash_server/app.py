@@ -38,6 +38,7 @@ from cluster_dash_server.web import (
     first_history,
     lists,
     metrics,
+    packing,
     pages,
     post,
     sign_in,
@@ -263,6 +264,8 @@ def create_app(settings: Settings | None = None, clock: Callable[[], float] = ti
     @app.before_request
     def remember_who_comes() -> None:
         reached.from_afar = reached.from_afar or not edge.caller_of(request.environ).here
+
+    app.after_request(packing.packed)
 
     @app.after_request
     def add_security_headers(response: Response) -> Response:

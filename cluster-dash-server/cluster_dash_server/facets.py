@@ -103,7 +103,8 @@ def _count_gpu(key: str, gpu: GpuView, counts: Counter[str]) -> None:
     elif key == "model":
         counts[model(gpu.gpu)] += 1
     else:
-        counts.update(users_of(gpu))
+        for user in users_of(gpu):
+            counts[user] += 1
 
 
 def _choices(key: str, counts: Counter[str], wish: Filter) -> tuple[tuple[Choice, ...], int]:
