@@ -7,6 +7,7 @@ import enum
 import logging
 import math
 import random
+import re
 import threading
 import time
 import zlib
@@ -20,6 +21,7 @@ from cluster_dash_mole.snapshot import Event, Outcome, Snapshot, clean, gpu_erro
 
 log = logging.getLogger(__name__)
 
+_NUMBERS = re.compile(r"[0-9a-f]{12}|\d+")  # of an error in a server's log, of seconds: they make no other trouble
 FIRST_WITHIN_SECONDS = 5.0
 """A mole that starts waits at most so long for its first snapshot, however long its interval."""
 
@@ -130,7 +132,7 @@ class Manners:
             self._stranger_seconds = min(900.0, 2 * self._stranger_seconds)
         elif row is Row.NOT_NOW:
             self.closed_until = now + self.wait(error)
-        self._say(row, str(error), text + more, now)
+        self._say(row, _NUMBERS.sub("…", str(error)), text + more, now)
         return row
 
     def wait(self, error: Exception) -> float:

@@ -511,3 +511,13 @@ def test_a_newer_finding_takes_the_place_of_one_that_was_not_taken(clock: FakeCl
     subject.snapshot()
     slurm.block = {"collected_at": 61.0}
     assert subject.snapshot().parts["slurm"] == {"collected_at": 61.0}
+
+
+def test_a_trouble_that_differs_by_a_number_is_said_once(clock: FakeClock, caplog: pytest.LogCaptureFixture) -> None:
+    errors = [SendError(f"server answered 500: its log names it {number:012x}", row=Row.TROUBLE) for number in range(5)]
+    subject = lane(Scripted(*errors), clock)
+    for _ in errors:
+        subject.offer(snapshot(clock))
+        subject.step()
+        clock.pass_time(5)
+    assert len(caplog.records) == 1

@@ -67,6 +67,7 @@ class KnownHost:
         gaps: seconds between its last posts, the newest last; at most two.
         gpus: what is known of each of its GPUs, the missing ones too, by index.
         change: the number of the change to the live view that brought this.
+        renamed_from: the name that this machine had before, where this is its first snapshot under another.
     """
 
     seen: Seen
@@ -74,6 +75,7 @@ class KnownHost:
     gaps: tuple[float, ...]
     gpus: tuple[KnownGpu, ...]
     change: int
+    renamed_from: str | None = None
 
 
 @dataclass(slots=True, kw_only=True)  # never changed; frozen, it would take three times as long to make
@@ -224,6 +226,7 @@ class Cluster:
         self._most_kept_bytes = kept_bytes
         self._kept_bytes = 0
         self._hosts: dict[str, KnownHost] = {}
+        self._machines: dict[str, str] = {}  # the last new name of each machine_id
         self._places: dict[str, Place] = {}  # of hosts that are nodes of Slurm
         self._places_until = float("-inf")
         self._place_of: PlaceOf = lambda _: None
@@ -257,8 +260,10 @@ class Cluster:
                 if len(self._hosts) >= self._max_hosts:
                     raise Refused(429, f"hostname: there are {self._max_hosts} hosts already: [limits] max_hosts")
                 gaps: tuple[float, ...] = ()
+                renamed_from = self._former_name(seen)
                 self._set_place(seen.host, self._place_of(seen.host))
             else:
+                renamed_from = None
                 self._refuse_another_machine(before, seen)
                 self._refuse_a_twin(before, seen)
                 last = before.seen
@@ -285,6 +290,7 @@ class Cluster:
                 gaps=gaps,
                 gpus=_know_gpus(gpus, seen, interval_seconds, self.thresholds, place),
                 change=self._changes,
+                renamed_from=renamed_from,
             )
             self._witness(seen, before, after)
             return True
@@ -335,6 +341,18 @@ class Cluster:
         else:
             self._places[name] = place
 
+    def _former_name(self, seen: Seen) -> str | None:
+        """Return what the machine of a new host was called before: machines that live share an id are clones."""
+        if seen.machine_id is None:
+            return None
+        former = self._hosts.get(self._machines.get(seen.machine_id, ""))
+        self._machines[seen.machine_id] = seen.host
+        if former is None or former.seen.machine_id != seen.machine_id:
+            return None
+        silent_seconds = seen.received_at - former.seen.received_at
+        same_boot = seen.boot_id is not None and seen.boot_id == former.seen.boot_id
+        return former.seen.host if same_boot or silent_seconds > 2 * former.interval_seconds else None
+
     def _refuse_a_twin(self, before: KnownHost, seen: Seen) -> None:
         """Keep a machine and its clone apart, which have one name and one machine_id, while the first still posts.
 
@@ -363,6 +381,8 @@ class Cluster:
                 if known is not None:
                     self._kept_bytes -= len(known.seen.packed)
                     self.forgets += 1
+                    if known.seen.machine_id is not None and self._machines.get(known.seen.machine_id) == name:
+                        del self._machines[known.seen.machine_id]
 
     def forget_gpu(self, name: str, uuid: str) -> bool:
         """Expect a missing GPU of a host no longer; False where no such GPU of it is missing."""
@@ -420,6 +440,8 @@ class Cluster:
                     self._changes += 1
                     self._hosts[known.seen.host] = replace(known, change=self._changes)
                     self._kept_bytes += len(known.seen.packed)
+                    if known.seen.machine_id is not None:
+                        self._machines[known.seen.machine_id] = known.seen.host
 
     def names(self) -> set[str]:
         """Return the names of all hosts that are remembered, those that have left the lists too."""

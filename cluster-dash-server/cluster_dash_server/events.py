@@ -188,6 +188,11 @@ def _harmful(known: KnownGpu) -> list[str]:
     return [each for each in known.gpu.throttle_reasons if each.lower() in HARMFUL_THROTTLES]
 
 
+def _renamed(seen: Seen, former: str) -> Event:
+    text = f"this machine was called {former}: `cluster-dash-server forget {former}` takes the old name off the lists"
+    return Event(at=seen.received_at, host=seen.host, gpu=None, kind="renamed", code=None, text=text)
+
+
 def silences(hosts: Iterable[HostView], thresholds: Thresholds) -> list[Event]:
     """Return when each host fell silent that still is: nothing is posted then, so nothing else would say it."""
     return [_silent(host.seen, host.interval_seconds, thresholds) for host in hosts if host.silent is not None]
@@ -246,6 +251,8 @@ class EventLog:
         changed = (
             [] if before is None or after is None else changes(before, after, self._thresholds, self._listening_since)
         )
+        if before is None and after is not None and after.renamed_from is not None:
+            changed = [_renamed(seen, after.renamed_from)]
         if not changed and not seen.events:
             return
         with self._lock:

@@ -2,6 +2,7 @@
 
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from cluster_dash_server.auth import Auth, AuthError, Caller
 from cluster_dash_server.cluster import Cluster, Refused
 from cluster_dash_server.figures import figures
 from cluster_dash_server.inflate import InflateError, inflate
+from cluster_dash_server.pace import Pace
 from cluster_dash_server.slurm import Slurm
 from cluster_dash_server.slurm import check as check_slurm
 from cluster_dash_server.snapshot import Json, Seen, SnapshotError, decode, dumps, printable, read
@@ -67,11 +69,13 @@ class Post:
 
     Attributes:
         headers: by lower-case name; `authorization`, `content-encoding` and `date` are read.
+        waited_seconds: how long it has lain here until a thread was free.
     """
 
     caller: Caller
     headers: Mapping[str, str]
     body: bytes
+    waited_seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,6 +120,7 @@ class Ingest:
         clock: Unix s; the time of receipt.
         slurm: takes what a mole says of Slurm.
         history: keeps the figures; None: nobody does.
+        pace: slows moles down before they are too many.
         veil: takes out of a snapshot the names that nobody is to know; None: there are none.
     """
 
@@ -129,9 +134,11 @@ class Ingest:
         clock: Callable[[], float],
         slurm: Slurm | None = None,
         history: History | None = None,
+        pace: Pace | None = None,
         veil: Callable[[Json], Json] | None = None,
     ) -> None:
         self._history = history
+        self._pace = pace or Pace()
         self._veil = veil
         self._slurm = slurm or Slurm()
         self.limits = limits
@@ -146,6 +153,8 @@ class Ingest:
 
     def __call__(self, post: Post) -> Answer:
         """Take one snapshot, or say why not; never raises."""
+        if (late := self._too_late(post)) is not None:
+            return late
         try:
             body = self._open(post, self.limits.inflated_bytes)
             taken = self._take(body, post, self._clock())
@@ -162,10 +171,30 @@ class Ingest:
         """Take many snapshots, one a line, each for itself; never raises.
 
         The answer names each line that was refused, with the status it would have had alone. Where not one line could
-        be taken for want of room, the whole batch is answered 429; while history can't be written, 503.
+        be taken for want of room, or while other batches have their turn, the whole batch is answered 429; while
+        history can't be written, 503.
         """
+        if (late := self._too_late(post)) is not None:
+            return late
         if self._history is not None and self._history.keeps and self._history.trouble is not None:
             return refused(503, f"history: {self._history.trouble}: try again later")
+        wait_seconds = self._pace.begin_backlog()
+        if wait_seconds is not None:
+            return refused(429, "body: other backlogs have their turn", wait_seconds)
+        began = time.monotonic()
+        try:
+            return self._batch(post)
+        finally:
+            self._pace.end_backlog(time.monotonic() - began)
+
+    def _too_late(self, post: Post) -> Answer | None:
+        """Refuse a post unread that has waited so long that its mole will not wait for the answer."""
+        wait_seconds = self._pace.waited(post.waited_seconds)
+        if wait_seconds is None:
+            return None
+        return refused(503, f"request: the server is behind by {post.waited_seconds:.0f} s", wait_seconds)
+
+    def _batch(self, post: Post) -> Answer:
         try:
             whole = self._open(post, self.limits.batch_bytes)
             lines = [line for line in whole.splitlines() if line.strip()]
@@ -257,7 +286,9 @@ class Ingest:
             self._auth.used(token, seen.machine_id, received_at)
         if seen.boot_id is None or seen.seq is None:
             return _Taken(seen.host)
-        return _Taken(seen.host, seen.boot_id, spool.get("oldest_seq"), not is_new, seen.interval_seconds)
+        return _Taken(
+            seen.host, seen.boot_id, spool.get("oldest_seq"), not is_new, self._pace.next_seconds(seen.interval_seconds)
+        )
 
     def _keep(self, snapshot: Json, seen: Seen, *, backlog: bool) -> bool:
         """Give a snapshot to the live view and to history; False where it was taken before."""
@@ -318,12 +349,12 @@ class Ingest:
             return self._refusals_in[1] <= LINES_A_MINUTE
 
 
-def refused(status: int, text: str) -> Answer:
-    """Word a refusal: the one shape of all errors."""
+def refused(status: int, text: str, wait_seconds: int = 10) -> Answer:
+    """Word a refusal: the one shape of all errors. `wait_seconds` counts with 429 and 503."""
     return Answer(
         status=status,
         body={"success": False, "msg": printable(text)},
-        retry_after_seconds=10 if status in (429, 503) else None,
+        retry_after_seconds=wait_seconds if status in (429, 503) else None,
     )
 
 

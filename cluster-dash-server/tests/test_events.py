@@ -290,3 +290,14 @@ def test_whatever_moles_say_the_log_stays_in_order_and_in_its_bounds(posts: list
         assert len(kept) <= 10
         assert all(len(log.newest([name])) <= 6 for name in "abc")
         assert [event.at for event in kept] == sorted([event.at for event in kept], reverse=True)
+
+
+def test_a_renamed_host_is_said_with_its_former_name_and_a_clone_is_not(watched: Watched) -> None:
+    watched.post(host="old", machine_id="m", boot_id="b", seq=1)
+    assert watched.post(host="new", machine_id="m", boot_id="b", seq=2) == ["renamed"]
+    (event,) = watched.log.newest()
+    assert (event.host, "was called old: `cluster-dash-server forget old`" in event.text) == ("new", True)
+    assert watched.post(host="new", machine_id="m", boot_id="b", seq=3) == []
+    assert watched.post(host="clone", machine_id="m", boot_id="c", seq=1, wait=1) == []
+    assert watched.post(host="rebooted", machine_id="m", boot_id="d", seq=1, wait=40) == ["renamed"]
+    assert watched.post(host="elsewhere", machine_id="n", boot_id="e", seq=1, wait=40) == []
