@@ -21,7 +21,7 @@ from cluster_dash_mole.snapshot import Event, Outcome, Snapshot, clean, gpu_erro
 
 log = logging.getLogger(__name__)
 
-_NUMBERS = re.compile(r"[0-9a-f]{12}|\d+")  # of an error in a server's log, of seconds: they make no other trouble
+_NUMBERS = re.compile(r"\b[0-9a-f]{12}\b")  # of an error in a server's log: another one is the same trouble
 FIRST_WITHIN_SECONDS = 5.0
 """A mole that starts waits at most so long for its first snapshot, however long its interval."""
 
