@@ -230,7 +230,10 @@ class Seat:
 def sit(context: BrowserContext, site: Site) -> Seat:
     page = context.new_page()
     wrong: list[str] = []
-    page.on("console", lambda message: wrong.append(message.text) if message.type in ("error", "warning") else None)
+    page.on(
+        "console",
+        lambda said: wrong.append(f"{said.text} {said.location['url']}") if said.type in ("error", "warning") else None,
+    )
     page.on("pageerror", lambda error: wrong.append(str(error)))
     page.add_init_script(
         "addEventListener('securitypolicyviolation', (it) => console.error('CSP', it.violatedDirective, it.blockedURI))"

@@ -193,7 +193,7 @@ def create_app(settings: Settings | None = None, clock: Callable[[], float] = ti
     def failing() -> list[dict[str, str]]:
         return [] if history.trouble is None else [{"part": "history", "why": history.trouble}]
 
-    site = pages.Site(name=settings.site.name, version=VERSION, notices=notices)
+    site = pages.Site(name=settings.site.name, version=VERSION, notices=notices, keeps_history=lambda: history.keeps)
     reception, viewers = Reception(clock), status.Viewers()
 
     def note(answer: Answer) -> None:

@@ -62,11 +62,13 @@ class Site:
 
     Attributes:
         notices: what people must know who look here: an open viewer, a shared passcode. Asked on each page.
+        keeps_history: whether figures of the past can be asked for.
     """
 
     name: str
     version: str
     notices: Callable[[], tuple[str, ...]] = tuple
+    keeps_history: Callable[[], bool] = bool
 
 
 class Assets:

@@ -265,8 +265,7 @@ function shares(found, metric) {
 /** What was seen of the GPUs of the hosts that have a panel: `host/key` to moments (ms) and values by metric. */
 const past = new Map();
 const filledUp = new Set();
-/** A server that keeps history has a page of it. */
-const keepsHistory = document.querySelector('header nav a[href$="history"]') !== null;
+const keepsHistory = document.documentElement.dataset.history !== undefined;
 const panelMetric = () => (METRICS[asked("metric")] ? asked("metric") : "gpu_util");
 const keyOf = (gpu) => `${gpu.host}/${gpu.key}`;
 
