@@ -18,8 +18,11 @@ from typing import Any
 import pytest
 from grafana_foundation_sdk.models import dashboard as grafana
 
+from cluster_dash_mole.senders.listen.slurm_text import vpenso as slurm_of_mole
 from cluster_dash_mole.senders.listen.text import dcgm as text_of_mole
+from cluster_dash_server import slurm, slurm_metrics
 from cluster_dash_server.dcgm import text as text_of_server
+from cluster_dash_server.exposition import section
 from dev import dashboards
 from tests.processes import BIN, TOP, Process, fake_nvml, snapshot, start_server, wait_until
 
@@ -111,7 +114,14 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace]
     driver = {"LD_LIBRARY_PATH": str(fake_nvml()), "FAKE_NVML_CONFIG": str(TOP / "tests/fake-nvml/h100x8.conf")}
     with ExitStack() as stack:
         server = stack.enter_context(start_server("-c", settings, "--data", folder / "data"))
-        simulate: list[str | Path] = [BIN / "cluster-dash-mole", "simulate", "--server", server.url, "--faults", "--quiet"]
+        simulate: list[str | Path] = [
+            BIN / "cluster-dash-mole",
+            "simulate",
+            "--server",
+            server.url,
+            "--faults",
+            "--quiet",
+        ]
         stack.enter_context(
             Process([*simulate, "--hosts", "6", "--gpus", "4", "--interval", "1"], environment=environment)
         )
@@ -260,6 +270,49 @@ def test_a_mole_and_the_server_say_the_same_of_a_host(machine: Path) -> None:
     xids = {0: 79}
     same: Json = {"hostname_label": "both", "old_after_seconds": 15.0}
     assert text_of_mole(document, xids, **same) == text_of_server(document, xids, open_metrics=False, **same)
+
+
+def test_a_mole_and_the_server_say_the_same_of_slurm() -> None:
+    strings = [
+        "",
+        "mixed",
+        "idle+drain",
+        "allocated+maintenance",
+        "gpu",
+        "gpu,cpu",
+        "alice",
+        "pending",
+        "running",
+        "Dependency",
+    ]
+    block: Json = {
+        **SLURM,
+        "strings": strings,
+        "nodes": {
+            "name": ["gpu1", "gpu2", "cpu1"],
+            "state": [1, 2, 3],
+            "partitions": [4, 5, 5],
+            "cpus": [64, 64, None],
+            "cpus_allocated": [24, 0, 1],
+            "memory_mib": [1000, None, 5],
+        },
+        "jobs": {
+            "id": [1, 2, 3],
+            "tasks": [1, 7, None],
+            "user": [6, 6, 0],
+            "account": [4, 4, 4],
+            "partition": [4, 5, 4],
+            "state": [8, 7, 7],
+            "reason": [0, 9, 0],
+            "cpus": [24, 8, None],
+        },
+    }
+    picture = slurm.read("head", block, time.time())
+    for users in (False, True):
+        sections = slurm_metrics.vpenso(picture, users=users)
+        server = "".join(section(family, samples, open_metrics=False) for family, samples in sections)
+        assert server == slurm_of_mole(block, users=users)
+        assert ("alice" in server) is users
 
 
 @pytest.mark.parametrize("name", dashboards.DASHBOARDS)

@@ -276,8 +276,8 @@ def _run(config: Config) -> int:
             lanes.append(delivery)
         else:
             lanes.append(Lane(sender, interval=interval, min_interval=min_interval, clock=clock))
-    if config.listen.use:  # the last one: the first says what was told of what happened
-        lanes.append(Lane(_listen(config, clock), interval=interval, clock=clock))
+    # the last ones: the first lane says what was told of what happened
+    lanes += [Lane(listener, interval=interval, clock=clock) for listener in _listeners(config, clock)]
     mole = Mole(
         host=host,
         collectors=readers,
@@ -303,21 +303,30 @@ def _run(config: Config) -> int:
     return DONE
 
 
-def _listen(config: Config, clock: Clock) -> Sender:
-    from cluster_dash_mole.senders.listen import ListenSender  # a server of its own: memory
-
+def _listeners(config: Config, clock: Clock) -> list[Sender]:
+    """Return what answers Prometheus, each on a port of its own."""
     settings = config.listen
-    try:
-        listener = ListenSender(
-            settings.address,
-            interval=config.poll.poll_interval_in_secs,
-            clock=clock,
-            hostname_label=settings.hostname_label,
-        )
-    except (ValueError, OSError) as error:
-        raise ConfigError(f"{config.source}: Listen.address: {settings.address}: {error}") from error
-    log.info("answers Prometheus on port %d: /metrics", listener.port)
-    return listener
+    if not settings.use:
+        return []
+    from cluster_dash_mole.senders.listen import GpuPage, ListenSender, Page, SlurmPage  # a server of its own: memory
+
+    pages: dict[str, Page] = {
+        "address": GpuPage(interval=config.poll.poll_interval_in_secs, hostname_label=settings.hostname_label)
+    }
+    if settings.slurm_address:
+        if not config.slurm.use:
+            raise ConfigError(f"{config.source}: Listen.slurm_address: nothing to tell without use = true in [Slurm]")
+        pages["slurm_address"] = SlurmPage(interval=config.slurm.interval_in_secs, users=settings.slurm_users)
+    listeners: list[Sender] = []
+    for key, page in pages.items():
+        address = getattr(settings, key)
+        try:
+            listener = ListenSender(address, page, clock=clock, name=f"listen_{key}")
+        except (ValueError, OSError) as error:
+            raise ConfigError(f"{config.source}: Listen.{key}: {address}: {error}") from error
+        log.info("answers Prometheus on port %d: /metrics", listener.port)
+        listeners.append(listener)
+    return listeners
 
 
 def _count(delivery: Delivery, counter: SnapshotCounter) -> int | None:

@@ -102,6 +102,10 @@ class ListenSettings:
         "the label that names the host: hostname, Hostname or both",
         choices=("hostname", "Hostname", "both"),
     )
+    slurm_address: str = _setting(
+        "", "where to answer with what Slurm says, under the names of vpenso's exporter, such as :9341; empty: nowhere"
+    )
+    slurm_users: bool = _setting(False, "whether that names users")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,7 +14,7 @@ import pytest
 
 from cluster_dash_mole.config import ConfigError, for_listening
 from cluster_dash_mole.senders import listen
-from cluster_dash_mole.senders.listen import ListenSender, parse_address
+from cluster_dash_mole.senders.listen import GpuPage, ListenSender, SlurmPage, parse_address
 from cluster_dash_mole.senders.listen.text import dcgm, labels
 from cluster_dash_mole.snapshot import Snapshot
 
@@ -57,7 +57,7 @@ def clock() -> StillClock:
 
 @pytest.fixture
 def sender(clock: StillClock) -> Iterator[ListenSender]:
-    sender = ListenSender("127.0.0.1:0", interval=5.0, clock=clock)
+    sender = ListenSender("127.0.0.1:0", GpuPage(interval=5.0), clock=clock)
     yield sender
     sender.close()
 
@@ -73,7 +73,7 @@ def get(sender: ListenSender, path: str = "/metrics", **headers: str) -> tuple[i
 
 
 def test_a_scrape_gets_the_newest_snapshot(sender: ListenSender) -> None:
-    assert get(sender)[:2] == (503, b"no snapshot yet\n")
+    assert get(sender)[:2] == (503, b"nothing was read yet\n")
     sender.send(SNAPSHOT)
     status, body, headers = get(sender)
     assert (status, headers["Content-Type"]) == (200, "text/plain; version=0.0.4; charset=utf-8")
@@ -102,7 +102,7 @@ def test_a_mole_whose_round_hangs_says_so_instead_of_old_figures(sender: ListenS
     clock.seconds += 60
     assert get(sender)[0] == 200
     clock.seconds += 1
-    assert get(sender)[:2] == (503, b"the newest snapshot is 61 s old\n")
+    assert get(sender)[:2] == (503, b"what was read last is 61 s old\n")
 
 
 def test_the_last_xid_stays_after_the_snapshot_that_told_of_it(sender: ListenSender) -> None:
@@ -135,6 +135,25 @@ def test_scrapers_that_never_end_take_nobodys_place_and_one_too_many_is_closed(s
             each.close()
 
 
+def test_a_page_of_slurm_tells_what_it_said_last_until_that_is_old(clock: StillClock) -> None:
+    block = {"totals": {"gpus": {"total": 16, "allocated": 12}}, "scheduler": {"server_threads": 3}}
+    sender = ListenSender("127.0.0.1:0", SlurmPage(interval=60.0, users=False), clock=clock)
+    try:
+        sender.send(SNAPSHOT)
+        assert get(sender)[0] == 503
+        sender.send(replace(SNAPSHOT, parts={"slurm": block}))
+        clock.seconds += 180
+        sender.send(SNAPSHOT)  # no news of Slurm
+        lines = [line for line in get(sender)[1].decode().splitlines() if line[0] != "#"]
+        assert lines == [
+            *("slurm_gpus_alloc 12", "slurm_gpus_total 16", "slurm_gpus_utilization 0.75", "slurm_scheduler_threads 3"),
+        ]
+        clock.seconds += 1
+        assert get(sender)[0] == 503
+    finally:
+        sender.close()
+
+
 def test_a_connection_is_kept_for_the_next_scrape(sender: ListenSender) -> None:
     sender.send(SNAPSHOT)
     connection = http.client.HTTPConnection("127.0.0.1", sender.port, timeout=20)
@@ -146,7 +165,7 @@ def test_a_connection_is_kept_for_the_next_scrape(sender: ListenSender) -> None:
 
 def test_no_thread_is_left_once_it_is_closed(clock: StillClock) -> None:
     before = threading.active_count()
-    ListenSender("127.0.0.1:0", interval=5.0, clock=clock).close()
+    ListenSender("127.0.0.1:0", GpuPage(interval=5.0), clock=clock).close()
     assert threading.active_count() <= before + 1  # it may still be on its way out
 
 
@@ -171,11 +190,11 @@ def test_an_address_that_is_none_is_refused_with_one_that_is(address: str) -> No
 
 def test_a_port_that_is_taken_is_an_error_at_start(sender: ListenSender, clock: StillClock) -> None:
     with pytest.raises(OSError, match="in use"):
-        ListenSender(f"127.0.0.1:{sender.port}", interval=5.0, clock=clock)
+        ListenSender(f"127.0.0.1:{sender.port}", GpuPage(interval=5.0), clock=clock)
 
 
 def test_no_host_means_both_families(clock: StillClock) -> None:
-    sender = ListenSender(":0", interval=5.0, clock=clock)
+    sender = ListenSender(":0", GpuPage(interval=5.0), clock=clock)
     try:
         assert get(sender)[0] == 503  # by 127.0.0.1
         if socket.has_dualstack_ipv6():

@@ -1,4 +1,4 @@
-"""A port that Prometheus scrapes: the newest snapshot as text, for sites that prefer to ask each host.
+"""Ports that Prometheus scrapes: what the last round saw as text, for sites that prefer to ask each host.
 
 A scrape reads nothing and waits for nothing: it gets what the last round saw. Each connection has a thread, and there
 are few of them, so that a slow scraper delays neither a round nor another one.
@@ -8,12 +8,12 @@ import gzip
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, Protocol
 
 from cluster_dash_mole.mole import Clock
-from cluster_dash_mole.senders.listen import text
+from cluster_dash_mole.senders.listen import slurm_text, text
 from cluster_dash_mole.snapshot import Snapshot
 
 MOST_CONNECTIONS = 16
@@ -21,7 +21,7 @@ IDLE_SECONDS = 75.0
 """How long a connection may say nothing, or take to take an answer: longer than most scrape intervals."""
 SILENT_INTERVALS = 3
 SILENT_SECONDS = 60.0
-"""A snapshot older than both is not told any more: the round hangs, and `up` must say so."""
+"""What is older than both is not told any more: the round hangs, and `up` must say so."""
 
 
 def parse_address(address: str) -> tuple[str, int]:
@@ -36,40 +36,103 @@ def parse_address(address: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
+class Page(Protocol):
+    """What one port tells of the snapshots that come: `note` takes one, `text` writes what is known now.
+
+    `text` is None where nothing is known yet. `noted_at` is when it was last heard of, by the clock that does not jump;
+    after `silent_seconds` it is not told any more.
+    """
+
+    noted_at: float
+    silent_seconds: float
+
+    def note(self, snapshot: Snapshot, at: float) -> None: ...  # noqa: D102 - the class says it
+    def text(self) -> str | None: ...  # noqa: D102
+
+
+class GpuPage:
+    """The GPUs of the newest snapshot, under dcgm-exporter's names.
+
+    Args:
+        interval: seconds between two snapshots.
+        hostname_label: how the label is called that names the host.
+    """
+
+    def __init__(self, *, interval: float, hostname_label: str = "hostname") -> None:
+        self.noted_at = float("-inf")
+        self.silent_seconds = max(SILENT_SECONDS, SILENT_INTERVALS * interval)
+        self._old_after_seconds = SILENT_INTERVALS * interval
+        self._hostname_label = hostname_label
+        self._newest: Snapshot | None = None
+        self._xids: dict[int, int] = {}
+
+    def note(self, snapshot: Snapshot, at: float) -> None:
+        """Take a snapshot as the newest."""
+        events = snapshot.parts.get("events")
+        for event in events if isinstance(events, list) else ():
+            if event["kind"] == "xid" and event["gpu"] is not None and event["code"] is not None:
+                self._xids[event["gpu"]] = event["code"]
+        self._newest, self.noted_at = snapshot, at
+
+    def text(self) -> str | None:
+        """Write it."""
+        if self._newest is None:
+            return None
+        return text.dcgm(
+            self._newest.document(),
+            self._xids,
+            hostname_label=self._hostname_label,
+            old_after_seconds=self._old_after_seconds,
+        )
+
+
+class SlurmPage:
+    """What Slurm said last, under the names of vpenso's exporter; `users`: whether they are named."""
+
+    def __init__(self, *, interval: float, users: bool) -> None:
+        self.noted_at = float("-inf")
+        self.silent_seconds = max(SILENT_SECONDS, SILENT_INTERVALS * interval)
+        self._users = users
+        self._newest: Mapping[str, object] | None = None
+
+    def note(self, snapshot: Snapshot, at: float) -> None:
+        """Take what Slurm says, where the snapshot has it: few do."""
+        block = snapshot.parts.get("slurm")
+        if isinstance(block, Mapping) and block is not self._newest:
+            self._newest, self.noted_at = block, at
+
+    def text(self) -> str | None:
+        """Write it."""
+        return None if self._newest is None else slurm_text.vpenso(self._newest, users=self._users)
+
+
 class ListenSender:
-    """Answers `GET /metrics` with the newest snapshot.
+    """Answers `GET /metrics` with a page.
 
     Args:
         address: where to listen: `:9400`.
-        interval: seconds between two snapshots.
-        clock: tells how old the newest one is.
-        hostname_label: how the label is called that names the host.
+        page: what is told there.
+        clock: tells how old that is.
 
     Raises:
         ValueError: the address is none.
         OSError: it cannot be listened on.
     """
 
-    name = "listen"
-
-    def __init__(self, address: str, *, interval: float, clock: Clock, hostname_label: str = "hostname") -> None:
-        self._interval = interval
+    def __init__(self, address: str, page: Page, *, clock: Clock, name: str = "listen") -> None:
+        self.name = name
+        self._page = page
         self._clock = clock
-        self._hostname_label = hostname_label
-        self._newest: tuple[float, Snapshot] | None = None  # when it came, by the clock that does not jump
-        self._xids: dict[int, int] = {}
-        self._made: tuple[Snapshot, bytes, bytes] | None = None
+        self._taken = 0
+        self._made: tuple[int, bytes, bytes] | None = None
         self._server = _Server(parse_address(address), self._answer)
         self.port = self._server.server_port
-        threading.Thread(target=self._server.take, name="listen", daemon=True).start()
+        threading.Thread(target=self._server.take, name=name, daemon=True).start()
 
     def send(self, snapshot: Snapshot) -> None:
         """Take the snapshot as the newest."""
-        events = snapshot.parts.get("events")
-        for event in events if isinstance(events, list) else ():
-            if event["kind"] == "xid" and event["gpu"] is not None and event["code"] is not None:
-                self._xids[event["gpu"]] = event["code"]
-        self._newest = self._clock.monotonic(), snapshot
+        self._page.note(snapshot, self._clock.monotonic())
+        self._taken += 1
 
     def close(self) -> None:
         """Listen no more."""
@@ -79,22 +142,14 @@ class ListenSender:
         """Return status and body of an answer, and whether it is packed."""
         if path != "/metrics":
             return 404, b"metrics are at /metrics\n", False
-        newest = self._newest
-        if newest is None:
-            return 503, b"no snapshot yet\n", False
-        taken_at, snapshot = newest
-        seconds = self._clock.monotonic() - taken_at
-        if seconds > max(SILENT_SECONDS, SILENT_INTERVALS * self._interval):
-            return 503, f"the newest snapshot is {seconds:.0f} s old\n".encode(), False
-        made = self._made
-        if made is None or made[0] is not snapshot:
-            body = text.dcgm(
-                snapshot.document(),
-                self._xids,
-                hostname_label=self._hostname_label,
-                old_after_seconds=SILENT_INTERVALS * self._interval,
-            ).encode()
-            made = self._made = snapshot, body, gzip.compress(body, 1, mtime=0)
+        noted_at, taken, made = self._page.noted_at, self._taken, self._made
+        seconds = self._clock.monotonic() - noted_at
+        if seconds > self._page.silent_seconds:
+            why = "nothing was read yet" if noted_at == float("-inf") else f"what was read last is {seconds:.0f} s old"
+            return 503, f"{why}\n".encode(), False
+        if made is None or made[0] != taken:
+            body = (self._page.text() or "").encode()
+            made = self._made = taken, body, gzip.compress(body, 1, mtime=0)
         return 200, made[2] if packed else made[1], packed
 
 
