@@ -181,14 +181,8 @@ def create_app(settings: Settings | None = None, clock: Callable[[], float] = ti
             own = (*own, f"A part of history is lost: {history.loss}.")
         if start.is_done and history.trouble is not None:
             own = (*own, f"History is not written: {history.trouble}. The live view goes on.")
-        if passcode.is_shipped:
-            return (*own, "No passcode is set: snapshots are taken from this machine only, with the shipped one.")
-        if reached.from_afar:
-            return (
-                *own,
-                "Anyone who reaches this server may look; any host that knows the passcode can speak for any other.",
-            )
-        return own
+        is_open = gate.rules.mode == "open"
+        return (*own, *auth.notices(clock(), from_afar=reached.from_afar, is_open=is_open))
 
     def failing() -> list[dict[str, str]]:
         return [] if history.trouble is None else [{"part": "history", "why": history.trouble}]

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from cluster_dash_server.hostlist import compress
 from cluster_dash_server.snapshot import Json, printable
 from cluster_dash_server.tokens import Token, TokenError, Tokens, digest_of, looks_like
 
@@ -15,6 +16,10 @@ log = logging.getLogger(__name__)
 
 SHIPPED_PASSCODE = "lab_cluster_2025"
 """What the first agents' files hold. Taken from this machine only, and only while the site has set nothing."""
+
+
+MOST_BY_PASSCODE = 10_000
+"""Hosts of which is remembered that they came by the passcode."""
 
 
 class AuthError(Exception):
@@ -243,6 +248,7 @@ class Auth:
         self._limiter = limiter or Limiter(0)
         self._requires_tokens = requires_tokens
         self._allows_plaintext = allows_plaintext
+        self._by_passcode: dict[str, float] = {}
 
     def admit(self, presented: object, caller: Caller, now: float) -> Token | None:
         """Let a request pass; return its token, None where it came by the passcode.
@@ -301,10 +307,46 @@ class Auth:
         if token.machine_id is not None and snapshot.get("machine_id") is None:
             raise AuthError(403, "machine_id: missing, and this token belongs to one machine")
 
-    def used(self, token: Token, machine_id: str | None, now: float) -> None:
-        """Note that a snapshot was taken by a token."""
-        if self._tokens is not None:
+    def used(self, token: Token | None, host: str, machine_id: str | None, now: float) -> None:
+        """Note that a snapshot of a host was taken by its token, or by the passcode (None)."""
+        if token is None:
+            self._by_passcode[host] = now
+            while len(self._by_passcode) > MOST_BY_PASSCODE:
+                self._by_passcode.pop(next(iter(self._by_passcode)), None)
+        elif self._tokens is not None:
+            self._by_passcode.pop(host, None)
             self._tokens.used(token, machine_id, now)
+
+    def still_on_passcode(self, now: float) -> list[str]:
+        """Return the hosts that came by the passcode within an hour, where others have tokens: who is still to move."""
+        if self._tokens is None or not self._tokens.has_valid("host", now):
+            return []
+        return [host for host, at in list(self._by_passcode.items()) if now - at < 3600]
+
+    def notices(self, now: float, *, from_afar: bool, is_open: bool) -> list[str]:
+        """Return what people who look must know of who may post here, and who may look.
+
+        Args:
+            now: Unix s.
+            from_afar: others than this machine reach the server.
+            is_open: nobody needs to sign in.
+        """
+        said = []
+        speaks = "any host that knows the passcode can speak for any other."
+        shares_passcode = not self._requires_tokens and not self._passcode.is_shipped
+        if self._passcode.is_shipped and not self._requires_tokens:
+            if self._tokens is None or not self._tokens.has_valid("host", now):
+                said.append("No passcode is set: snapshots are taken from this machine only, with the shipped one.")
+            elif from_afar and is_open:
+                said.append("Anyone who reaches this server may look.")
+        elif from_afar and is_open:
+            said.append("Anyone who reaches this server may look" + (f"; {speaks}" if shares_passcode else "."))
+        elif from_afar and shares_passcode:
+            said.append(speaks.capitalize())
+        moving = self.still_on_passcode(now)
+        if moving:
+            said.append(f"Still on the shared passcode: {compress(moving)}.")
+        return said
 
     def enrol(self, code: object, host: object, machine_id: object, caller: Caller, now: float) -> str:
         """Trade an enrolment code for the token of a host.

@@ -321,7 +321,7 @@ class Cluster:
             raise Refused(
                 409,
                 f"hostname: {seen.host} still reports from another machine: rename one; "
-                "if it was replaced, it is taken over once the other is silent",
+                "if it was replaced, it is taken over once the other is silent, at once by cluster-dash-server forget",
             )
 
     def place(self, place_of: PlaceOf, until: float) -> None:

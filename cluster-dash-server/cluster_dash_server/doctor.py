@@ -7,6 +7,7 @@ import resource
 import shlex
 import socket
 import stat
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -14,12 +15,14 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 
+from cluster_dash_server import control, looking
 from cluster_dash_server.asking import Answer, ask
 from cluster_dash_server.auth import SHIPPED_PASSCODE, names_loopback
 from cluster_dash_server.port_holder import Holder, holder_of
 from cluster_dash_server.serving import SPARE_FILES
-from cluster_dash_server.settings import IngestSettings, Reading, ServerSettings, Settings
+from cluster_dash_server.settings import ConfigError, IngestSettings, Reading, ServerSettings, Settings
 from cluster_dash_server.snapshot import printable
+from cluster_dash_server.tokens import TokenError, TokenFile, Tokens
 
 Mark = Literal["✔", "!", "✘"]
 
@@ -84,6 +87,9 @@ def examine(reading: Reading) -> Iterator[Finding]:
     yield engines()
     yield clock(kernel_clock_state())
     yield from reach(settings)
+    folder = control.data_folder(settings.server.data, os.environ)
+    yield who_posts(settings, Tokens(TokenFile(folder), time.time))
+    yield who_looks(settings)
 
 
 def unusable_settings(text: str) -> Finding:
@@ -119,6 +125,69 @@ def passcode(settings: Settings, file: Path | None) -> Iterator[Finding]:
     else:
         yield Finding(mark="✔", what="passcode", measured="the site's own")
     yield from _secret_file(ingest, file)
+
+
+def who_posts(settings: Settings, tokens: Tokens) -> Finding:
+    """Look at the tokens of hosts, and at what is taken beside them."""
+    try:
+        tokens.load()
+    except TokenError as error:
+        return Finding(
+            mark="✘",
+            what="tokens",
+            measured=str(error),
+            cause="another release wrote it, or it belongs to another user",
+            command="cluster-dash-server token list",
+        )
+    now = time.time()
+    count = sum(token.kind == "host" and token.is_valid(now) for token, _ in tokens.all())
+    if settings.ingest.allow_plaintext_tokens and not names_loopback(settings.server.host):
+        return Finding(
+            mark="!",
+            what="tokens",
+            measured=f"{count} of hosts, taken unencrypted from the network, too",
+            cause="[ingest] allow_plaintext_tokens: who listens in can speak for the host he heard",
+            command="see setup.md, the section on TLS",
+        )
+    if count == 0 and settings.ingest.require_tokens:
+        return Finding(
+            mark="✘",
+            what="tokens",
+            measured="none, and [ingest] require_tokens takes nothing else",
+            cause="no host has enrolled yet",
+            command="cluster-dash-server token new --enrol",
+        )
+    beside = (
+        ", and nothing else is taken" if settings.ingest.require_tokens else ", beside the passcode" if count else ""
+    )
+    return Finding(mark="✔", what="tokens", measured=f"{count or 'none'} of hosts{beside}")
+
+
+def who_looks(settings: Settings) -> Finding:
+    """Look at who may look at the pages."""
+    viewers = settings.viewers
+    try:
+        looking.gate(settings, Tokens(TokenFile(Path(os.devnull)), time.time), time.time)
+        looking.provider(settings, time.time)
+    except ConfigError as error:
+        return Finding(
+            mark="✘",
+            what="viewers",
+            measured=str(error),
+            cause="a setting of this way to sign in is missing or wrong",
+            command="cluster-dash-server check-config",
+        )
+    if viewers.mode == "open" and not names_loopback(settings.server.host):
+        return Finding(
+            mark="!",
+            what="viewers",
+            measured="everybody who reaches the server sees hosts, users and programs",
+            cause='[viewers] mode is "open", as it comes',
+            command="cluster-dash-server user add NAME --file users",
+        )
+    open_too = ", and who has not signed in" if viewers.allow_anonymous else ""
+    told = "everybody on this machine" if viewers.mode == "open" else f"by {viewers.mode}{open_too}"
+    return Finding(mark="✔", what="viewers", measured=told)
 
 
 def _weak(measured: str) -> Finding:

@@ -282,8 +282,7 @@ class Ingest:
         is_new = self._keep(snapshot, seen, backlog=backlog)
         if block and not backlog:
             self._slurm.offer(seen.host, block, received_at)
-        if token is not None:
-            self._auth.used(token, seen.machine_id, received_at)
+        self._auth.used(token, seen.host, seen.machine_id, received_at)
         if seen.boot_id is None or seen.seq is None:
             return _Taken(seen.host)
         return _Taken(

@@ -151,11 +151,11 @@ def write(path: Path, name: str, entry: tuple[Role, str] | None) -> None:
             file.write("".join(f"{line}\n" for line in kept))
             file.flush()
             os.fsync(file.fileno())
-        if path.exists():  # the server's group may have been let in
-            owner = path.stat()
+        owner = path.stat() if path.exists() else path.parent.stat()  # root may type it for the server's user
+        if path.exists():
             new.chmod(owner.st_mode & 0o777)
-            if os.geteuid() == 0:
-                os.chown(new, owner.st_uid, owner.st_gid)
+        if os.geteuid() == 0:
+            os.chown(new, owner.st_uid, owner.st_gid)
         new.replace(path)
     except (OSError, UnicodeDecodeError) as error:
         raise UsersError(f"{path}: {error}") from None

@@ -152,7 +152,7 @@ def test_a_token_speaks_for_its_own_host_and_machine_only(tokens: Tokens) -> Non
     with pytest.raises(AuthError, match="not for gpu02") as refusal:
         auth.refuse_another(token, {"hostname": "gpu02"})
     assert refusal.value.status == 403
-    auth.used(token, "machine-1", NOW)
+    auth.used(token, "gpu01", "machine-1", NOW)
     bound = auth.admit(secret, LOCAL, NOW)
     assert bound is not None
     auth.refuse_another(bound, {"hostname": "gpu01", "machine_id": "machine-1"})
@@ -242,3 +242,24 @@ def test_a_host_enrols_by_a_code_and_is_told_why_it_may_not(tokens: Tokens) -> N
             auth.enrol(wrong, host, machine, who, now)
         assert refusal.value.status == status
         assert code not in refusal.value.text
+
+
+def test_the_pages_say_what_is_open_and_who_is_still_on_the_passcode(tokens: Tokens) -> None:
+    def said(auth: Auth, *, from_afar: bool = True, is_open: bool = True, now: float = NOW) -> list[str]:
+        return auth.notices(now, from_afar=from_afar, is_open=is_open)
+
+    shipped, shared = Auth(Passcode(None), tokens), Auth(Passcode("x"), tokens)
+    assert "No passcode is set" in said(shipped)[0]
+    assert said(shared, from_afar=False) == []
+    assert said(shared) == [
+        "Anyone who reaches this server may look; any host that knows the passcode can speak for any other."
+    ]
+    assert said(shared, is_open=False) == ["Any host that knows the passcode can speak for any other."]
+    assert said(Auth(Passcode("x"), tokens, requires_tokens=True)) == ["Anyone who reaches this server may look."]
+    for host in ("gpu01", "gpu02", "gpu03"):
+        shared.used(None, host, None, NOW)
+    assert len(said(shared)) == 1  # nobody has begun to move
+    token = shared.admit(tokens.new("host", "gpu02"), LOCAL, NOW)
+    shared.used(token, "gpu02", None, NOW)
+    assert said(shared)[1] == "Still on the shared passcode: gpu[01,03]."
+    assert len(said(shared, now=NOW + 3600)) == 1

@@ -13,6 +13,7 @@ from cluster_dash_server.cli import main
 from cluster_dash_server.doctor import Finding
 from cluster_dash_server.port_holder import Holder
 from cluster_dash_server.settings import ServerSettings, Settings, ViewerSettings, read
+from cluster_dash_server.tokens import TokenFile, Tokens
 
 FAR = "0.0.0.0"  # noqa: S104 - a setting that is looked at
 
@@ -166,3 +167,40 @@ def test_the_command_ends_with_the_worst_finding(
     monkeypatch.setenv("CLUSTER_DASH_SERVER__PORT", "x")
     assert main(["doctor"]) == 78
     assert "✘ settings (CD602): CLUSTER_DASH_SERVER__PORT: got 'x'" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("ingest", "made", "mark", "says"),
+    [
+        ({}, 0, "✔", "none of hosts"),
+        ({}, 2, "✔", "2 of hosts, beside the passcode"),
+        ({"require_tokens": True}, 1, "✔", "nothing else is taken"),
+        ({"require_tokens": True}, 0, "✘", "takes nothing else"),
+        ({"allow_plaintext_tokens": True}, 1, "!", "unencrypted"),
+    ],
+)
+def test_the_tokens(ingest: dict[str, bool], made: int, mark: str, says: str, tmp_path: Path) -> None:
+    tokens = Tokens(TokenFile(tmp_path), lambda: 1.7e9)
+    for number in range(made):
+        tokens.new("host", f"gpu{number}")
+    far = settings(host=FAR)
+    far = dataclasses.replace(far, ingest=dataclasses.replace(far.ingest, **ingest))
+    finding = only([doctor.who_posts(far, Tokens(TokenFile(tmp_path), lambda: 1.7e9))])
+    assert finding.mark == mark
+    assert says in finding.measured
+
+
+@pytest.mark.parametrize(
+    ("viewers", "host", "mark", "says"),
+    [
+        ({}, FAR, "!", "everybody who reaches"),
+        ({}, "127.0.0.1", "✔", "on this machine"),
+        ({"mode": "basic"}, FAR, "✘", "users_file"),
+        ({"mode": "basic", "users_file": "/not/there"}, FAR, "✘", "/not/there"),
+        ({"mode": "proxy"}, FAR, "✘", "trusted_proxies"),
+    ],
+)
+def test_who_may_look(viewers: dict[str, Any], host: str, mark: str, says: str) -> None:
+    finding = only([doctor.who_looks(dataclasses.replace(settings(host=host), viewers=ViewerSettings(**viewers)))])
+    assert finding.mark == mark
+    assert says in finding.measured
