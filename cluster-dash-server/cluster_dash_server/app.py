@@ -162,7 +162,7 @@ def create_app(settings: Settings | None = None, clock: Callable[[], float] = ti
         history=history,
         veil=None if veil is None else veil.snapshot,
     )
-    control = Control(folder, cluster, events, clock, tokens)
+    control = Control(folder, cluster, events, clock, tokens, history)
     start = _Start(history, cluster, events, control, clock)
     app = Flask(__name__, static_folder=None)
     app.url_map.merge_slashes = False  # its redirect names the Host header, which anybody can forge

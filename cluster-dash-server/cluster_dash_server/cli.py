@@ -9,7 +9,18 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from cluster_dash_server import app, check_config, control, doctor, logs, notify, serving, token_command, user_command
+from cluster_dash_server import (
+    app,
+    check_config,
+    control,
+    doctor,
+    logs,
+    notify,
+    past_command,
+    serving,
+    token_command,
+    user_command,
+)
 from cluster_dash_server.settings import ConfigError
 from cluster_dash_server.snapshot import printable
 from cluster_dash_server.users import UsersError
@@ -91,6 +102,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     token_command.add_arguments(command, [kept])
     command.set_defaults(run=token)
+    past_command.add_commands(commands, [kept])
+    for name in ("export", "backup", "restore", "prune"):
+        commands.choices[name].set_defaults(run=past)
     command = commands.add_parser(
         "user",
         help="add and remove people who sign in by a password",
@@ -193,6 +207,30 @@ def token(options: argparse.Namespace) -> int:
         log.error("%s", answer["msg"])
         return EXIT_PROBLEM
     token_command.show(answer, wish, options)
+    return EXIT_DONE
+
+
+def past(options: argparse.Namespace) -> int:
+    """Export, back up, restore or prune what a server keeps.
+
+    Raises:
+        ConfigError: a setting that cannot be used.
+    """
+    settings = app.load_settings(options.config)
+    folder = past_command.folder_of(options, settings)
+    try:
+        match options.command:
+            case "export":
+                past_command.export(options, settings, folder)
+            case "backup":
+                past_command.backup(options, folder)
+            case "restore":
+                past_command.restore(options, folder)
+            case _:
+                past_command.prune(settings, folder)
+    except past_command.PastError as error:
+        log.error("%s", error)
+        return EXIT_PROBLEM
     return EXIT_DONE
 
 

@@ -19,6 +19,7 @@ from cluster_dash_server.cluster import Cluster
 from cluster_dash_server.events import EventLog
 from cluster_dash_server.hostlist import HostlistError, matcher
 from cluster_dash_server.snapshot import Json, printable
+from cluster_dash_server.store import Store, StoreError
 from cluster_dash_server.tokens import Tokens, obey
 
 log = logging.getLogger(__name__)
@@ -102,12 +103,20 @@ class Control:
         events: what is forgotten with a host.
         clock: Unix s.
         tokens: what `token` commands change.
+        history: what `prune` prunes.
     """
 
     def __init__(
-        self, folder: Path, cluster: Cluster, events: EventLog, clock: Callable[[], float], tokens: Tokens
+        self,
+        folder: Path,
+        cluster: Cluster,
+        events: EventLog,
+        clock: Callable[[], float],
+        tokens: Tokens,
+        history: Store,
     ) -> None:
         self._tokens = tokens
+        self._history = history
         self._path = folder / SOCKET
         self._cluster = cluster
         self._events = events
@@ -142,11 +151,14 @@ class Control:
             return {"success": False, "refused": True, "msg": f"user {uid} may not: only root and the server's user"}
         try:
             command = json.loads(line)
+            if "prune" in command:
+                self._history.prune(self._clock())
+                return {"success": True}
             if "token" in command:
                 return obey(self._tokens, command["token"])
             wish = Forget(**command["forget"])
             forgotten = forget(wish, self._cluster, self._events, self._clock())
-        except HostlistError as error:
+        except (HostlistError, StoreError) as error:
             return {"success": False, "msg": str(error)}
         except (ValueError, TypeError, KeyError):
             return {

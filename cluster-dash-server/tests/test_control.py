@@ -15,6 +15,7 @@ from cluster_dash_server.app import create_app
 from cluster_dash_server.cluster import Cluster
 from cluster_dash_server.control import Control, ControlError, Forget, ask, data_folder, forget
 from cluster_dash_server.events import EventLog
+from cluster_dash_server.history.memory import MemoryStore
 from cluster_dash_server.settings import Settings
 from cluster_dash_server.snapshot import Seen
 from cluster_dash_server.states import Thresholds
@@ -47,7 +48,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def running(cluster: Cluster, events: EventLog, folder: Path) -> Control:
-    server = Control(folder, cluster, events, lambda: NOW, tokens_of(folder))
+    server = Control(folder, cluster, events, lambda: NOW, tokens_of(folder), MemoryStore(lambda: NOW))
     server.start()
     return server
 
@@ -132,7 +133,7 @@ def test_a_line_that_is_no_command_is_answered(running: Control, folder: Path, l
 def test_a_socket_that_a_killed_server_left_is_taken_over(cluster: Cluster, events: EventLog, folder: Path) -> None:
     with socket.socket(socket.AF_UNIX) as left:
         left.bind(str(folder / control.SOCKET))
-    Control(folder, cluster, events, lambda: NOW, tokens_of(folder)).start()
+    Control(folder, cluster, events, lambda: NOW, tokens_of(folder), MemoryStore(lambda: NOW)).start()
     assert ask(folder, {"forget": {"hosts": "gpu01"}})["success"] is True
 
 
@@ -140,7 +141,7 @@ def test_a_second_server_leaves_the_first_its_socket(
     running: Control, folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     other = Cluster(Thresholds())
-    Control(folder, other, EventLog(Thresholds()), lambda: NOW, tokens_of(folder)).start()
+    Control(folder, other, EventLog(Thresholds()), lambda: NOW, tokens_of(folder), MemoryStore(lambda: NOW)).start()
     assert "another server listens there" in caplog.text
     assert ask(folder, {"forget": {"hosts": "gpu01"}})["forgotten"] == ["gpu01"]
 
@@ -149,8 +150,8 @@ def test_a_server_that_cannot_listen_serves_without(
     cluster: Cluster, events: EventLog, folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (folder / "file").touch()
-    Control(folder / "file", cluster, events, lambda: NOW, tokens_of(folder)).start()
-    Control(folder / ("x" * 120), cluster, events, lambda: NOW, tokens_of(folder)).start()
+    Control(folder / "file", cluster, events, lambda: NOW, tokens_of(folder), MemoryStore(lambda: NOW)).start()
+    Control(folder / ("x" * 120), cluster, events, lambda: NOW, tokens_of(folder), MemoryStore(lambda: NOW)).start()
     assert caplog.text.count("cannot reach this server") == 2
 
 
@@ -195,7 +196,7 @@ def test_without_a_server_there_is_nothing_to_forget(folder: Path, capsys: pytes
     assert cli.main(["forget", "gpu01", "--data", str(folder)]) == 69
     said = capsys.readouterr().err
     assert "no server answers" in said
-    assert "nothing to forget" in said
+    assert "it takes a running server" in said
 
 
 def test_a_user_who_may_not_is_told_so(

@@ -54,13 +54,14 @@ def csv_response(
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\r\n")
     if head is not None:
-        writer.writerow([_cell(each) for each in head])
-    writer.writerow([_cell(column) for column in columns])
-    writer.writerows([_cell(value) for value in row] for row in rows)
+        writer.writerow([cell(each) for each in head])
+    writer.writerow([cell(column) for column in columns])
+    writer.writerows([cell(value) for value in row] for row in rows)
     return Response(text.getvalue(), mimetype="text/csv")
 
 
-def _cell(value: object) -> object:
+def cell(value: object) -> object:
+    """Return what stands in a cell of a table: a text that a spreadsheet would take for a formula gets a ' in front."""
     if isinstance(value, list | tuple):
         value = " ".join(map(str, value))
     return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
