@@ -11,7 +11,7 @@ from flask.testing import FlaskClient
 
 from cluster_dash_server.app import create_app
 from cluster_dash_server.settings import Settings
-from cluster_dash_server.web import export, host_page, words
+from cluster_dash_server.web import charts, export, host_page, words
 from cluster_dash_server.web.views import here
 
 Post = Callable[..., None]
@@ -107,6 +107,15 @@ def test_numbers_are_taken_away_as_they_are_and_unknown_is_empty(
     assert list(row) == list(export.HOST_COLUMNS)
     body: Any = client.get("/host/gpu01?format=json").json
     assert (body["rows"][0]["gpu_util"], body["rows"][0]["users"]) == (None, ["bob", "eve"])
+
+
+def test_beyond_a_histogram_the_highest_are_named_on_the_page(client: FlaskClient, post: Post) -> None:
+    for number in range(charts.DOTS_UP_TO + 1):
+        post(f"gpu{number:03}", [], cpu={"cpu_percent": number / 8})
+    text = client.get("/cpu-data").text
+    named = text.partition("The 20 highest")[2].partition("</table>")[0]
+    assert (named.count("<tr><th"), "gpu400" in named, "gpu380" in named) == (20 + 1, True, False)
+    assert "The first 200 of 401." in text
 
 
 @pytest.mark.parametrize("text", HOSTILE)

@@ -252,7 +252,7 @@ METRICS: Mapping[str, _Metric] = {
     ),
     "load": _Metric(
         title="Load",
-        axis="load of 1 minute, per core (1: all cores have work)",
+        axis="load of 1 minute per core",
         percent=False,
         columns=("Host", "Per core", "1 min", "5 min", "15 min", "Cores"),
         figures=("host", "state", "load_per_core", "load_avg_1", "num_cpus"),
@@ -461,6 +461,7 @@ def _histogram(drawn: Chart) -> tuple[Json, Json]:
                 "xanchor": "right" if value > top / 2 else "left",
                 "yanchor": "top",
                 "showarrow": False,
+                "name": "percentile",
                 "text": f"{name}: {_shown(drawn.percent, value)}",
             }
             for place, (name, value) in enumerate(marks)

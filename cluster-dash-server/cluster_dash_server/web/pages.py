@@ -229,6 +229,7 @@ def blueprint(cluster: Cluster, log: EventLog, clock: Callable[[], float], site:
             icon=rows.icon(view.hosts),
             chart=chart,
             figure=charts.figure(chart),
+            named=charts.NAMED,
             tab=tab,
         )
 

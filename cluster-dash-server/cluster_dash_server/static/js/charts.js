@@ -69,6 +69,8 @@ function paintMark(each) {
   if (role === "gap") return { ...each, fillcolor: colour("hairline"), opacity: 0.6 };
   if (role === "percentile" && each.type === "line") return { ...each, line: { color: colour("muted"), width: 1, dash: "dot" } };
   if (role === "mark" && each.type === "line") return { ...each, line: { color: colour("held-ink"), width: 1, dash: "dot" } };
+  // it stands among the bars
+  if (role === "percentile") return { ...each, font: { color: colour("text"), size: 12 }, bgcolor: colour("bg") };
   const ink = role === "line" ? hue(Number(number)) : role === "mark" ? colour("held-text") : colour("muted");
   return { ...each, font: { color: ink, size: 12 } };
 }
