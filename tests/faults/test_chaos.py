@@ -15,7 +15,7 @@ def run(folder: Path, *, seconds: float, moles: int, seed: int, planted: str = "
 
 
 def test_nothing_acknowledged_is_missing_and_nothing_is_double_whoever_is_killed(tmp_path: Path) -> None:
-    verdict, chaos = run(tmp_path, seconds=25, moles=6, seed=1)
+    verdict, chaos = run(tmp_path, seconds=20, moles=6, seed=1)
     assert (verdict.missing, verdict.double, verdict.changed, verdict.unsent) == ([], [], [], [])
     assert verdict.rows >= 40
     assert len(verdict.lost) <= 2 * chaos.kills["mole"]
@@ -31,5 +31,5 @@ def test_the_same_for_ten_minutes(tmp_path: Path) -> None:
 
 
 def test_the_oracle_finds_a_server_that_acknowledges_before_it_commits(tmp_path: Path) -> None:
-    verdict, _ = run(tmp_path, seconds=25, moles=6, seed=1, planted=ACKNOWLEDGE_BEFORE_COMMIT)
+    verdict, _ = run(tmp_path, seconds=20, moles=6, seed=1, planted=ACKNOWLEDGE_BEFORE_COMMIT)
     assert verdict.missing

@@ -34,7 +34,7 @@ def state(chaos: Chaos) -> str:
 
 
 @pytest.mark.needs("faketime")
-@pytest.mark.parametrize("outage", [False, True])
+@pytest.mark.parametrize("outage", [False, pytest.param(True, marks=pytest.mark.soak)])
 def test_steps_of_the_clock_lose_nothing_and_raise_no_false_down(outage: bool, tmp_path: Path) -> None:
     clock = tmp_path / "clock"
     clock.write_text("+0")
