@@ -1,6 +1,7 @@
 """Answers are packed for who takes them so, and only then."""
 
 import gzip
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -17,9 +18,11 @@ from cluster_dash_server.web.packing import packed
 @pytest.fixture
 def client(clock: Callable[[], float], make_snapshot: Any, make_gpu: Any) -> FlaskClient:
     client = create_app(Settings(), clock).test_client()
-    for number in range(100):
-        body = make_snapshot(f"gpu{number:02}", [make_gpu(index) for index in range(8)], interval_seconds=60)
-        assert client.post("/", json={"auth_code": "lab_cluster_2025", **body}).status_code == 200
+    gpus = [make_gpu(index) for index in range(8)]
+    lines = [
+        json.dumps({"auth_code": "lab_cluster_2025", **make_snapshot(f"gpu{number:02}", gpus)}) for number in range(100)
+    ]
+    assert (client.post("/api/v1/snapshots", data="\n".join(lines)).json or {})["accepted"] == 100
     return client
 
 
