@@ -31,6 +31,7 @@ STATES: dict[str, tuple[str | None, list[str]]] = {
     "no-permission": ("error", []),
     "one-field-fails": ("unknown", ["free", "unknown"]),
     "one-gpu-lost": ("error", ["busy", "error", "error"]),
+    "slurm-head": (None, []),
     "unified-memory": ("busy", ["busy"]),
     "vgpu": ("free", ["free"]),
 }
