@@ -222,8 +222,8 @@ def ask(folder: Path, command: Json) -> Json:
         except (OSError, ValueError) as error:
             why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
             raise ControlError(
-                f"no server answers at {path} ({why}); this release keeps nothing on disk, so without a server there "
-                "is nothing to forget. Does it run with another --data, or as another user?"
+                f"no server answers at {path} ({why}); it takes a running "
+                "server. Does it run with another --data, or as another user?"
             ) from None
     if answer.get("refused"):
         raise ControlError(str(answer.get("msg")), refused=True)

@@ -35,6 +35,23 @@ class Layout(NamedTuple):
         gpu_metrics, host_metrics, gpus = json.loads(text)
         return cls(tuple(GpuId(*gpu) for gpu in gpus), tuple(gpu_metrics), tuple(host_metrics))
 
+    def as_now(self, values: "array[float]") -> "array[float]":
+        """Return the values of a row as this release lays them out: an older one may have kept fewer metrics."""
+        if self.gpu_metrics == GPU_METRICS and self.host_metrics == HOST_METRICS:
+            return values
+        found = array("f")
+        of_hosts = len(self.gpu_metrics) * len(self.gpus)
+        for metric in METRICS:
+            count = len(self.gpus) if metric in GPU_METRICS else 1
+            if metric in self.gpu_metrics:
+                at = self.gpu_metrics.index(metric) * count
+                found.extend(values[at : at + count])
+            elif metric in self.host_metrics:
+                found.append(values[of_hosts + self.host_metrics.index(metric)])
+            else:
+                found.extend([NAN] * count)
+        return found
+
     def frame_of(self, metric: str) -> tuple[int, int] | None:
         """Return the place of a metric among the frames, and how many columns it has; None: it is not kept here."""
         if metric in self.gpu_metrics:

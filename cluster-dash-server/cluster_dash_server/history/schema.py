@@ -74,7 +74,7 @@ class Damaged(Exception):
     """The file is no database any more, or its pages contradict each other."""
 
 
-CHECKED_BYTES = 64 * 2**20
+CHECKED_BYTES = 16 * 2**20
 """A file up to this size is looked through when it is opened; a larger one would hold up the start."""
 
 

@@ -126,7 +126,7 @@ def hot_rows(db: sqlite3.Connection, names: Names, host: int, hour: int, name: s
                 seq=seq,
                 oldest_seq=None,
                 gpus=names.layout_of(layout).gpus,
-                values=whole[:split],
+                values=names.layout_of(layout).as_now(whole[:split]),
                 holders=holders,
                 holder_mem=whole[split:],
             )

@@ -47,6 +47,8 @@ WAITING_ROWS = 50_000
 """Rows that wait in memory at most, the newest (some 70 MB), while nothing can be written: moles hold the others."""
 SEAL_AFTER_SECONDS = 60.0
 """An hour is sealed so long after its end, and after the last row of it came."""
+START_SECONDS = 5.0
+"""For how long after its start the server has the machine to itself."""
 CHORE_SECONDS = 0.25
 """For how long at a time hours are sealed or let go: rows that come in wait meanwhile."""
 ROOM = 0.95
@@ -122,6 +124,7 @@ class SqliteStore:
         self._hot: dict[tuple[int, int], float] = {}
         self._left_over: set[tuple[int, int]] = set()
         self._pruned_at = float("-inf")
+        self._chores_from = time.monotonic() + START_SECONDS
         try:
             self._connect()
             if first is not None:
@@ -332,6 +335,8 @@ class SqliteStore:
     def _do_chores(self) -> bool:
         """Seal hours and let go of what is too old or too much, for a while; True: there is more to do."""
         until = time.monotonic() + CHORE_SECONDS
+        if until < self._chores_from:
+            return False
         if self._suspect:
             self._look_through()
         more = self._make_room(until) or self._seal_what_is_due(until)
@@ -369,6 +374,7 @@ class SqliteStore:
 
     def seal_all(self) -> None:
         """Seal all that is written, the open hours too."""
+        self._chores_from = 0.0
         self.flush()
         while self._hot:
             with self._wake:
@@ -427,6 +433,7 @@ class SqliteStore:
     def prune(self, now: float) -> None:
         """See `Store`."""
         self._pruned_at = float("-inf")
+        self._chores_from = 0.0
         self.flush()
 
     # ------------------------------------------------------------------------------------------------- trouble

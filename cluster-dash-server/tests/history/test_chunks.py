@@ -1,0 +1,145 @@
+import random
+import struct
+from array import array
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cluster_dash_server.history.chunks import Layout, Rows, Slots, pack_rows, pack_slots, slot_of
+from cluster_dash_server.history.columns import NAN, Frames, bind, decode, encode
+from cluster_dash_server.history.rollups import roll
+from cluster_dash_server.history.seqs import Seqs
+from cluster_dash_server.store import GPU_METRICS, HOST_METRICS, Figures, StoreError
+
+MakeFleet = Callable[[int, int, float, float], list[Figures]]
+BEGIN = 1_699_999_200.0
+
+decimals = st.integers(-(10**6), 10**6).map(lambda number: number / 10)
+figures = st.one_of(decimals, st.floats(width=32, allow_infinity=True, allow_nan=True), st.integers(0, 100).map(float))
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(figures, min_size=1, max_size=40), st.integers(1, 3))
+def test_columns_come_back_as_they_were(values: list[float], columns: int) -> None:
+    whole = [array("f", values[place:] + values[:place]) for place in range(columns)]
+
+    found = decode(encode(whole), columns, len(values))
+
+    for column, wanted in zip(found, whole, strict=True):
+        for back, value in zip(array("f", column.floats()), wanted, strict=True):
+            assert back == value or (back != back and value != value)
+
+
+def test_a_steady_column_takes_a_few_bytes_and_decimals_about_one() -> None:
+    rng = random.Random(1)
+    watts = array("f", [round(rng.gauss(600, 8), 1) for _ in range(240)])
+
+    assert len(encode([array("f", [1755.0] * 240)] * 8)) < 10
+    assert len(encode([watts])) < 1.6 * 240
+    assert len(encode([array("f", [NAN] * 240)] * 8)) == 1
+
+
+def test_rows_of_an_hour_come_back(make_fleet: MakeFleet) -> None:
+    rows = [
+        row for row in make_fleet(5, 1, BEGIN, BEGIN + 3600) if row.gpus == make_fleet(5, 1, BEGIN, BEGIN + 1e3)[0].gpus
+    ]
+
+    found = Rows(pack_rows(rows), Layout(rows[0].gpus)).figures(rows[0].host)
+
+    for back, row in zip(found, rows, strict=True):
+        assert (back.at, back.boot_id, back.seq, back.gpus, back.holders) == (
+            *(row.at, row.boot_id, row.seq, row.gpus, row.holders),
+        )
+        assert _bits(back.values) == _bits(row.values)
+
+
+def test_roll_ups_of_a_row_that_comes_back_are_the_same(make_fleet: MakeFleet) -> None:
+    rows = make_fleet(6, 1, BEGIN, BEGIN + 3600)
+    gpus = rows[0].gpus
+    rows = [row for row in rows if row.gpus == gpus]
+
+    found = Rows(pack_rows(rows), Layout(gpus)).figures(rows[0].host)
+
+    assert roll(found, BEGIN, BEGIN + 3600) == roll(rows, BEGIN, BEGIN + 3600)
+
+
+def test_parts_of_a_stretch_add_up_to_the_whole(make_fleet: MakeFleet) -> None:
+    rows = make_fleet(7, 1, BEGIN, BEGIN + 3600)
+    whole = roll(rows, BEGIN, BEGIN + 3600)
+    middle = len(rows) // 2
+    first = roll(rows[:middle], BEGIN, rows[middle].at)
+    second = roll(rows[middle:], rows[middle].at, BEGIN + 3600)
+
+    for key, share in whole.minutes.items():
+        parts = [part.minutes[key] for part in (first, second) if key in part.minutes]
+        assert [sum(each) for each in zip(*parts, strict=True)] == pytest.approx(list(share), abs=1e-6)
+
+
+def test_damage_is_seen() -> None:
+    blob = bytearray(bind([b"one", b"", b"three"]))
+    assert [Frames(bytes(blob))[place] for place in range(3)] == [b"one", b"", b"three"]
+    for place in range(len(blob)):
+        blob[place] ^= 1
+        with pytest.raises(StoreError, match="damaged"):
+            Frames(bytes(blob))
+        blob[place] ^= 1
+    with pytest.raises(StoreError, match="damaged"):
+        Frames(b"")
+
+
+def test_steps_of_a_day_come_back(make_fleet: MakeFleet) -> None:
+    rows = make_fleet(8, 1, BEGIN, BEGIN + 3600)
+    gpus = rows[0].gpus
+    parts = [[row.values for row in rows if row.gpus == gpus][place : place + 3] for place in (0, 3, 6)]
+    slots = {place: slot_of(part) for place, part in zip((3, 700, 1439), parts, strict=True)}
+
+    found = Slots(pack_slots(slots, len(gpus)), Layout(gpus)).slots()
+
+    assert found.keys() == slots.keys()
+    for place, slot in slots.items():
+        assert found[place].rows == slot.rows
+        assert _bits(found[place].mean) == _bits(slot.mean)
+        assert _bits(found[place].least) == _bits(slot.least)
+        assert _bits(found[place].most) == _bits(slot.most)
+
+
+def test_a_row_of_a_release_with_fewer_metrics_is_laid_out_anew(make_fleet: MakeFleet) -> None:
+    row = make_fleet(9, 1, BEGIN, BEGIN + 600)[0]
+    older = Layout(row.gpus, ("gpu_util", "doing"), ("cpu_percent",))
+    count = len(row.gpus)
+
+    now = older.as_now(array("f", [*range(count), *[2.0] * count, 55.0]))
+
+    assert len(now) == count * len(GPU_METRICS) + len(HOST_METRICS)
+    assert list(now[:count]) == list(range(count))
+    doing = GPU_METRICS.index("doing") * count
+    assert list(now[doing : doing + count]) == [2.0] * count
+    assert now[-len(HOST_METRICS) + HOST_METRICS.index("cpu_percent")] == 55
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.tuples(st.booleans(), st.integers(0, 30)), max_size=80))
+def test_a_set_of_ranges_is_a_set(steps: list[tuple[bool, int]]) -> None:
+    ranges, plain = Seqs(), set[int]()
+    for adds, number in steps:
+        if adds:
+            assert ranges.add(number) is (number not in plain)
+            plain.add(number)
+        else:
+            ranges.discard(number)
+            plain.discard(number)
+    assert [number in ranges for number in range(32)] == [number in plain for number in range(32)]
+    assert ranges.last_from(None) == max(plain, default=None)
+    for oldest in range(32):
+        last = oldest
+        while last in plain:
+            last += 1
+        assert ranges.last_from(oldest) == (last - 1 if oldest in plain else None)
+    assert all(first <= last for first, last in ranges.ranges())
+    assert all(b[0] > a[1] + 1 for a, b in zip(ranges.ranges(), ranges.ranges()[1:], strict=False))
+
+
+def _bits(values: "array[float]") -> list[bytes]:
+    return [b"nan" if value != value else struct.pack("<f", value) for value in values]
