@@ -221,3 +221,17 @@ def test_the_page_of_each_hostile_name_is_found_and_runs_nothing(
 def test_a_name_that_turns_the_line_turns_no_other(calm_seat: Seat) -> None:
     page = calm_seat.open(f"/host/{quote(HOSTILE, safe='')}")
     assert page.locator("h1").evaluate("(each) => getComputedStyle(each).unicodeBidi") == "isolate"
+
+
+def test_paper_is_light_and_says_where_and_when(calm_seat: Seat) -> None:
+    page = calm_seat.open("/?q=state:held")
+    settle(page)
+    page.emulate_media(color_scheme="dark")
+    ground = "getComputedStyle(document.body).backgroundColor"
+    dark = page.evaluate(ground)
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    page.emulate_media(media="print", color_scheme="dark")
+    assert page.evaluate(ground) != dark
+    assert page.locator(".printed").inner_text().startswith(f"{calm_seat.site.url}/?q=state:held, ")
+    assert page.locator(".meanings dl").is_visible()
+    assert not page.locator("header").first.is_visible()

@@ -53,7 +53,8 @@ def test_the_dark_scheme_holds_by_the_system_and_by_hand() -> None:
     style = stylesheet()
     assert "@media (prefers-color-scheme:dark){:root:not([data-theme=light]){" in style
     assert ":root[data-theme=dark]{" in style
-    assert style.count("--held-ink:") == 3
+    assert "@media print{:root:root{color-scheme:light;" in style
+    assert style.count("--held-ink:") == 4
 
 
 def test_no_colour_stands_outside_of_the_theme_file() -> None:

@@ -28,12 +28,13 @@ def variables(colours: Colours) -> Iterator[tuple[str, str]]:
 
 
 def stylesheet() -> str:
-    """Return the CSS that sets the variables: by the system's wish, and by `data-theme` where a person chose."""
+    """Return the CSS that sets the variables: by the system's wish, and by `data-theme` where a person chose; paper is light."""
     light, dark = (_declarations(scheme) for scheme in ("light", "dark"))
     return (
         f":root{{color-scheme:light;{light}}}\n"
         f"@media (prefers-color-scheme:dark){{:root:not([data-theme=light]){{color-scheme:dark;{dark}}}}}\n"
         f":root[data-theme=dark]{{color-scheme:dark;{dark}}}\n"
+        f"@media print{{:root:root{{color-scheme:light;{light}}}}}\n"
     )
 
 

@@ -107,6 +107,13 @@ async function copied(text) {
   }
 }
 
+/** On paper stand the address and the time of what is shown, and nothing is folded. */
+addEventListener("beforeprint", () => {
+  const at = chip.dataset.freshness === "live" ? Date.now() : Number(root.dataset.at) * 1000;
+  document.querySelector(".printed").textContent = `${location.href}, ${new Date(at).toLocaleString("en-GB")}`;
+  for (const folded of document.querySelectorAll("main details:not([name])")) folded.open = true;
+});
+
 sayMoments(document, Number(root.dataset.at));
 startCopyButton();
 startThemeButton();
