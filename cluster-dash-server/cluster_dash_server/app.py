@@ -38,6 +38,7 @@ from cluster_dash_server.web import (
     first_history,
     lists,
     metrics,
+    openapi,
     packing,
     pages,
     post,
@@ -211,6 +212,7 @@ def create_app(settings: Settings | None = None, clock: Callable[[], float] = ti
     app.register_blueprint(lists.blueprint(cluster, events, clock))
     app.register_blueprint(pages.blueprint(cluster, events, clock, site))
     app.register_blueprint(slurm_pages.blueprint(slurm, cluster, clock))
+    app.register_blueprint(openapi.blueprint(VERSION, settings.server.base_path))
     app.register_blueprint(charts.blueprint(cluster, clock))
     past = Past(cluster, past_of_all, past_of_all, clock, when.zone(settings.site.timezone))
     app.register_blueprint(history_pages.blueprint(past))
