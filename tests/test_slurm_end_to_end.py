@@ -4,6 +4,7 @@ import html
 import json
 import re
 import signal
+import socket
 import subprocess
 import time
 import urllib.error
@@ -124,6 +125,38 @@ def said_by_us(cluster: Cluster) -> Json:
         "indexes": {job["id"]: job["gpu_index"] for job in jobs if job["state"] == "running"},
         "finished": totals["finished_day"],
     }
+
+
+def test_a_mole_that_is_scraped_tells_what_slurms_commands_print(cluster: Cluster, tmp_path: Path) -> None:
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        port = bound.getsockname()[1]
+    listen = {"LISTEN__USE": "true", "LISTEN__ADDRESS": "127.0.0.1:0", "LISTEN__SLURM_ADDRESS": f"127.0.0.1:{port}"}
+    settings = {f"CLUSTER_DASH_{name}": value for name, value in listen.items()}
+
+    def scraped() -> dict[str, float]:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+                lines = [line.rpartition(" ") for line in answer.read().decode().splitlines() if line[0] != "#"]
+        except OSError:
+            return {}
+        return {where: float(value) for where, _, value in lines}
+
+    def same() -> bool:
+        told, slurm = scraped(), said_by_slurm(cluster.lab)
+        words = Counter(slurm["states"].values())
+        return bool(told) and (
+            [told[f"slurm_cpus_{name}"] for name in ("alloc", "idle", "other", "total")]
+            == [slurm["cpus"][name] for name in ("allocated", "idle", "other", "total")]
+            and [told["slurm_gpus_alloc"], told["slurm_gpus_total"]] == [slurm["gpus_allocated"], slurm["gpus"]]
+            and [told["slurm_nodes_down"], told["slurm_nodes_drain"]] == [words["down"], words["drained"]]
+            and [told["slurm_queue_running"], told["slurm_queue_pending"]]
+            == [slurm["jobs"]["running"], slurm["jobs"]["pending"]]
+        )
+
+    with mole(cluster.server, cluster.lab, tmp_path, **settings):
+        cluster.follows(same)
+        assert scraped()["slurm_gpus_total"] > 0
 
 
 def test_every_figure_is_what_slurms_commands_print_at_the_same_moment(cluster: Cluster) -> None:
