@@ -6,9 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import hypothesis
 import pytest
 
 from tests.processes import Listening, start_server
+
+hypothesis.settings.register_profile("ours", deadline=None)  # time says nothing on a loaded machine
+hypothesis.settings.load_profile("ours")
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser

@@ -3,7 +3,11 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import hypothesis
 import pytest
+
+hypothesis.settings.register_profile("ours", deadline=None)  # time says nothing on a loaded machine
+hypothesis.settings.load_profile("ours")
 
 FAKE_NVML = Path(__file__).parents[2] / "tests/fake-nvml"
 

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster_dash_mole import spool as spool_module
@@ -124,7 +124,6 @@ JSON = st.recursive(
 OBJECTS = st.dictionaries(st.text("abc", max_size=2), JSON, max_size=5)
 
 
-@settings(deadline=None)
 @given(old=OBJECTS, new=OBJECTS)
 def test_a_difference_makes_the_new_document_of_the_old(old: dict[str, object], new: dict[str, object]) -> None:
     made = json.loads(json.dumps(old))

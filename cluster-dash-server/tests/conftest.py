@@ -6,9 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
 from cluster_dash_server.snapshot import Seen, read
+
+hypothesis.settings.register_profile("ours", deadline=None)  # time says nothing on a loaded machine
+hypothesis.settings.load_profile("ours")
 
 ETC = Path(__file__).parents[2] / "etc"
 
