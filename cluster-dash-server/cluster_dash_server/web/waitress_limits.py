@@ -10,6 +10,7 @@ from typing import Any
 from waitress.adjustments import Adjustments
 from waitress.channel import HTTPChannel
 from waitress.parser import HTTPRequestParser, ParsingError
+from waitress.server import BaseWSGIServer
 from waitress.utilities import Error
 
 from cluster_dash_server.snapshot import dumps
@@ -81,6 +82,20 @@ class RequestParser(HTTPRequestParser):  # type: ignore[misc]
         return used
 
 
+class Channel(HTTPChannel):  # type: ignore[misc]
+    """waitress' connection; a request has `channel_timeout` to arrive in full.
+
+    waitress counts from the last byte, so that one byte every few seconds would keep a connection for ever.
+    """
+
+    def handle_read(self) -> None:
+        """Read what came."""
+        unfinished, since = self.request, self.last_activity
+        super().handle_read()
+        if unfinished is not None and unfinished is self.request:
+            self.last_activity = since
+
+
 def apply(body_bytes: int) -> None:
     """Make the limits waitress' own defaults; what its caller sets explicitly still wins.
 
@@ -93,3 +108,4 @@ def apply(body_bytes: int) -> None:
     # a little too large is read to its end, so that the application's 413 arrives.
     Adjustments.max_request_body_size = 8 * body_bytes
     HTTPChannel.parser_class = RequestParser
+    BaseWSGIServer.channel_class = Channel
