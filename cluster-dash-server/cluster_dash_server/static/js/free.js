@@ -5,6 +5,7 @@ import { compare, cut } from "./format.js";
 import { compress } from "./hostlist.js";
 
 const MOST_CARDS = 8;
+const LONG = 60; // characters of a hostlist from which on it may scroll, and takes the focus to do so
 const SAID_MS = 1500;
 const section = document.getElementById("free-now");
 const list = document.getElementById("cards");
@@ -36,6 +37,7 @@ function standing(model, names) {
 }
 
 function card(model, names) {
+  const hosts = compress(names);
   const wanted = encodeURIComponent(model).replaceAll("'", "%27");
   const line = `curl -s '${document.documentElement.dataset.root}api/v1/free?model=${wanted}&format=text'`;
   return h(
@@ -48,7 +50,7 @@ function card(model, names) {
       " ",
       h("span", { class: "count" }, `×${names.length}`),
       " ",
-      h("code", { class: "where" }, cut(compress(names), 2000)),
+      h("code", { class: "where", tabindex: hosts.length > LONG ? "0" : null }, hosts),
     ),
     h(
       "span",

@@ -368,7 +368,10 @@ async function fillUp(host, metric) {
     const gpu = cluster.hosts.get(host)?.gpus.find((each) => each.index === index);
     const seen = gpu && past.get(`${host}/${gpu.key}`);
     if (!seen || !t.length) continue;
-    const before = t.map((at, place) => [at * 1000, means[place]]).filter(([at]) => at < (seen.t[0] ?? Infinity));
+    const first = means.findIndex(known);
+    const before = t
+      .map((at, place) => [at * 1000, means[place]])
+      .filter(([at], place) => first >= 0 && place >= first && at < (seen.t[0] ?? Infinity));
     for (const [name, column] of Object.entries(seen)) {
       if (name === "t") column.unshift(...before.map(([at]) => at));
       else column.unshift(...before.map(([, value]) => (name === metric && known(value) ? value * scale : null)));
