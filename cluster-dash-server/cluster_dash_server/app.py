@@ -41,6 +41,7 @@ from cluster_dash_server.web import (
     openapi,
     packing,
     pages,
+    past_parts,
     post,
     sign_in,
     status,
@@ -210,11 +211,12 @@ def create_app(settings: Settings | None = None, clock: Callable[[], float] = ti
     app.register_blueprint(post.enrolment(auth, clock))
     app.register_blueprint(api.blueprint(cluster, narrowed, looks, clock, VERSION, failing))
     app.register_blueprint(lists.blueprint(cluster, events, clock))
-    app.register_blueprint(pages.blueprint(cluster, events, clock, site))
+    past = Past(cluster, past_of_all, past_of_all, clock, when.zone(settings.site.timezone))
+    app.register_blueprint(pages.blueprint(cluster, events, clock, site, past.view_at))
     app.register_blueprint(slurm_pages.blueprint(slurm, cluster, clock))
     app.register_blueprint(openapi.blueprint(VERSION, settings.server.base_path))
     app.register_blueprint(charts.blueprint(cluster, clock))
-    past = Past(cluster, past_of_all, past_of_all, clock, when.zone(settings.site.timezone))
+    app.register_blueprint(past_parts.blueprint(past))
     app.register_blueprint(history_pages.blueprint(past))
     app.register_blueprint(first_history.blueprint(cluster, past_of_all, clock))
     app.register_blueprint(waste.blueprint(past, Groups(slurm.pictures, clock).of))

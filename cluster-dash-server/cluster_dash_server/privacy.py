@@ -19,7 +19,7 @@ from cluster_dash_server.inflate import pack
 from cluster_dash_server.slurm import Picture, Place, Slurm
 from cluster_dash_server.snapshot import Gpu, Json, Seen, dumps
 from cluster_dash_server.states import Allotment
-from cluster_dash_server.store import Series, SeriesQuery, Usage, UsageQuery, Use, UseQuery
+from cluster_dash_server.store import Figures, Series, SeriesQuery, Usage, UsageQuery, Use, UseQuery
 from cluster_dash_server.viewers import current
 
 KEY_FILE = "pseudonyms.key"
@@ -187,6 +187,14 @@ class _VeiledPast:
 
     def uses(self, ask: UseQuery) -> list[Use]:
         return self._named(self._history.uses(self._meant(ask)))
+
+    def moment(self, at: float, silent_seconds: float = 600) -> list[Figures]:
+        return [
+            dataclasses.replace(
+                row, holders=tuple([holder._replace(user=self._veil.person(holder.user)) for holder in row.holders])
+            )
+            for row in self._history.moment(at, silent_seconds)
+        ]
 
     def _meant(self, ask: Q) -> Q:
         users = ask.users

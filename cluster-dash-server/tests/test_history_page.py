@@ -401,3 +401,51 @@ def test_events_near_each_other_share_a_mark() -> None:
         (2, ["gpu01 GPU 3: Xid 79", "gpu01 GPU 3: Xid 48"]),
         (1, ["gpu01 GPU 3: gpu lost"]),
     ]
+
+
+# ----------------------------------------------------------------------------------------- parts of other pages
+
+
+def test_a_host_page_tells_who_had_which_gpu_and_when_it_was_heard_of(pages: Pages, make_gpu: Any) -> None:
+    fill(pages, make_gpu, 30, user="alice")
+    pages.clock.now += 2 * HOUR
+    fill(pages, make_gpu, 30, user="<b>bob</b>")
+    text = pages.open("/host/gpu01")
+    assert "Its last 24 hours" in text
+    assert re.search(r"Snapshots came in \d of 1\d quarter hours", text)
+    assert text.count('data-beat="none"') >= 6
+    assert "alice: 30 min, 80 % busy" in text
+    assert "&lt;b&gt;bob&lt;/b&gt;: " in text
+    assert "<b>bob" not in text
+
+
+def test_a_user_page_tells_gpu_hours_and_the_newest_uses(pages: Pages, make_gpu: Any) -> None:
+    fill(pages, make_gpu, 130)
+    text = pages.open("/user/alice")
+    assert "What they had in the last 7 days" in text
+    assert "H100 80G" in text
+    assert "gpu01 GPU 0" in text
+    assert "History says nothing of them." in pages.open("/user/nobody")
+
+
+def test_the_overview_shows_a_past_moment_and_what_was_held_then(pages: Pages, make_gpu: Any) -> None:
+    began = pages.clock.now
+    for _ in range(50):
+        pages.post("gpu01", [working(make_gpu, 0, "alice", 80.0), working(make_gpu, 1, "bob", 0.0)])
+        pages.clock.now += MINUTE
+    then = pages.clock.now - 30
+    for _ in range(10):
+        pages.post("gpu01", [make_gpu(0), make_gpu(1)])
+        pages.clock.now += MINUTE
+    assert "2 of 2 GPUs free" in pages.open("/")
+    text = pages.open(f"/?at={then}")
+    assert "0 of 2 GPUs free" in text
+    assert "1 held" in text
+    assert "alice" in text
+    assert "As it stood at" in text
+    assert "overview.js" not in text
+    early = pages.open(f"/?at={began + 600}")
+    assert "1 held" not in early
+    assert "bob" in early
+    assert "at: got" in pages.open("/?at=x", 400)
+    assert "No host" in pages.open("/?at=1000000000") or "0 of 0" in pages.open("/?at=1000000000")

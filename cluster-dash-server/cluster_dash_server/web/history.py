@@ -6,8 +6,9 @@ from datetime import tzinfo
 from typing import get_args
 from urllib.parse import urlencode
 
-from flask import Blueprint, Response, render_template, request
+from flask import Blueprint, Response, abort, render_template, request
 
+from cluster_dash_server import bygone
 from cluster_dash_server.cluster import Cluster, HostView
 from cluster_dash_server.hostlist import HostlistError, expand, matcher
 from cluster_dash_server.snapshot import Json, printable
@@ -32,7 +33,7 @@ from cluster_dash_server.web.api import failure, json_response
 from cluster_dash_server.web.export import csv_response
 from cluster_dash_server.web.timelines import Figure, Line
 from cluster_dash_server.web.views import QueryError
-from cluster_dash_server.when import Span, WhenError, span, step_seconds
+from cluster_dash_server.when import Span, WhenError, moment, span, step_seconds
 
 BYS: tuple[By, ...] = get_args(By)
 METRICS: dict[By, Sequence[str]] = {
@@ -168,6 +169,22 @@ class Past:
         except HostlistError as error:
             raise QueryError(f"host: {printable(str(error))}") from None
 
+    def view_at(self, text: str) -> views.View:
+        """Return the cluster as it stood at a moment, through the filter of the request.
+
+        Raises:
+            QueryError: no such moment.
+        """
+        try:
+            at = moment(text, self.clock(), self.zone)
+        except WhenError as error:
+            raise QueryError(f"at: got {printable(text, 64)!r}, {error}") from None
+        try:
+            hosts = bygone.hosts_at(self.store, at, self.cluster.thresholds)
+        except StoreError as error:
+            abort(503, str(error))
+        return views.look(hosts, request.args.get("q", "").strip(), at)
+
     def series(self, question: Question, metric: str) -> list[Series]:
         """Answer a question; only while one of its users had the GPU, where it names some and asks by GPU."""
         if question.by == "gpu" and question.users is not None:
@@ -298,7 +315,6 @@ def say_what_fails(routes: Blueprint) -> None:
 def blueprint(past: Past) -> Blueprint:
     """Build the routes."""
     routes = Blueprint("history", __name__, template_folder="../templates")
-
     say_what_fails(routes)
 
     @routes.get("/api/v1/series")

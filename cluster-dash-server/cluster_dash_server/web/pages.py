@@ -114,8 +114,18 @@ def poll_seconds(hosts: int) -> int:
     return 5 if hosts <= 100 else 10 if hosts <= 1000 else 15
 
 
-def blueprint(cluster: Cluster, log: EventLog, clock: Callable[[], float], site: Site) -> Blueprint:
-    """Build the pages, their style and their scripts."""
+def blueprint(
+    cluster: Cluster, log: EventLog, clock: Callable[[], float], site: Site, bygone: Callable[[str], View]
+) -> Blueprint:
+    """Build the pages, their style and their scripts.
+
+    Args:
+        cluster: the live view.
+        log: what happened.
+        clock: Unix s.
+        site: what every page says.
+        bygone: the cluster as it stood at a moment, in a text that the request gave.
+    """
     pages = Blueprint("pages", __name__, template_folder="../templates")
     assets = Assets()
     for name, say in words.FILTERS.items():
@@ -151,7 +161,8 @@ def blueprint(cluster: Cluster, log: EventLog, clock: Callable[[], float], site:
     @pages.get("/")
     @needs("state:read")
     def overview() -> Response:
-        view, form = asked()
+        at = request.args.get("at")
+        view, form = asked() if not at else (bygone(at), views.choice("format", export.FORMS))
         if form != "html":
             return export.answer(form, export.hosts(view), view, site.name)
         sort = views.choice("sort", fleet.sorts())
@@ -162,7 +173,8 @@ def blueprint(cluster: Cluster, log: EventLog, clock: Callable[[], float], site:
             "overview.html",
             page="overview",
             now=view.now,
-            json_path="api/v1/cluster",
+            at=at,
+            json_path=None if at else "api/v1/cluster",
             view=view,
             part=part,
             sort=sort,
@@ -174,9 +186,11 @@ def blueprint(cluster: Cluster, log: EventLog, clock: Callable[[], float], site:
             sentence=view.sentence,
             notes=rows.attention(view.narrowed, view.now),
             xids=xids.lines(
-                log.newest(begin=view.now - xids.DAY_SECONDS), (host.host for host in view.hosts), view.now
+                [event for event in log.newest(begin=view.now - xids.DAY_SECONDS) if event.at <= view.now],
+                (host.host for host in view.hosts),
+                view.now,
             ),
-            cards=free.cards(view.narrowed)[:MOST_CARDS],
+            cards=[] if at else free.cards(view.narrowed)[:MOST_CARDS],
             counts=counts(view),
             meanings=list(rows.meanings(cluster.thresholds).items()),
             rows=rows.rows(shown, view.now, view.marks_of),
