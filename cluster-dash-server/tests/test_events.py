@@ -21,8 +21,8 @@ THROTTLED = ["sw_power_cap", "hw_thermal_slowdown"]
 class Watched:
     """A cluster whose events are kept, and a host that posts to it every 5 s."""
 
-    def __init__(self, make_seen: MakeSeen, **limits: int) -> None:
-        self.log = EventLog(Thresholds(), **limits)
+    def __init__(self, make_seen: MakeSeen, *, per_host: int = 1000, in_all: int = 50_000) -> None:
+        self.log = EventLog(Thresholds(), per_host=per_host, in_all=in_all)
         self.cluster = Cluster(Thresholds(), witness=self.log.witness)
         self.after = 0.0
         self._make_seen = make_seen

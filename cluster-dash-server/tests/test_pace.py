@@ -32,7 +32,7 @@ def test_late_posts_slow_the_fleet_step_by_step_and_quiet_quickens_it(pace: Pace
     told = []
     for _ in range(60):
         assert pace.waited(2.0) is None
-        told.append(pace.next_seconds(5.0))
+        told.append(pace.next_seconds(5.0) or 0.0)
         clock.now += 1
     assert told[0] == 7.5
     assert all(earlier <= later for earlier, later in itertools.pairwise(told))
