@@ -88,6 +88,8 @@ class Channel(HTTPChannel):  # type: ignore[misc]
     waitress counts from the last byte, so that one byte every few seconds would keep a connection for ever.
     """
 
+    last_activity: float
+
     def handle_read(self) -> None:
         """Read what came."""
         unfinished, since = self.request, self.last_activity
