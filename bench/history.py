@@ -6,7 +6,7 @@ The data are believable: the simulated fleet's, through the server's reading of 
 import sqlite3
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from datetime import UTC
 from itertools import groupby
 from pathlib import Path
@@ -25,6 +25,8 @@ from cluster_dash_server.when import Span
 BEGIN = 1_700_006_400.0 // DAY * DAY
 HOSTS = 4
 """How many hosts are simulated: what a snapshot and a figure cost does not depend on it."""
+COPIES = 3
+"""As how many hosts each of them posts: what is kept once for the whole cluster weighs less the larger it is."""
 MONTH_DAYS = 30
 KEEP = Keep(
     rows_seconds=10_000 * DAY,
@@ -44,7 +46,9 @@ def run(runs: int) -> list[Figure]:
 
 def _day(folder: Path, runs: int) -> list[Figure]:
     """A day of a fleet at 15 s: all rows are there as they came."""
-    snapshots, reading = _simulated(15, DAY)
+    simulated, reading = _simulated(15, DAY)
+    reading_each = reading / len(simulated) * 1e6
+    snapshots = [each for row in simulated for each in _copies(row, COPIES)]
     known = sum(value == value for row in snapshots for value in row.values)
     store = _store(folder / "day")
     taking = sealing = 0.0
@@ -64,7 +68,7 @@ def _day(folder: Path, runs: int) -> list[Figure]:
     return [
         Figure(
             name="history: CPU to take the figures out of a snapshot of 8 GPUs",
-            value=reading / len(snapshots) * 1e6,
+            value=reading_each,
             unit="µs",
         ),
         Figure(
@@ -73,11 +77,11 @@ def _day(folder: Path, runs: int) -> list[Figure]:
             unit="µs",
             reference=plain_each,
             target="≤ 100 µs with the line above",
-            met=each + reading / len(snapshots) * 1e6 <= 100,
+            met=each + reading_each <= 100,
         ),
         Figure(name="history: of that, sealing hours and roll-ups", value=sealing / len(snapshots) * 1e6, unit="µs"),
         Figure(
-            name=f"history: bytes a figure on disk, {HOSTS} hosts, 24 h at 15 s, all tiers",
+            name=f"history: bytes a figure on disk, {HOSTS * COPIES} hosts, 24 h at 15 s, all tiers",
             value=size / known,
             unit="B",
             reference=plain.size() / few_known,
@@ -100,14 +104,15 @@ def _month(folder: Path, runs: int) -> list[Figure]:
     day, _ = _simulated(60, DAY)
     store = _store(folder / "month")
     for number in range(MONTH_DAYS):
-        _put(store, _later(day, number))
+        _put(store, [_as(row, days=number) for row in day])
         store.seal_all()
-    whole = {"begin": BEGIN, "end": BEGIN + MONTH_DAYS * DAY}
-    cluster = _cost_ms(
-        lambda: store.series(SeriesQuery(metric="gpu_util", by="cluster", step_seconds=HOUR, **whole)), runs
+    of_cluster = SeriesQuery(
+        metric="gpu_util", begin=BEGIN, end=BEGIN + MONTH_DAYS * DAY, by="cluster", step_seconds=HOUR
     )
-    users = _cost_ms(lambda: store.usage(UsageQuery(**whole)), runs)
-    gpus = _cost_ms(lambda: store.series(SeriesQuery(metric="gpu_util", hosts=(day[0].host,), **whole)), runs)
+    cluster = _cost_ms(lambda: store.series(of_cluster), runs)
+    users = _cost_ms(lambda: store.usage(UsageQuery(begin=of_cluster.begin, end=of_cluster.end)), runs)
+    of_host = SeriesQuery(metric="gpu_util", begin=of_cluster.begin, end=of_cluster.end, hosts=(day[0].host,))
+    gpus = _cost_ms(lambda: store.series(of_host), runs)
     month = Span(begin=BEGIN, end=BEGIN + MONTH_DAYS * DAY, is_relative=False)
     wasted = _cost_ms(lambda: waste.report(store, store, month, UTC, lambda user: None), runs)
     store.close()
@@ -159,20 +164,24 @@ def _simulated(interval_seconds: float, seconds: float) -> tuple[list[Figures], 
     return rows, reading
 
 
-def _later(rows: Iterable[Figures], days: int) -> Iterator[Figures]:
-    """Give rows of a day again, some days later."""
-    for row in rows:
-        yield Figures(
-            host=row.host,
-            at=row.at + days * DAY,
-            boot_id=row.boot_id,
-            seq=None if row.seq is None else row.seq + days * 100_000,
-            oldest_seq=None,
-            gpus=row.gpus,
-            values=row.values,
-            holders=row.holders,
-            holder_mem=row.holder_mem,
-        )
+def _copies(row: Figures, copies: int) -> list[Figures]:
+    """Return a row as rows of so many hosts."""
+    return [row, *(_as(row, host=f"{row.host}-{number}") for number in range(1, copies))]
+
+
+def _as(row: Figures, *, host: str | None = None, days: int = 0) -> Figures:
+    """Return a row under another name, or of another day."""
+    return Figures(
+        host=host or row.host,
+        at=row.at + days * DAY,
+        boot_id=row.boot_id,
+        seq=None if row.seq is None else row.seq + days * 100_000,
+        oldest_seq=None,
+        gpus=row.gpus,
+        values=row.values,
+        holders=row.holders,
+        holder_mem=row.holder_mem,
+    )
 
 
 def _store(folder: Path) -> SqliteStore:

@@ -1,7 +1,8 @@
 """What history keeps of a snapshot: pure, from the checked JSON to one row of numbers."""
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import chain
 from typing import cast
 
 from cluster_dash_server.snapshot import AHEAD_SECONDS, Gpu, GpuEntry, Json, Seen
@@ -15,6 +16,7 @@ NAN = float("nan")
 _UNKNOWN, _FREE, _BUSY, _IDLE, _ERROR = map(float, range(len(DOINGS)))
 _OWN = [name for name in GPU_METRICS if name not in ("tx_kib_s", "rx_kib_s", "doing")]
 """The metrics that stand in a GPU's entry itself, in the order of GPU_METRICS."""
+_NANS = [NAN] * len(_OWN)
 _UNREAD: list[float | None] = [*([NAN] * (len(GPU_METRICS) - 1)), _UNKNOWN]
 """The row of a GPU whose figures were read too long before the snapshot to say what is."""
 
@@ -35,7 +37,7 @@ def figures(snapshot: Json, seen: Seen, thresholds: Thresholds) -> Figures:
         else _UNREAD
         for gpu in seen.gpus
     ]
-    values = [value for column in zip(*rows, strict=True) for value in column]
+    values = list(chain.from_iterable(zip(*rows, strict=True)))
     values += _host_row(snapshot, seen)
     holders, holder_mem = _holders([entries[gpu.key] for gpu in seen.gpus])
     return Figures(
@@ -69,9 +71,9 @@ def floats(values: Sequence[float | None]) -> "array[float]":
 
 
 def _row(entry: GpuEntry, gpu: Gpu, thresholds: Thresholds) -> list[float | None]:
-    get = entry.get
-    pcie: Json = get("pcie") or {}  # type: ignore[assignment]
-    row: list[float | None] = [get(name, NAN) for name in _OWN]  # type: ignore[misc]
+    get: Callable[[str, float], float | None] = cast(Json, entry).get
+    pcie: Json = cast(Json, entry).get("pcie") or {}
+    row: list[float | None] = list(map(get, _OWN, _NANS))
     row[-1:-1] = pcie.get("tx_kib_s", NAN), pcie.get("rx_kib_s", NAN)
     row.append(_doing(gpu, thresholds))
     return row

@@ -189,20 +189,20 @@ def slot_of(rows: Sequence["array[float]"]) -> Slot:
     if len(rows) == 1:
         return Slot(1, rows[0], rows[0], rows[0])
     least, mean, most = array("f"), array("f"), array("f")
-    for column in zip(*rows, strict=True):
-        total = sum(column)
-        known: Sequence[float] = column
+    whole, stride = array("f", b"".join([row.tobytes() for row in rows])), len(rows[0])
+    unknown = array("f", [NAN]).tobytes() * len(rows)
+    for place in range(stride):
+        column = whole[place::stride]
+        # half of the metrics of many GPUs
+        is_unknown = column[0] != column[0] and column.tobytes() == unknown
+        known: Sequence[float] = () if is_unknown else column
+        total = sum(known)
         if total != total:
-            known = [value for value in column if value == value]
+            known = [value for value in known if value == value]
             total = sum(known)
-        if not known:
-            least.append(NAN)
-            mean.append(NAN)
-            most.append(NAN)
-            continue
-        least.append(min(known))
-        mean.append(round(total / len(known), 2))
-        most.append(max(known))
+        least.append(min(known, default=NAN))
+        mean.append(round(total / len(known), 2) if known else NAN)
+        most.append(max(known, default=NAN))
     return Slot(len(rows), least, mean, most)
 
 
