@@ -513,8 +513,8 @@ def test_the_pause_grows_with_failures_and_with_slowness(clock: ManualClock) -> 
     assert slow.round() == 10 * 7 * 3  # each of seven commands takes 3 s
     slow.round()
     found = block_of(slow.collect())
-    assert found["interval_seconds"] == 210
-    assert found["notes"] == ["CD502 Slurm took 21 s to answer: it is asked every 210 s"]
+    assert found["interval_seconds"] == 120
+    assert found["notes"] == ["CD502 Slurm took 12 s to answer: it is asked every 120 s"]
     slow._ask.answers["scontrol -o -d show node"] = DOWN  # type: ignore[attr-defined]
     assert slow.round() == 120  # one that does not answer is slow for no work of its own
 

@@ -63,6 +63,7 @@ class SlurmCollector:
         self._block: Block | None = None  # of the last round; taken away by the snapshot that holds it
         self._trouble: str | None = None  # of the last round
         self._failures = 0
+        self._took = 0.0  # seconds that the last round took that was well
         self._due: dict[str, float] = {}
         self._sources: dict[str, Source] = {}
         self._version: str | None = None
@@ -106,12 +107,18 @@ class SlurmCollector:
         self._failures = self._failures + 1 if failed is None or not failed.ok else 0
         if not asked_before and self._failures == 0:
             log.info("slurm: %d nodes, %d jobs read in %.1f s", len(self._nodes or ()), len(self._jobs or ()), took)
-        return self._pause(took)
+        if not self._failures:
+            self._took = took
+        return self._pause()
 
-    def _pause(self, took: float) -> float:
+    def _pause(self) -> float:
         """Return how long to wait: longer for a slow Slurm, and twice as long after each failure."""
-        pause = self._interval * 2.0 ** min(self._failures, 10) if self._failures else _SHARE * took
+        pause = self._interval * 2.0 ** min(self._failures, 10) if self._failures else self._pace()
         return max(self._interval, min(pause, LONGEST_PAUSE_SECONDS))
+
+    def _pace(self) -> float:
+        """Return how often Slurm is asked (s): as set, or as seldom as it is slow."""
+        return max(self._interval, min(_SHARE * self._took, LONGEST_PAUSE_SECONDS))
 
     # ------------------------------------------------------------------------------------------------- one round
 
@@ -225,7 +232,7 @@ class SlurmCollector:
         accounting = source is not None and source.at is not None
         return Found(
             collected_at=round(self._clock.now(), 3),
-            interval_seconds=self._interval,
+            interval_seconds=self._pace(),
             sources={name: each for name, each in self._sources.items() if name != "config"},
             version=self._version,
             cluster=self._config.get("ClusterName"),
@@ -241,6 +248,8 @@ class SlurmCollector:
 
     def _notes(self) -> Iterator[str]:
         """Say what cannot be seen, and what would show it."""
+        if self._pace() > self._interval:
+            yield f"CD502 Slurm took {self._took:.0f} s to answer: it is asked every {self._pace():.0f} s"
         user = _me()
         unseen = sum(
             job.gpus > 0 and job.state in text.ON_NODES and gpu_index(job, self._details.get(job.id)) is None
