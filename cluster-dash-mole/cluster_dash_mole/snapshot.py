@@ -76,7 +76,6 @@ class Snapshot:
             },
         }
 
-
     def document_to_keep(self) -> dict[str, object]:
         """Return what is held of it until the server has it in history: Slurm's tables are news for a minute only.
 
