@@ -4,9 +4,9 @@ The page says itself when it painted and how long a tick kept it busy; server an
 """
 
 import json
-import random
 import re
 import statistics
+import subprocess
 import time
 import zlib
 from collections.abc import Iterator
@@ -14,60 +14,32 @@ from contextlib import contextmanager
 
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from bench.harness import Figure, get, post
-from bench.ingest import MANY
-from tests.processes import Listening, start_server, wait_until
+from bench.harness import Figure, get
+from tests.processes import BIN, Listening, start_server, wait_until
 from tests.seats import CHROMIUM, FLAGS
 
 HOSTS, GPUS = 2000, 8
 CHANGED = 0.05
 MOST_ROWS = 200
 TICKS = 6
-MODELS = (("NVIDIA H100 80GB HBM3", 81559.0), ("NVIDIA A100-SXM4-80GB", 81920.0), ("NVIDIA L40S", 46068.0))
+FILL_SECONDS = 15
 
 
-def snapshot(number: int, turn: int) -> bytes:
-    """A host that differs from its neighbours in model, users, use and labels, as a fleet does."""
-    name, total = MODELS[number % len(MODELS)]
-    gpus = {}
-    for index in range(GPUS):
-        mark = (number * 31 + index * 7 + turn * 13) % 100
-        is_busy = mark < 70
-        user = f"user{(number // 4 + index // 4) % 90:02}"
-        process = {str(4000 + index): {"mem": 30_000.0 + mark, "time": 80.0 * mark, "name": "python", "type": "C"}}
-        gpus[f"{index}_GPU_{number:06x}"[:40]] = {
-            "index": index,
-            "name": name,
-            "uuid": f"GPU-{random.Random(number * 8 + index).randbytes(16).hex()}",
-            "total_mem": total,
-            "used_mem": 31_000.0 + mark if is_busy else 3.0,
-            "gpu_util": mark + 25 if is_busy else 0,
-            "memory_util": mark // 2,
-            "temperature_c": 30 + mark // 2,
-            "power_w": 70.0 + 5 * mark,
-            "users": {user: process} if is_busy else {},
-        }
-    return json.dumps(
-        {
-            "hostname": f"gpu{number:04}",
-            "timestamp": time.time(),
-            "interval_seconds": 15,
-            "auth_code": "lab_cluster_2025",
-            "general": {"labels": {"partition": f"part{number % 6}", "rack": f"r{number // 40:02}"}},
-            "cpu": {"cpu_percent": number % 97, "load_avgs": [number % 61, 20.0, 18.5], "num_cpus": 64},
-            "memory": {"total_gb": 503.6, "available_gb": 380.0, "used_gb": 123.6},
-            "gpu": gpus,
-        }
-    ).encode()
+def simulate(server: Listening, hosts: int, interval_seconds: int) -> None:
+    """Let the first hosts of the simulated fleet post once or twice, by the real ingest."""
+    command = [str(BIN / "cluster-dash-mole"), "simulate", "--server", server.url, "--hosts", str(hosts), "--quiet"]
+    command += ["--gpus", str(GPUS), "--interval", str(interval_seconds), "--seconds", str(interval_seconds + 1)]
+    subprocess.run(command, check=True, capture_output=True)
 
 
-def fill(server: Listening, numbers: range, turn: int) -> None:
-    """Post a snapshot of some hosts."""
-    lines = [snapshot(number, turn) for number in numbers]
-    for first in range(0, len(lines), 100):
-        batch = b"\n".join(lines[first : first + 100])
-        # a server that is behind may say so
-        wait_until(lambda batch=batch: post(server.url + MANY, [batch]), 60)  # type: ignore[misc]
+def fill(server: Listening) -> None:
+    """Let the whole fleet post, again where a server that was behind did not take all."""
+
+    def is_full() -> bool:
+        simulate(server, HOSTS, FILL_SECONDS)
+        return bool(json.loads(get(server.url, "/readyz") or b"{}")["hosts"] == HOSTS)
+
+    wait_until(is_full, 300, "all hosts have posted")
 
 
 @contextmanager
@@ -115,13 +87,11 @@ TICK = """() => {
 """A tick lasts from the bytes of an answer to the page laid out anew: parsed, merged, sorted, patched, laid out."""
 
 
-def ticks_ms(page: Page, server: Listening, turns: range) -> list[float]:
+def ticks_ms(page: Page, server: Listening, times: int) -> list[float]:
     """Change some hosts, ask at once, and return what each tick kept the page busy."""
     page.evaluate(TICK)
-    changed = int(HOSTS * CHANGED)
-    for turn in turns:
-        first = turn * changed % HOSTS
-        fill(server, range(first, first + changed), turn)
+    for _ in range(times):
+        simulate(server, int(HOSTS * CHANGED), 1)
         time.sleep(1.1)  # the live view may lag posts by a second
         before = page.evaluate("window.ticks.length")
         page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")  # a tab that is seen again asks at once
@@ -152,7 +122,7 @@ def sizes(server: Listening) -> tuple[int, int]:
     time.sleep(1.1)
     full = get(server.url, path, "gzip") or b""
     version = json.loads(zlib.decompress(full, wbits=31))["version"]
-    fill(server, range(int(HOSTS * CHANGED)), 99)
+    simulate(server, int(HOSTS * CHANGED), 1)
     time.sleep(1.2)
     delta = get(server.url, f"{path}&since={version}", "gzip") or b""
     if json.loads(zlib.decompress(delta, wbits=31))["full"]:
@@ -163,17 +133,17 @@ def sizes(server: Listening) -> tuple[int, int]:
 def run(runs: int) -> list[Figure]:
     """Measure."""
     with start_server() as server, chromium() as browser:
-        fill(server, range(HOSTS), 0)
+        fill(server)
         full, delta = sizes(server)
         first_paint_ms(browser, server.url)  # templates and bodies are warm in a server that runs
         painted = min(first_paint_ms(browser, server.url) for _ in range(4))
         page = browser.new_page(viewport={"width": 1280, "height": 800})
         page.goto(server.url)
         page.locator("#freshness[data-freshness=live]").wait_for()
-        tick = statistics.median(ticks_ms(page, server, range(1, 1 + TICKS * max(1, runs // 2))))
+        tick = statistics.median(ticks_ms(page, server, TICKS * max(1, runs // 2)))
         page.goto(f"{server.url}/?view=map")
         page.locator("#freshness[data-freshness=live]").wait_for()
-        tick_map = statistics.median(ticks_ms(page, server, range(30, 30 + TICKS)))
+        tick_map = statistics.median(ticks_ms(page, server, TICKS))
         rows = most_rows(page, server.url)
     what = f"{HOSTS:,} hosts × {GPUS} GPUs"
     return [
