@@ -202,7 +202,7 @@ def token(options: argparse.Namespace) -> int:
         answer = token_command.grant(control.data_folder(data, os.environ), wish)
     except control.ControlError as error:
         log.error("%s", error)
-        return EXIT_REFUSED
+        return EXIT_REFUSED if error.refused else EXIT_NO_SERVER
     if not answer["success"]:
         log.error("%s", answer["msg"])
         return EXIT_PROBLEM

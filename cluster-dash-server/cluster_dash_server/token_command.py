@@ -3,13 +3,14 @@
 import argparse
 import json
 import logging
+import os
 import re
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 from cluster_dash_server import control
+from cluster_dash_server.history import folder as data_folder
 from cluster_dash_server.snapshot import Json, printable
 from cluster_dash_server.tokens import READ_SCOPES, TokenFile, Tokens, obey
 
@@ -81,34 +82,50 @@ def grant(folder: Path, wish: Json) -> Json:
     """Have the running server do it; where there is none, do it in its data folder.
 
     Raises:
-        ControlError: a server is there and does not let this user in.
+        ControlError: a server is there and does not let this user in, or it has the folder and does not answer.
     """
     try:
         return control.ask(folder, {"token": wish})
     except control.ControlError as error:
         if error.refused:
             raise
-    return obey(Tokens(TokenFile(folder), time.time), wish)
+    tokens = Tokens(TokenFile(folder), time.time)
+    if "list" in wish:
+        return obey(tokens, wish)
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        lock = data_folder.take(folder)
+    except data_folder.FolderHeld as error:
+        raise control.ControlError(f"{error}, and it does not answer on its socket") from None
+    except OSError as error:
+        raise control.ControlError(f"{folder}: {error.strerror}") from None
+    try:
+        if os.geteuid() == 0:  # root may type the command; the server must still be able to take the lock
+            owner = folder.stat()
+            os.fchown(lock, owner.st_uid, owner.st_gid)
+        return obey(tokens, wish)
+    finally:
+        os.close(lock)
 
 
-def show(
-    answer: Json, wish: Json, options: argparse.Namespace, say: Callable[[str], object] = sys.stdout.write
-) -> None:
+def show(answer: Json, wish: Json, options: argparse.Namespace) -> None:
     """Print what came of it: of a new token only the token, for scripts; what to do with it goes to the log."""
     if "token" in answer:
-        say(f"{answer['token']}\n")
+        sys.stdout.write(f"{answer['token']}\n")
         log.info("%s", _next_step(answer["token"], wish))
     elif "revoked" in answer:
-        say("".join(f"revoked {each}\n" for each in answer["revoked"]))
+        sys.stdout.write("".join(f"revoked {each}\n" for each in answer["revoked"]))
     elif options.json:
-        say(json.dumps(answer["tokens"]) + "\n")
+        sys.stdout.write(json.dumps(answer["tokens"]) + "\n")
     else:
         now = time.time()
         shown = [each for each in answer["tokens"] if options.all or _ended_at(each, now) is None]
         lines = [_COLUMNS, *(_line(each, now) for each in shown)]
         widths = [max(len(line[column]) for line in lines) for column in range(len(_COLUMNS))]
         for line in lines:
-            say("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip() + "\n")
+            sys.stdout.write(
+                "  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip() + "\n"
+            )
 
 
 def _next_step(token: str, wish: Json) -> str:
