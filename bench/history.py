@@ -131,7 +131,7 @@ def _month(folder: Path, runs: int) -> list[Figure]:
             target="≤ 10 ms",
             met=users <= 10,
         ),
-        Figure(name="history: one metric of 8 GPUs over 30 days, 1,440 points each", value=gpus, unit="ms"),
+        Figure(name="history: one metric of 8 GPUs over 30 days, by the hour", value=gpus, unit="ms"),
         Figure(
             name="history: what the waste page tells, over 30 days",
             value=wasted,

@@ -26,7 +26,7 @@ METRICS: dict[By, Sequence[str]] = {
 FINEST_SECONDS: dict[By, float] = {"gpu": 1, "host": 1, "cluster": 60, "model": 60, "user": 3600}
 SETTLING_SECONDS = 120
 """The newest minutes of the cluster are still being counted for so long."""
-_NICE = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14_400, 21_600, 43_200, 86_400)
+_NICE = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 3600, 7200, 14_400, 21_600, 43_200, 86_400)
 
 
 @dataclass(frozen=True, slots=True)
