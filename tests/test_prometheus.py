@@ -105,10 +105,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace]
     """Server, simulated fleet with faults, a mole that is scraped, and Prometheus."""
     folder = tmp_path_factory.mktemp("prometheus")
     settings = folder / "server.toml"
-    settings.write_text(
-        f'[ingest]\npasscode = "{PASSCODE}"\n[metrics]\nusers = true\n[states]\nheld_seconds = 2\n'
-        "stale_seconds = 4\nstale_intervals = 2\n"
-    )
+    settings.write_text(f'[ingest]\npasscode = "{PASSCODE}"\n[metrics]\nusers = true\n[states]\nheld_seconds = 2\n')
     environment = {"CLUSTER_DASH_JSON_SENDER_LOGGER__AUTH_CODE": PASSCODE}
     port, mole_port = free_port(), free_port()
     driver = {"LD_LIBRARY_PATH": str(fake_nvml()), "FAKE_NVML_CONFIG": str(TOP / "tests/fake-nvml/h100x8.conf")}

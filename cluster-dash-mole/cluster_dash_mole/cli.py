@@ -377,6 +377,8 @@ def _doctor(path: Path | None) -> int:
 
 def _once(config: Config) -> int:
     senders = _senders(config, os.environ)
+    if not senders:
+        raise ConfigError(f"{config.source}: no sender is in use, so --once has nowhere to send to")
     snapshot = _one_shot(config).snapshot()
     code = DONE
     for sender, _ in senders:

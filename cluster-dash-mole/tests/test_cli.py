@@ -164,6 +164,12 @@ def test_print_shows_what_would_be_sent_without_the_secret(tmp_path: Path) -> No
     assert done.stdout.startswith("{\n  ")
 
 
+def test_once_needs_a_sender_even_where_the_mole_can_be_scraped(tmp_path: Path) -> None:
+    (tmp_path / "listen.toml").write_text("[Listen]\nuse = true\n")
+    done = run(tmp_path, "--once", "-c", tmp_path / "listen.toml")
+    assert (done.returncode, "nowhere to send to" in done.stderr) == (78, True)
+
+
 def test_a_pod_is_named_by_its_settings(tmp_path: Path) -> None:
     more = {"CLUSTER_DASH_HOST__NAME": "lab-pod-1", "CLUSTER_DASH_HOST__EPHEMERAL": "true"}
     document = json.loads(run(tmp_path, "--print", "-c", config(tmp_path, 1), **more).stdout)
