@@ -13,6 +13,7 @@ from flask.testing import FlaskClient
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cluster_dash_server import bygone, privacy
 from cluster_dash_server.app import create_app
 from cluster_dash_server.cluster import Cluster
 from cluster_dash_server.history.memory import MemoryStore
@@ -449,3 +450,25 @@ def test_the_overview_shows_a_past_moment_and_what_was_held_then(pages: Pages, m
     assert "bob" in early
     assert "at: got" in pages.open("/?at=x", 400)
     assert "No host" in pages.open("/?at=1000000000") or "0 of 0" in pages.open("/?at=1000000000")
+
+
+def test_events_that_memory_has_lost_come_from_history_each_once(pages: Pages, make_gpu: Any) -> None:
+    old = Event(at=pages.clock.now - 40 * DAY, host="gpu07", gpu=2, kind="xid", code=79, text="long ago")
+    pages.app.extensions["history"].record(KeptEvent(old, told=True, source=None))
+    pages.post("gpu01", [make_gpu(0), make_gpu(1)])
+    pages.clock.now += MINUTE
+    pages.post("gpu01", [make_gpu(0)])
+    pages.app.extensions["history"].flush()
+    answer = pages.client.get("/api/v1/events?from=now-60d").json
+    assert answer is not None
+    assert [(each["host"], each["kind"]) for each in answer["events"]] == [("gpu01", "gpu_lost"), ("gpu07", "xid")]
+    assert "long ago" not in pages.client.get("/api/v1/events?from=now-7d").text
+
+
+def test_who_may_not_know_names_sees_none_in_a_past_moment() -> None:
+    store = MemoryStore(lambda: NOW)
+    store.append(figures("gpu01", NOW - MINUTE, [busy("alice")]))
+    veiled = privacy.veiled_past(store, privacy.Veil(b"key", hides_people=True, hides_programs=True))
+    (row,) = veiled.moment(NOW)
+    assert row.holders[0].user.startswith("user-")
+    assert "alice" not in str(bygone.hosts_at(veiled, NOW, Thresholds()))

@@ -1,17 +1,17 @@
 """Lists for people in a terminal and for scripts: free GPUs and events, as JSON, text or CSV."""
 
-import re
 from collections.abc import Callable, Iterable, Sequence
+from datetime import UTC, tzinfo
 from typing import NoReturn
 
 from flask import Blueprint, Response, request
 
-from cluster_dash_server import filters, free
+from cluster_dash_server import filters, free, when
 from cluster_dash_server.cluster import Cluster, GpuView
 from cluster_dash_server.events import EventLog, silences
 from cluster_dash_server.hostlist import HostlistError, matcher
 from cluster_dash_server.snapshot import Json, printable
-from cluster_dash_server.store import Event
+from cluster_dash_server.store import Event, EventQuery, Ledger, StoreError
 from cluster_dash_server.summary import model
 from cluster_dash_server.viewers import needs
 from cluster_dash_server.web import views, words
@@ -22,14 +22,24 @@ from cluster_dash_server.web.views import QueryError, View
 FREE_COLUMNS = ("host", "index", "uuid", "model", "free_mem", "total_mem", "since")
 EVENT_COLUMNS = ("at", "host", "gpu", "kind", "code", "text")
 MOST_GPUS = 64
+MOST_EVENTS = 100_000
+"""Of history in one answer; an export has them all."""
 SILENT = "host_silent"
 """The kind of event that nobody posts: it follows from the hosts as they stand."""
 
-_SECONDS_BY_UNIT = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 
+def blueprint(
+    cluster: Cluster, log: EventLog, ledger: Ledger, clock: Callable[[], float], zone: tzinfo = UTC
+) -> Blueprint:
+    """Build the routes.
 
-def blueprint(cluster: Cluster, log: EventLog, clock: Callable[[], float]) -> Blueprint:
-    """Build the routes."""
+    Args:
+        cluster: the live view.
+        log: the newest events.
+        ledger: all that are kept.
+        clock: Unix s.
+        zone: in which days begin.
+    """
     lists = Blueprint("lists", __name__)
 
     @lists.get("/api/v1/free")
@@ -58,8 +68,8 @@ def blueprint(cluster: Cluster, log: EventLog, clock: Callable[[], float]) -> Bl
         form = views.choice("format", ("json", "csv"))
         now = clock()
         hosts, kind = request.args.get("host"), request.args.get("kind")
-        begin = moment("from", request.args.get("from", "0"), now)
-        end = moment("to", request.args.get("to", "now"), now)
+        begin = moment("from", request.args.get("from") or "0", now, zone)
+        end = moment("to", request.args.get("to") or "now", now, zone)
         try:
             meant = None if hosts is None else matcher(hosts)
         except HostlistError as error:
@@ -68,7 +78,7 @@ def blueprint(cluster: Cluster, log: EventLog, clock: Callable[[], float]) -> Bl
         needs_hosts = request.args.get("q", "").strip() or kind in (None, SILENT)
         view = views.asked(cluster.hosts(now) if needs_hosts else [], now)
         names = {host.host for host in view.hosts} if view.wish.terms else None
-        found = log.newest(begin=begin, end=end)
+        found = _kept(ledger, log.newest(begin=begin, end=end), begin, end)
         if kind in (None, SILENT):
             lasting = [event for event in silences(view.every, cluster.thresholds) if begin <= event.at <= end]
             found = sorted(found + lasting, key=lambda event: -event.at)
@@ -86,6 +96,15 @@ def blueprint(cluster: Cluster, log: EventLog, clock: Callable[[], float]) -> Bl
         )
 
     return lists
+
+
+def _kept(ledger: Ledger, newest: list[Event], begin: float, end: float) -> list[Event]:
+    """Return the newest events and those of history, newest first; each once."""
+    try:
+        kept = ledger.events(EventQuery(begin=begin, end=end, most=MOST_EVENTS))
+    except StoreError:
+        return newest  # the pages and /readyz say what is wrong with history
+    return sorted({*newest, *kept}, key=lambda event: -event.at)
 
 
 def so_far(cluster: Cluster, log: EventLog, now: float, host: str | None = None) -> list[Event]:
@@ -167,17 +186,13 @@ def size_mib(name: str, text: str) -> float:
     return _refuse(name, text, "a size with its unit, such as 40G or 512M") if size is None else size
 
 
-def moment(name: str, text: str, now: float) -> float:
-    """Read a moment: Unix s, `now`, or `now-6h`; to Unix s.
+def moment(name: str, text: str, now: float, zone: tzinfo = UTC) -> float:
+    """Read a moment in Grafana's grammar (see `when`), to Unix s.
 
     Raises:
-        QueryError: it is none of these.
+        QueryError: it is none.
     """
-    # a + in a query means a blank
-    match = re.fullmatch(r"now(?:([-+ ])([0-9]{1,9})([smhdw]))?", text)
-    if match is not None:
-        seconds = int(match[2] or 0) * _SECONDS_BY_UNIT[match[3] or "s"]
-        return now - seconds if match[1] == "-" else now + seconds
-    if re.fullmatch(r"-?[0-9]{1,12}(?:\.[0-9]{1,9})?", text):
-        return float(text)
-    return _refuse(name, text, "Unix seconds, now, or now-6h")
+    try:
+        return when.moment(text, now, zone, is_end=name == "to")
+    except when.WhenError as error:
+        raise QueryError(f"{name}: got {printable(text, 64)!r}, {error}") from None
