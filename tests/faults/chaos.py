@@ -1,5 +1,6 @@
 """Moles and a server as real processes, killed at random, behind a proxy that loses answers; and their orderly end."""
 
+import contextlib
 import json
 import random
 import sys
@@ -93,8 +94,11 @@ class Chaos:
         self._moles[name] = self._stack.enter_context(Process(command, environment=more, folder=folder))
 
     def kill_server(self) -> None:
-        """Kill the server and start it again."""
+        """Kill the server right after it took something, before it can have committed that, and start it again."""
         self.kills["server"] += 1
+        known = self.oracle.statuses[200]
+        with contextlib.suppress(TimeoutError):
+            wait_until(lambda: self.oracle.statuses[200] >= known + 3, 5, "it takes something")
         _kill(self.server)
         self.start_server()
 
