@@ -178,16 +178,12 @@ def _as_integers(whole: "array[float]") -> tuple[int, list[int]]:
     Raises:
         OverflowError: there are none.
     """
-    plain = whole.tobytes()
-    numbers = list(map(int, whole))
-    if array("f", numbers).tobytes() == plain:
-        return 0, numbers
-    sample = whole[:: len(whole) // 8 or 1]
-    for place, scale in enumerate(_SCALES[1:], 1):
+    plain, sample = whole.tobytes(), whole[:: len(whole) // 8 or 1]
+    for place, scale in enumerate(_SCALES):
         if any(array("f", [round(value * scale) / scale])[0] != value for value in sample):
             continue
-        numbers = list(map(round, map(mul, whole, repeat(scale))))
-        if array("f", map(truediv, numbers, repeat(scale))).tobytes() == plain:
+        numbers = list(map(int, whole)) if place == 0 else list(map(round, map(mul, whole, repeat(scale))))
+        if array("f", numbers if place == 0 else map(truediv, numbers, repeat(scale))).tobytes() == plain:
             return place, numbers
     raise OverflowError
 
