@@ -179,7 +179,7 @@ def test_the_command_ends_with_the_worst_finding(
         ({"allow_plaintext_tokens": True}, 1, "!", "unencrypted"),
     ],
 )
-def test_the_tokens(ingest: dict[str, bool], made: int, mark: str, says: str, tmp_path: Path) -> None:
+def test_the_tokens(ingest: dict[str, Any], made: int, mark: str, says: str, tmp_path: Path) -> None:
     tokens = Tokens(TokenFile(tmp_path), lambda: 1.7e9)
     for number in range(made):
         tokens.new("host", f"gpu{number}")
