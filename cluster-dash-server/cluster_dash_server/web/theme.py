@@ -28,7 +28,7 @@ def variables(colours: Colours) -> Iterator[tuple[str, str]]:
 
 
 def stylesheet() -> str:
-    """Return the CSS that sets the variables: by the system's wish, by `data-theme` where a person chose; paper is light."""
+    """Return the CSS that sets the variables: by the system's wish, else by `data-theme`; paper is always light."""
     light, dark = (_declarations(scheme) for scheme in ("light", "dark"))
     return (
         f":root{{color-scheme:light;{light}}}\n"
