@@ -14,6 +14,7 @@ from cluster_dash_server import (
     check_config,
     control,
     doctor,
+    forget_command,
     logs,
     notify,
     past_command,
@@ -21,8 +22,8 @@ from cluster_dash_server import (
     token_command,
     user_command,
 )
+from cluster_dash_server.hostlist import HostlistError
 from cluster_dash_server.settings import ConfigError
-from cluster_dash_server.snapshot import printable
 from cluster_dash_server.users import UsersError
 
 log = logging.getLogger(__name__)
@@ -78,19 +79,11 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser(
         "forget",
         parents=[configured],
-        help="make a running server forget hosts",
-        description="Make a running server forget hosts. One that still posts comes back with its next snapshot.",
+        help="forget hosts, a missing GPU, or a user",
+        description="Forget hosts, a missing GPU of theirs, or a user: by the running server, else in its data folder. "
+        "A host that still posts comes back with its next snapshot, and so does a user who still has processes.",
     )
-    command.add_argument(
-        "hosts", metavar="HOST", help="a name, a hostlist such as gpu[01-03], or a pattern with * and ?"
-    )
-    command.add_argument(
-        "--silent-for",
-        type=token_command.seconds,
-        metavar="SPAN",
-        help="only hosts that have been silent for so long: 90s 12h 7d",
-    )
-    command.add_argument("--gpu", metavar="UUID", help="forget this missing GPU of theirs only")
+    forget_command.add_arguments(command)
     command.add_argument("--data", metavar="DIR", help=DATA_HELP)
     command.set_defaults(run=forget)
     kept = argparse.ArgumentParser(add_help=False, parents=[configured])
@@ -163,28 +156,28 @@ def examine(options: argparse.Namespace) -> int:
 
 
 def forget(options: argparse.Namespace) -> int:
-    """Have the running server forget hosts, and print which.
+    """Forget hosts or a user, and print which.
 
     Raises:
         ConfigError: a setting that cannot be used.
     """
-    data = options.data or app.load_settings(options.config).server.data
-    wish = control.Forget(hosts=options.hosts, silent_for_seconds=options.silent_for, gpu=options.gpu)
+    misuse = forget_command.misuse(options)
+    if misuse is not None:
+        log.error("%s", misuse)
+        return EXIT_USAGE
+    settings = app.load_settings(options.config)
     try:
-        answer = control.ask(control.data_folder(data, os.environ), {"forget": dataclasses.asdict(wish)})
+        forget_command.run(options, settings, past_command.folder_of(options, settings))
     except control.ControlError as error:
         log.error("%s", error)
         return EXIT_REFUSED if error.refused else EXIT_NO_SERVER
-    if not answer["success"]:
-        log.error("%s", answer["msg"])
+    except HostlistError as error:
+        log.error("%s", error)
         return EXIT_USAGE
-    for host in answer["forgotten"]:
-        sys.stdout.write(f"forgot {printable(host)}{'' if options.gpu is None else f' GPU {options.gpu}'}\n")
-    if answer["forgotten"]:
-        return EXIT_DONE
-    what = "no such host is known" if options.gpu is None else "no such GPU is missing on such a host"
-    log.error("%s: %s", options.hosts, what if options.silent_for is None else f"{what} that is silent for so long")
-    return EXIT_PROBLEM
+    except forget_command.ForgetError as error:
+        log.error("%s", error)
+        return EXIT_PROBLEM
+    return EXIT_DONE
 
 
 def token(options: argparse.Namespace) -> int:

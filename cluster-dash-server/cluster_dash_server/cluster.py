@@ -397,6 +397,18 @@ class Cluster:
             self._hosts[name] = replace(known, gpus=gpus, change=self._changes)
             return True
 
+    def amend(self, name: str, change: Callable[[KnownHost], KnownHost]) -> bool:
+        """Change what is known of a host; False where it was not changed, or no such host is known."""
+        with self._lock:
+            known = self._hosts.get(name)
+            found = known if known is None else change(known)
+            if known is None or found is None or found is known:
+                return False
+            self._changes += 1
+            self._kept_bytes += len(found.seen.packed) - len(known.seen.packed)
+            self._hosts[name] = replace(found, change=self._changes)
+            return True
+
     def _departs_at(self, known: KnownHost) -> float | None:
         """Return when a silent host leaves the lists by itself; None: never."""
         if not known.seen.ephemeral:

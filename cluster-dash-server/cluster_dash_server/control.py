@@ -12,14 +12,17 @@ import socketserver
 import struct
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 from cluster_dash_server.cluster import Cluster
 from cluster_dash_server.events import EventLog
 from cluster_dash_server.hostlist import HostlistError, matcher
+from cluster_dash_server.restart import stripped, unnamed
 from cluster_dash_server.snapshot import Json, printable
-from cluster_dash_server.store import Store, StoreError
+from cluster_dash_server.store import Ledger, Store, StoreError
 from cluster_dash_server.tokens import Tokens, obey
 
 log = logging.getLogger(__name__)
@@ -94,6 +97,10 @@ def forget(wish: Forget, cluster: Cluster, events: EventLog, now: float) -> list
 # ---------------------------------------------------------------------------------------------------- the server
 
 
+class _Past(Store, Ledger, Protocol):
+    """All of history."""
+
+
 class Control:
     """The server's end of the socket.
 
@@ -103,7 +110,7 @@ class Control:
         events: what is forgotten with a host.
         clock: Unix s.
         tokens: what `token` commands change.
-        history: what `prune` prunes.
+        history: what `prune` prunes, and what forgets users.
     """
 
     def __init__(
@@ -113,7 +120,7 @@ class Control:
         events: EventLog,
         clock: Callable[[], float],
         tokens: Tokens,
-        history: Store,
+        history: _Past,
     ) -> None:
         self._tokens = tokens
         self._history = history
@@ -154,6 +161,8 @@ class Control:
             if "prune" in command:
                 self._history.prune(self._clock())
                 return {"success": True}
+            if "forget_user" in command:
+                return self._forget_user(**command["forget_user"])
             if "token" in command:
                 return obey(self._tokens, command["token"])
             wish = Forget(**command["forget"])
@@ -168,6 +177,17 @@ class Control:
         for name in forgotten:
             log.info("forgot %s%s", printable(name), "" if wish.gpu is None else f" GPU {printable(wish.gpu, 64)}")
         return {"success": True, "forgotten": forgotten}
+
+    def _forget_user(self, user: str, *, begin: bool) -> Json:
+        """Begin to forget a user, and say how far that has come."""
+        if begin:
+            for name in self._cluster.names():
+                self._cluster.amend(name, partial(unnamed, user=user))
+            self._events.forget_user(user)
+            self._history.forget_user(user, partial(stripped, user=user))
+            log.info("a user is being forgotten")
+        told = self._history.unnamed(user)
+        return {"success": True, "unnamed": None if told is None else asdict(told)}
 
 
 class _Server(socketserver.UnixStreamServer):

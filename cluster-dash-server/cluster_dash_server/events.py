@@ -6,9 +6,11 @@ An event is kept once however often its snapshot is posted, and two equal ones i
 import threading
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import NamedTuple
 
 from cluster_dash_server.cluster import HostView, KnownGpu, KnownHost, another_machine, slot
+from cluster_dash_server.privacy import unnamed
 from cluster_dash_server.snapshot import Json, Seen, printable
 from cluster_dash_server.states import Thresholds, silence, silence_after
 from cluster_dash_server.store import Event, KeptEvent, Ledger
@@ -326,6 +328,12 @@ class EventLog:
                 if self._ledger is not None:
                     self._ledger.forget([host])
 
+    def forget_user(self, user: str) -> None:
+        """Take the name of a user out of the texts of events."""
+        with self._lock:
+            for kept in self._kept.values():
+                kept[:] = [each._replace(event=_without(each.event, user)) for each in kept]
+
     def newest(
         self, hosts: Iterable[str] | None = None, *, begin: float = float("-inf"), end: float = float("inf")
     ) -> list[Event]:
@@ -366,3 +374,8 @@ def _near(kept: list[KeptEvent], event: Event, seconds: float, kind: str, *, tol
             other.event.at <= event.at + seconds
         ):
             yield place
+
+
+def _without(event: Event, user: str) -> Event:
+    code = unnamed(event.code, user) if isinstance(event.code, str) else event.code
+    return replace(event, text=unnamed(event.text, user), code=code)

@@ -8,6 +8,7 @@ what that shows, and know of no names.
 import dataclasses
 import hmac
 import os
+import re
 import secrets
 import threading
 from collections.abc import Mapping, Sequence
@@ -25,6 +26,8 @@ from cluster_dash_server.viewers import current
 KEY_FILE = "pseudonyms.key"
 NO_PERSON = ("root", "")
 """Users of whom no person is meant; nor is one by what begins with `unknown`."""
+UNNAMED = "unknown"
+"""What stands in the place of who was forgotten."""
 MOST_REMEMBERED = 10_000
 
 T = TypeVar("T")
@@ -129,6 +132,48 @@ class Veil:
     def _place(self, place: Place) -> Place:
         allotments = {number: self._allotment(each) for number, each in place.allotments.items()}
         return dataclasses.replace(place, allotments=allotments)
+
+
+class Unnaming(Veil):
+    """Takes one name out of snapshots for good, and out of the texts of that user's programs and of events."""
+
+    def __init__(self, user: str) -> None:
+        super().__init__(b"", hides_people=False, hides_programs=False)
+        self.user = user
+
+    def person(self, name: str) -> str:
+        """Return how a user is called."""
+        return UNNAMED if name == self.user else name
+
+    def snapshot(self, snapshot: Json) -> Json:
+        """Return a snapshot without the name."""
+        found = super().snapshot(snapshot)
+        if "events" in found:
+            found["events"] = [
+                {**each, **{name: unnamed(each[name], self.user) for name in ("text", "code") if _is_text(each, name)}}
+                for each in found["events"]
+            ]
+        return found
+
+    def _users(self, users: Mapping[str, Mapping[str, Json]] | None) -> Json | None:
+        if users is None or self.user not in users:
+            return super()._users(users)
+        texts = ("name", "command", "container")
+        own = {pid: {k: v for k, v in each.items() if k not in texts} for pid, each in users[self.user].items()}
+        return super()._users({**users, self.user: own})
+
+    def _slurm(self, block: Json) -> Json:
+        found = super()._slurm(block)
+        return {**found, "strings": [unnamed(text, self.user) for text in found["strings"]]}
+
+
+def unnamed(text: str, user: str) -> str:
+    """Return a text without the name of a user, where that is a word of it."""
+    return re.sub(rf"(?<!\w){re.escape(user)}(?!\w)", UNNAMED, text) if user in text else text
+
+
+def _is_text(event: Json, name: str) -> bool:
+    return isinstance(event.get(name), str)
 
 
 class _Veiled:

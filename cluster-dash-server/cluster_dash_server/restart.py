@@ -7,6 +7,7 @@ from typing import Any
 
 from cluster_dash_server.cluster import KnownGpu, KnownHost
 from cluster_dash_server.inflate import InflateError, unpack
+from cluster_dash_server.privacy import Unnaming
 from cluster_dash_server.snapshot import Gpu, dumps, loads, read
 from cluster_dash_server.states import DEFAULT_INTERVAL_SECONDS
 from cluster_dash_server.store import LastSeen
@@ -64,3 +65,37 @@ def _recalled(last: LastSeen) -> KnownHost:
         gpus=tuple(gpus),
         change=0,
     )
+
+
+def unnamed(known: KnownHost, user: str) -> KnownHost:
+    """Return what is known of a host without the name of a user; the same object where it is not in it."""
+    if all(user not in (each.gpu.users or ()) for each in known.gpus) and not _may_hold(
+        unpack(known.seen.packed), user
+    ):
+        return known
+    veil = Unnaming(user)
+    before = known.seen.snapshot
+    after = veil.snapshot(before)
+    if after == before and all(user not in (each.gpu.users or ()) for each in known.gpus):
+        return known
+    seen = read(after, received_at=known.seen.received_at, skew_seconds=known.seen.skew_seconds)
+    now_of = {id(old): new for old, new in zip(known.seen.gpus, seen.gpus, strict=True)}
+    gpus = tuple([each._replace(gpu=now_of.get(id(each.gpu)) or veil.gpu(each.gpu)) for each in known.gpus])
+    return dataclasses.replace(known, seen=seen, gpus=gpus)
+
+
+def stripped(last: LastSeen, user: str) -> LastSeen:
+    """Return a newest snapshot without the name of a user; the same object where it is not in it."""
+    try:
+        if not _may_hold(last.known, user) and not _may_hold(unpack(last.packed), user):
+            return last
+        known = _recalled(last)
+        found = unnamed(known, user)
+    except (InflateError, ValueError, TypeError, KeyError, IndexError):
+        return dataclasses.replace(last, packed=b"", known=b"")  # it could not be read back at a start, either
+    return last if found is known else remember(found)
+
+
+def _may_hold(text: bytes, user: str) -> bool:
+    """Say whether JSON may hold a name; cheap, for of thousands of hosts few do."""
+    return not user.isascii() or dumps(user)[1:-1] in text

@@ -26,7 +26,7 @@ Figures that were accepted can be asked for once they are written, about a secon
 """
 
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
@@ -275,6 +275,23 @@ class EventQuery:
     most: int = 10_000
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unnamed:
+    """How far the forgetting of a user has come.
+
+    Attributes:
+        hosts_left: hosts whose hours are still to be looked through; 0: it is done, and nothing of it is in the file.
+        host_hours: hours of hosts that held the name.
+        events: texts that held it.
+        snapshots: newest snapshots of hosts that held it.
+    """
+
+    hosts_left: int
+    host_hours: int
+    events: int
+    snapshots: int
+
+
 # ------------------------------------------------------------------------------------------------------------ the seams
 
 
@@ -354,3 +371,21 @@ class Ledger(Protocol):
 
     def forget(self, hosts: Iterable[str]) -> None:
         """Forget the last snapshots and events of hosts; what they measured stays."""
+
+    def forget_user(self, user: str, strip: Callable[[LastSeen], LastSeen]) -> None:
+        """Begin to take a user's name out of all that is kept; returns at once, `unnamed` tells how far it is.
+
+        Args:
+            user: the name. What comes later may hold it again.
+            strip: takes the name out of a newest snapshot; the same object where it is not in it.
+
+        Raises:
+            StoreError: no history is kept.
+        """
+
+    def unnamed(self, user: str) -> Unnamed | None:
+        """Tell how far the forgetting of a user has come; None: it was not asked for since the start.
+
+        Raises:
+            StoreError: it cannot go on now.
+        """

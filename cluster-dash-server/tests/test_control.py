@@ -95,6 +95,29 @@ def test_a_command_reaches_the_running_server(running: Control, cluster: Cluster
     assert ask(folder, {"forget": {"hosts": "gpu[3-1]"}})["msg"] == "[3-1] runs backwards"
 
 
+def test_a_user_is_forgotten_by_the_running_server_in_what_is_live_and_what_is_kept(
+    running: Control, folder: Path, cluster: Cluster, make_seen: MakeSeen, make_gpu: MakeGpu, events: EventLog
+) -> None:
+    processes = {"4711": {"command": "/home/zoe/run", "used_mem": 100}}
+    gpu = {**make_gpu(0), "users": {"zoe": processes, "bob": processes}}
+    note = {"kind": "note", "text": "zoe left", "timestamp": NOW}
+    cluster.offer(make_seen("gpu03", [gpu, make_gpu(1)], events=[note], received_at=NOW - 1))
+    cluster.offer(make_seen("gpu03", [gpu], received_at=NOW))
+    before = cluster.host("gpu01", NOW)
+    assert ask(folder, {"forget_user": {"user": "zoe", "begin": True}})["unnamed"]["hosts_left"] == 0
+    now = cluster.host("gpu03", NOW)
+    assert now is not None
+    assert now.gpus[0].gpu.users == {"unknown": 1, "bob": 1}
+    (gpu_now,) = now.seen.snapshot["gpu"].values()
+    assert "zoe" not in str(gpu_now)
+    assert len(now.gpus) == 2, "what is missing stays missing"
+    assert [event.text for event in events.newest(["gpu03"]) if event.kind == "note"] == ["unknown left"]
+    after = cluster.host("gpu01", NOW)
+    assert before is not None
+    assert after is not None
+    assert after.seen is before.seen
+
+
 def test_only_the_server_s_user_may_open_the_socket(running: Control, folder: Path) -> None:
     assert stat.S_IMODE((folder / control.SOCKET).stat().st_mode) == 0o600
 

@@ -127,6 +127,16 @@ class Rows:
             return []
         return decode(self._frames[_FIRST + frame[0]], frame[1], len(self.times))
 
+    def without_user(self, user: str) -> bytes | None:
+        """Return the blob without a holder's name; None: it does not hold it."""
+        boots, holdings = json.loads(unzip(self._frames[_WHO]))
+        if all(holder[1] != user for _, holders in holdings for holder in holders):
+            return None
+        left = [[count, [holder for holder in holders if holder[1] != user]] for count, holders in holdings]
+        frames = [self._frames[place] for place in range(len(self._frames))]
+        frames[_WHO] = zip_(json.dumps([boots, left], ensure_ascii=False, separators=(",", ":")).encode())
+        return bind(frames)
+
     def figures(self, host: str) -> list[Figures]:
         """Return all rows; the memory of a holder is the most it had while the holders stayed the same."""
         seqs = _unpack_integers(self._frames[_SEQS])

@@ -22,6 +22,7 @@ from cluster_dash_server.store import (
     Series,
     SeriesQuery,
     StoreError,
+    Unnamed,
     Usage,
     UsageQuery,
     Use,
@@ -244,3 +245,11 @@ class History:
         """See `Ledger`."""
         if self._store is not None:
             self._store.forget(hosts)
+
+    def forget_user(self, user: str, strip: Callable[[LastSeen], LastSeen]) -> None:
+        """See `Ledger`."""
+        self._open().forget_user(user, strip)
+
+    def unnamed(self, user: str) -> Unnamed | None:
+        """See `Ledger`."""
+        return self._open().unnamed(user)

@@ -3,6 +3,7 @@
 import math
 import threading
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 from cluster_dash_server.history.rollups import (
     DAY,
@@ -17,6 +18,8 @@ from cluster_dash_server.history.rollups import (
     uses,
 )
 from cluster_dash_server.history.steps import SETTLING_SECONDS, Steps, steps_of
+from cluster_dash_server.history.unnaming import without_user
+from cluster_dash_server.privacy import unnamed
 from cluster_dash_server.store import (
     CLUSTER_METRICS,
     GPU_METRICS,
@@ -26,8 +29,10 @@ from cluster_dash_server.store import (
     EventQuery,
     Figures,
     KeptEvent,
+    LastSeen,
     Series,
     SeriesQuery,
+    Unnamed,
     Usage,
     UsageQuery,
     Use,
@@ -113,6 +118,19 @@ class MemoryStore:
         """See `Ledger`."""
         with self._lock:
             self._events.remove(kept)
+
+    def forget_user(self, user: str, strip: Callable[[LastSeen], LastSeen]) -> None:
+        """See `Ledger`."""
+        with self._lock:
+            for host, rows in self._rows.items():
+                self._rows[host] = [without_user(row, user) for row in rows]
+            self._events = [
+                kept._replace(event=replace(kept.event, text=unnamed(kept.event.text, user))) for kept in self._events
+            ]
+
+    def unnamed(self, user: str) -> Unnamed | None:
+        """See `Ledger`."""
+        return Unnamed(hosts_left=0, host_hours=0, events=0, snapshots=0)
 
     def events(self, ask: EventQuery) -> list[Event]:
         """See `Ledger`."""

@@ -7,6 +7,7 @@ from operator import add, sub
 from typing import Any
 
 from cluster_dash_server.history.rollups import HOUR, Minutes, Rolled, Share, UsageKey, roll
+from cluster_dash_server.history.unnaming import without_user
 from cluster_dash_server.store import Figures
 
 
@@ -70,6 +71,20 @@ class OpenHours:
                 _take_out(self._usage[hour], given.usage)
                 if not self._usage[hour]:
                     del self._usage[hour]
+
+    def unname(self, user: str) -> None:
+        """Forget what a user had; hosts and models keep it."""
+        for host in self._hosts.values():
+            host.waiting = [without_user(row, user) for row in host.waiting]
+        with self._lock:
+            for usages in (self._usage.values(), *(self._given(host) for host in self._hosts.values())):
+                for usage in usages:
+                    for key in [key for key in usage if key[0] == user]:
+                        del usage[key]
+
+    @staticmethod
+    def _given(host: _Host) -> list[dict[UsageKey, Share]]:
+        return [given.usage for given in host.given.values()]
 
     def minutes(self) -> Minutes:
         """Return the shares of the cluster, by minute and model."""

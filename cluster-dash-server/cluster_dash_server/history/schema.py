@@ -134,6 +134,7 @@ def _prepare(db: sqlite3.Connection, path: Path, *, wal: bool, file_bytes: int, 
     if mode not in ("wal", "truncate"):
         raise sqlite3.OperationalError(f"the journal cannot be kept as wished: {mode}")
     db.execute("PRAGMA synchronous = FULL")
+    db.execute("PRAGMA secure_delete = FAST")  # so that a name that is forgotten is not left in the gaps of pages
     db.execute(f"PRAGMA journal_size_limit = {16 * 2**20}")
     if is_empty:
         db.executescript(

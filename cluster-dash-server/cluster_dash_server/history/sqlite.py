@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from cluster_dash_server.history import first_version, schema
+from cluster_dash_server.history import first_version, schema, unnaming
 from cluster_dash_server.history.opened import OpenHours
 from cluster_dash_server.history.questions import Reader
 from cluster_dash_server.history.rollups import HOUR
@@ -30,6 +30,7 @@ from cluster_dash_server.store import (
     Series,
     SeriesQuery,
     StoreError,
+    Unnamed,
     Usage,
     UsageQuery,
     Use,
@@ -73,7 +74,10 @@ class Keep:
 
 
 _Item = (
-    tuple[Literal["figures"], Figures] | tuple[Literal["record", "retract"], KeptEvent] | tuple[Literal["forget"], str]
+    tuple[Literal["figures"], Figures]
+    | tuple[Literal["record", "retract"], KeptEvent]
+    | tuple[Literal["forget"], str]
+    | tuple[Literal["unname"], str, Callable[[LastSeen], LastSeen]]
 )
 
 
@@ -110,6 +114,7 @@ class SqliteStore:
         self._queue: list[_Item] = []
         self._taken: dict[tuple[str, str], Seqs] = {}
         self._written: dict[tuple[str, str], Seqs] = {}
+        self._unnamed: dict[str, Unnamed | None] = {}
         self._ends = False
         self._flushes = 0
         self._flushed = 0
@@ -123,6 +128,8 @@ class SqliteStore:
         self._boots: dict[tuple[str, str], int] = {}
         self._hot: dict[tuple[int, int], float] = {}
         self._left_over: set[tuple[int, int]] = set()
+        self._sweeps: list[unnaming.Sweep] = []
+        self._is_out = False  # the first sweep's name is out of the tables, not yet out of free pages and journal
         self._pruned_at = float("-inf")
         self._chores_from = time.monotonic() + START_SECONDS
         try:
@@ -163,6 +170,20 @@ class SqliteStore:
         with self._wake:
             for host in hosts:
                 self._put(("forget", host))
+
+    def forget_user(self, user: str, strip: Callable[[LastSeen], LastSeen]) -> None:
+        """See `Ledger`."""
+        with self._wake:
+            self._unnamed[user] = None
+            self._chores_from = 0.0
+            self._put(("unname", user, strip))
+
+    def unnamed(self, user: str) -> Unnamed | None:
+        """See `Ledger`."""
+        if self.trouble is not None:
+            raise StoreError(self.trouble)
+        with self._wake:
+            return self._unnamed.get(user)
 
     def _put(self, item: _Item) -> None:
         self._queue.append(item)
@@ -254,6 +275,7 @@ class SqliteStore:
             hot: list[tuple[object, ...]] = []
             new: dict[tuple[str, str], tuple[Seqs, float]] = {}
             settled: list[Figures] = []
+            wishes: list[tuple[str, Callable[[LastSeen], LastSeen]]] = []
             for item in items:
                 if item[0] == "figures":
                     row = item[1]
@@ -274,6 +296,8 @@ class SqliteStore:
                     _record(db, item[1])
                 elif item[0] == "retract":
                     _retract(db, item[1])
+                elif item[0] == "unname":
+                    wishes.append((item[1], item[2]))
                 else:
                     db.execute("DELETE FROM last WHERE host = ?", (item[1],))
                     db.execute("DELETE FROM events WHERE host = ?", (item[1],))
@@ -305,6 +329,7 @@ class SqliteStore:
                         for last in self._last_seen({row.host for row in settled})
                     ],
                 )
+            begun = [self._begin_unnaming(db, *wish) for wish in wishes]
         with self._wake:
             for key, (seqs, _) in new.items():
                 self._written[key] = seqs
@@ -312,6 +337,15 @@ class SqliteStore:
         for each in hot:
             self._hot[each[0], each[1]] = now  # type: ignore[index]
         self._open.take(rows)
+        for sweep in begun:
+            self._open.unname(sweep.user)
+            self._sweeps = [each for each in self._sweeps if each.user != sweep.user] + [sweep]
+
+    def _begin_unnaming(
+        self, db: sqlite3.Connection, user: str, strip: Callable[[LastSeen], LastSeen]
+    ) -> unnaming.Sweep:
+        db.execute("PRAGMA secure_delete = ON")  # what is deleted is overwritten
+        return unnaming.begin(db, user, strip, self._clock())
 
     def _boot(self, db: sqlite3.Connection, names: Names, row: Figures) -> int | None:
         if row.boot_id is None:
@@ -339,11 +373,38 @@ class SqliteStore:
             return False
         if self._suspect:
             self._look_through()
+        if self._sweeps:  # no hour is sealed meanwhile: its rows would pass from where it comes to where it was
+            return self._unname(until)
         more = self._make_room(until) or self._seal_what_is_due(until)
         now = self._clock()
         if not more and now - self._pruned_at >= PRUNE_SECONDS:
             more = self._let_age(now, until)
         return more
+
+    def _unname(self, until: float) -> bool:
+        """Take a user's name out of hours for a while; True: there is more to do."""
+        db, names = self._connection()
+        sweep = self._sweeps[0]
+        if sweep.hosts or not self._is_out:
+            with _transaction(db):
+                more = unnaming.go_on(db, names, sweep, until)
+            if more:
+                with self._wake:
+                    self._unnamed[sweep.user] = sweep.told(is_done=False)
+                return True
+            self._is_out = True
+        names.forget_holdings()
+        self._generation += 1  # so that readers forget it, too
+        db.execute("PRAGMA incremental_vacuum").fetchall()  # the free pages may hold what was there long ago
+        (busy, _, _) = db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        if busy:  # somebody reads: the journal holds the name as long
+            return True
+        db.execute("PRAGMA secure_delete = FAST")
+        self._is_out = False
+        self._sweeps.pop(0)
+        with self._wake:
+            self._unnamed[sweep.user] = sweep.told(is_done=True)
+        return True
 
     def _seal_what_is_due(self, until: float) -> bool:
         now, quiet = self._clock(), time.monotonic() - SEAL_AFTER_SECONDS
@@ -399,6 +460,7 @@ class SqliteStore:
                 users=now - keep.users_seconds,
             )
         names.forget_holdings()
+        self._generation += 1  # ids of holdings are given anew: readers must not remember them
         self._boots.clear()
         self._pruned_at = now
         return False
@@ -518,6 +580,9 @@ class SqliteStore:
         hot = db.execute("SELECT DISTINCT host, hour FROM hot").fetchall()
         for host, hour in hot:
             self._hot.setdefault((host, hour), 0.0)
+        self._sweeps, self._is_out = unnaming.pending(db), False
+        if self._sweeps:
+            db.execute("PRAGMA secure_delete = ON")
         if not self._generation:  # rows of before a restart: nothing else has added them up
             self._left_over = {(host, hour) for host, hour in hot}
         self._generation += 1

@@ -1,0 +1,106 @@
+"""`forget` as typed in a terminal, where no server runs: hosts, and users."""
+
+import json
+import os
+import sqlite3
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from cluster_dash_server import cli
+from cluster_dash_server.cluster import Cluster
+from cluster_dash_server.history import folder as data_folder
+from cluster_dash_server.history.kept import History, HistorySettings, PrivacySettings
+from cluster_dash_server.inflate import unpack
+from cluster_dash_server.restart import remember
+from cluster_dash_server.snapshot import Seen
+from cluster_dash_server.states import Thresholds
+from tests.past import busy, figures
+
+NOW = 1_700_006_400.0
+
+
+@pytest.fixture
+def folder(tmp_path: Path, make_seen: Callable[..., Seen], make_gpu: Callable[..., dict[str, object]]) -> Path:
+    """A data folder that a server has left behind."""
+    data, cluster = tmp_path / "data", Cluster(Thresholds())
+    history = History(
+        data,
+        settings=HistorySettings(),
+        privacy=PrivacySettings(),
+        clock=lambda: NOW,
+        last_seen=lambda hosts: map(remember, cluster.known(hosts)),
+    )
+    history.start()
+    for host in ("gpu01", "gpu02"):
+        gpu = {**make_gpu(0), "users": {"zoe": {"1": {"command": "/home/zoe/run"}}}}
+        cluster.offer(make_seen(host, [gpu], received_at=NOW))
+        history.append(figures(host, NOW - 60, [busy("zoe")]))
+    history.flush()
+    history.close()
+    return data
+
+
+def run(folder: Path, *arguments: str) -> int:
+    return cli.main(["forget", *arguments, "--data", str(folder)])
+
+
+def newest(folder: Path) -> dict[str, str]:
+    with closing(sqlite3.connect(folder / "history.db")) as db:
+        found = {host: unpack(packed).decode() for host, packed in db.execute("SELECT host, packed FROM last")}
+    for text in found.values():
+        json.loads(text)
+    return found
+
+
+def test_without_a_server_hosts_are_forgotten_in_its_folder(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(folder, "gpu02") == 0
+    assert capsys.readouterr().out == "forgot gpu02\n"
+    assert set(newest(folder)) == {"gpu01"}
+    assert run(folder, "gpu02") == 1
+    assert "no such host is known" in capsys.readouterr().err
+
+
+def test_without_a_server_a_user_is_forgotten_in_its_folder(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert all("zoe" in text for text in newest(folder).values())
+    assert run(folder, "--user", "zoe") == 0
+    said = capsys.readouterr().out
+    assert said.startswith("forgot zoe: taken out of 2 hours of hosts, 0 events and 2 newest snapshots")
+    assert "Backups" in said
+    assert [("zoe" in text, "unknown" in text) for text in newest(folder).values()] == [(False, True)] * 2
+    assert all(b"zoe" not in file.read_bytes() for file in folder.glob("history.db*"))
+    assert run(folder, "--user", "zoe") == 0
+    assert "was in no hour" in capsys.readouterr().out
+
+
+def test_a_folder_that_somebody_has_is_let_be(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lock = data_folder.take(folder)
+    try:
+        assert run(folder, "--user", "zoe") == 1
+    finally:
+        os.close(lock)
+    assert "belongs to another server" in capsys.readouterr().err
+    assert all("zoe" in text for text in newest(folder).values())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "name a HOST, or --user NAME"),
+        (["gpu01", "--user", "zoe"], "--user goes alone"),
+        (["--user", "zoe", "--gpu", "GPU-1"], "--user goes alone"),
+        (["--user", " "], "got an empty name"),
+    ],
+)
+def test_a_command_line_that_says_too_little_or_too_much(
+    folder: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], said: str
+) -> None:
+    assert run(folder, *arguments) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_missing_gpu_takes_a_running_server(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(folder, "gpu01", "--gpu", "GPU-1") == 69
+    assert "no server answers" in capsys.readouterr().err
