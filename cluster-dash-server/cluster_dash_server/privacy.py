@@ -156,11 +156,21 @@ class Unnaming(Veil):
         return found
 
     def _users(self, users: Mapping[str, Mapping[str, Json]] | None) -> Json | None:
-        if users is None or self.user not in users:
-            return super()._users(users)
+        if users is None:
+            return None
         texts = ("name", "command", "container")
-        own = {pid: {k: v for k, v in each.items() if k not in texts} for pid, each in users[self.user].items()}
-        return super()._users({**users, self.user: own})
+        left = {
+            user: {
+                pid: {
+                    key: unnamed(value, self.user) if key in texts and isinstance(value, str) else value
+                    for key, value in process.items()
+                    if key not in texts or user != self.user
+                }
+                for pid, process in processes.items()
+            }
+            for user, processes in users.items()
+        }
+        return super()._users(left)
 
     def _slurm(self, block: Json) -> Json:
         found = super()._slurm(block)

@@ -109,7 +109,7 @@ def test_a_user_is_forgotten_by_the_running_server_in_what_is_live_and_what_is_k
     assert now is not None
     assert now.gpus[0].gpu.users == {"unknown": 1, "bob": 1}
     (gpu_now,) = now.seen.snapshot["gpu"].values()
-    assert "zoe" not in str(gpu_now)
+    assert "zoe" not in str(gpu_now), "nor in what others run"
     assert len(now.gpus) == 2, "what is missing stays missing"
     assert [event.text for event in events.newest(["gpu03"]) if event.kind == "note"] == ["unknown left"]
     after = cluster.host("gpu01", NOW)
