@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 from cluster_dash_server import control, looking
 from cluster_dash_server.asking import Answer, ask
 from cluster_dash_server.auth import SHIPPED_PASSCODE, names_loopback
+from cluster_dash_server.history.folder import NETWORK_FILE_SYSTEMS, file_system
 from cluster_dash_server.port_holder import Holder, holder_of
 from cluster_dash_server.serving import SPARE_FILES
 from cluster_dash_server.settings import ConfigError, IngestSettings, Reading, ServerSettings, Settings
@@ -84,6 +85,7 @@ def examine(reading: Reading) -> Iterator[Finding]:
     yield listening(settings.server, running, holder)
     yield open_files(settings.limits.max_hosts, None if running is None else holder)
     yield data_folder(settings.server.data)
+    yield from network_folder(control.data_folder(settings.server.data, os.environ))
     yield engines()
     yield clock(kernel_clock_state())
     yield from reach(settings)
@@ -287,7 +289,7 @@ def open_files(max_hosts: int, holder: Holder | None) -> Finding:
 def data_folder(folder: str | None) -> Finding:
     """Look at the folder for what the server keeps."""
     if folder is None:
-        return Finding(mark="✔", what="data folder", measured="none named; this release keeps nothing")
+        return Finding(mark="✔", what="data folder", measured=f"none named: {control.data_folder(None, os.environ)}")
     path = Path(folder)
     if path.is_dir() and os.access(path, os.W_OK | os.X_OK):
         return Finding(mark="✔", what="data folder", measured=f"{path} can be written")
@@ -298,6 +300,25 @@ def data_folder(folder: str | None) -> Finding:
         cause="it was not made for the user that the server runs as",
         command=f"install -d -m 0750 -o {os.geteuid()} {shlex.quote(folder)}",
     )
+
+
+def network_folder(folder: Path, mounts: str | None = None) -> Iterator[Finding]:
+    """Look at what the data folder is on: history is slow and not safe on a file system of a network.
+
+    Args:
+        folder: the folder; where it is not there yet, what it will be made in is looked at.
+        mounts: the text of /proc/self/mountinfo; None: it is read.
+    """
+    kind = file_system(folder, mounts)
+    if kind in NETWORK_FILE_SYSTEMS:
+        yield Finding(
+            mark="!",
+            what="data folder",
+            measured=f"{folder} is on {kind}, a file system of a network: history is slower there, and lost when "
+            "several machines write",
+            cause="the home or the folder named is shared by the machines of the cluster",
+            command="cluster-dash-server serve --data /var/lib/cluster-dash",
+        )
 
 
 def engines() -> Finding:

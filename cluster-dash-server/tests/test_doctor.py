@@ -114,6 +114,14 @@ def test_the_data_folder_must_be_there_and_writable(tmp_path: Path) -> None:
     assert missing.command.endswith(f"'{tmp_path / 'a b'}'")
 
 
+def test_a_data_folder_on_a_network_is_warned_of_also_before_it_is_made(tmp_path: Path) -> None:
+    mounts = f"1 0 0:1 / / rw - ext4 /dev/sda rw\n2 1 0:2 / {tmp_path}/home rw - nfs4 files:/home rw\n"
+    finding = only(doctor.network_folder(tmp_path / "home" / "ada" / "cluster-dash", mounts))
+    assert finding.mark == "!"
+    assert f"{tmp_path}/home/ada/cluster-dash is on nfs4" in finding.measured
+    assert list(doctor.network_folder(tmp_path / "local", mounts)) == []
+
+
 def test_a_slow_json_or_schema_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     assert only([doctor.engines()]).mark == "✔"
     monkeypatch.setattr(doctor, "find_spec", lambda name: None if name == "orjson" else object())

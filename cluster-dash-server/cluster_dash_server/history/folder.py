@@ -46,7 +46,7 @@ def file_system(folder: Path, mounts: str | None = None) -> str | None:
     """Return the kind of file system that a folder is on, None where that is not known.
 
     Args:
-        folder: the folder, which exists.
+        folder: the folder; of one that is not there yet, where it would be.
         mounts: the text of /proc/self/mountinfo; None: it is read.
     """
     if mounts is None:
