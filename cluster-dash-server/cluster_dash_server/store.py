@@ -209,7 +209,8 @@ class Usage:
         held_seconds: somebody had the GPU: by a process, or (without a user) by its memory in use.
         busy_seconds: … and it worked.
         idle_seconds: … and it did nothing.
-        allocated_seconds: … by a job of Slurm, without a process.
+        allocated_seconds: a job of Slurm had the GPU and no process on it; None: not known, for snapshots of hosts do
+            not tell who was given what.
         util_seconds: GPU-seconds by utilisation: 3,600 are one GPU at 100 % for an hour.
         seen_seconds: the GPU was there at all; only where `by` has no user.
     """
@@ -222,7 +223,7 @@ class Usage:
     held_seconds: float
     busy_seconds: float
     idle_seconds: float
-    allocated_seconds: float
+    allocated_seconds: float | None
     util_seconds: float
     seen_seconds: float
 

@@ -47,7 +47,6 @@ class Line:
 
     Attributes:
         name: of whom; empty for all.
-        allocated_seconds: a job of Slurm had the GPU and no process on it.
         util_seconds: 3,600 are one GPU at 100 % for an hour.
         longest: the longest idle stretch; None: there was none, or there is too much to look through.
     """
@@ -56,7 +55,6 @@ class Line:
     held_seconds: float = 0.0
     busy_seconds: float = 0.0
     idle_seconds: float = 0.0
-    allocated_seconds: float = 0.0
     util_seconds: float = 0.0
     longest: Idle | None = None
 
@@ -171,7 +169,6 @@ def _line(name: str, each: Usage) -> Line:
         held_seconds=each.held_seconds,
         busy_seconds=each.busy_seconds,
         idle_seconds=each.idle_seconds,
-        allocated_seconds=each.allocated_seconds,
         util_seconds=each.util_seconds,
     )
 
@@ -186,7 +183,6 @@ def _summed(lines: Iterable[Line]) -> list[Line]:
             held_seconds=was.held_seconds + each.held_seconds,
             busy_seconds=was.busy_seconds + each.busy_seconds,
             idle_seconds=was.idle_seconds + each.idle_seconds,
-            allocated_seconds=was.allocated_seconds + each.allocated_seconds,
             util_seconds=was.util_seconds + each.util_seconds,
         )
     return list(sums.values())

@@ -354,6 +354,7 @@ def test_waste_is_told_by_user_as_page_json_and_csv(pages: Pages, make_gpu: Any)
     bob, alice = answer["waste"]
     assert (bob["name"], bob["busy_gpu_hours"], bob["longest_idle_gpu"]) == ("=bob", 0, 1)
     assert bob["idle_gpu_hours"] == pytest.approx(bob["held_gpu_hours"])
+    assert bob["allocated_gpu_hours"] is None
     assert alice["idle_percent"] == pytest.approx(0)
     assert [len(day) for day in answer["week"]] == [24] * 7
     head, first, *_ = csv.reader(io.StringIO(pages.client.get("/api/v1/waste?from=now-1d&format=csv").text))

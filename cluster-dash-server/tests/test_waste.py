@@ -1,10 +1,12 @@
 """Waste: who held GPUs and what came of it, when, and whether more are needed."""
 
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
 
 from cluster_dash_server.history.memory import MemoryStore
+from cluster_dash_server.store import SeriesQuery, UsageQuery
 from cluster_dash_server.waste import Report, Supply, advice, report
 from cluster_dash_server.when import Span, zone
 from tests.past import A100, Card, busy, figures, idle
@@ -49,6 +51,16 @@ def test_gpu_hours_are_told_by_user_group_host_and_model() -> None:
     }
     assert [round(found.total.held_seconds / HOUR), round(found.total.idle_seconds / HOUR)] == [12, 6]
     assert found.total.idle_share == pytest.approx(0.5, abs=0.02)
+
+
+def test_what_slurm_gave_away_and_power_that_no_card_tells_are_unknown_not_0() -> None:
+    store = kept([("gpu01", 0, 2, [busy("alice"), Card()])])
+    (whole,) = store.usage(UsageQuery(begin=MONDAY, end=MONDAY + DAY, by=()))
+    assert whole.allocated_seconds is None
+    asked = SeriesQuery(metric="power_w", begin=MONDAY, end=MONDAY + 2 * HOUR, by="cluster", step_seconds=HOUR)
+    assert [value for line in store.series(asked) for value in line.mean] == [None] * 3
+    (held,) = store.series(replace(asked, metric="busy_gpus"))
+    assert held.mean[0] is not None
 
 
 def test_the_longest_idle_stretch_is_told_with_who_and_where_not_the_mean() -> None:

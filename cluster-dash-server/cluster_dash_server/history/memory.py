@@ -314,7 +314,7 @@ def _order(key: tuple[str | float | None, ...]) -> tuple[tuple[bool, str | float
 
 def _usage(key: tuple[str | float | None, ...], share: list[float]) -> Usage:
     user, host, model, hour, day = key
-    held, busy, idle, allocated, util, seen = share
+    held, busy, idle, _, util, seen = share  # the fourth place is for what Slurm gave away; nothing fills it yet
     return Usage(
         user=user,  # type: ignore[arg-type]
         host=host,  # type: ignore[arg-type]
@@ -324,7 +324,7 @@ def _usage(key: tuple[str | float | None, ...], share: list[float]) -> Usage:
         held_seconds=held,
         busy_seconds=busy,
         idle_seconds=idle,
-        allocated_seconds=allocated,
+        allocated_seconds=None,
         util_seconds=util,
         seen_seconds=seen,
     )

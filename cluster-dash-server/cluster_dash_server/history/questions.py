@@ -580,7 +580,7 @@ def _order(key: tuple[Any, ...]) -> tuple[tuple[bool, Any], ...]:
 
 def _usage(key: tuple[Any, ...], share: Sequence[float]) -> Usage:
     user, host, model, hour, day = key
-    held, busy, idle, allocated, util, seen = share
+    held, busy, idle, _, util, seen = share  # the fourth place is for what Slurm gave away; nothing fills it yet
     return Usage(
         user=user,
         host=host,
@@ -590,7 +590,7 @@ def _usage(key: tuple[Any, ...], share: Sequence[float]) -> Usage:
         held_seconds=held,
         busy_seconds=busy,
         idle_seconds=idle,
-        allocated_seconds=allocated,
+        allocated_seconds=None,
         util_seconds=util,
         seen_seconds=seen,
     )

@@ -365,5 +365,6 @@ def cluster_figures(share: Share, seconds: float) -> list[float | None]:
         *(of[name] / seconds for name in ("seen", "free", "busy", "idle", "error", "unknown", "light")),
         of["util"] / of["util_known"] if of["util_known"] > 1e-6 else None,
         of["memory_percent"] / of["memory_known"] if of["memory_known"] > 1e-6 else None,
-        *(of["used_mem"] / seconds, of["power_w"] / seconds),
+        of["used_mem"] / seconds if of["used_mem"] > 1e-6 or of["memory_known"] > 1e-6 else None,
+        of["power_w"] / seconds if of["power_w"] > 1e-6 else None,  # a card draws some power, or does not tell it
     ]

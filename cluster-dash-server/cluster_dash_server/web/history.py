@@ -189,10 +189,7 @@ class Past:
         """Answer a question; only while one of its users had the GPU, where it names some and asks by GPU."""
         if question.by == "gpu" and question.users is not None:
             return self._of_users(question, metric, question.users)
-        found = self.store.series(question.of(metric))
-        if question.by in ("cluster", "model") and metric == "power_w":
-            return [_measured(each) for each in found]
-        return found
+        return self.store.series(question.of(metric))
 
     def _of_users(self, question: Question, metric: str, users: tuple[str, ...]) -> list[Series]:
         had: dict[tuple[str, int], list[tuple[float, float]]] = {}
@@ -212,15 +209,6 @@ class Past:
             if times:
                 found.append(_masked(each, times))
         return found
-
-
-def _measured(series: Series) -> Series:
-    """Take sums of nothing for what they are: cards that draw power draw more than none."""
-
-    def known(values: Sequence[float | None]) -> list[float | None]:
-        return [value or None for value in values]
-
-    return replace(series, min=known(series.min), mean=known(series.mean), max=known(series.max))
 
 
 def _masked(series: Series, times: Sequence[tuple[float, float]]) -> Series:

@@ -101,7 +101,6 @@ def blueprint(past: Past, group_of: Callable[[str], str | None]) -> Blueprint:
             bys=BYS_IN_WORDS.items(),
             lines=lines[:MOST_ROWS],
             more=max(0, len(lines) - MOST_ROWS),
-            shows_allocated=found.total.allocated_seconds > 0,
             csv=f"api/v1/waste?{urlencode({**query, 'by': by, 'format': 'csv'})}",
             poll_seconds=300,
         )
@@ -131,7 +130,8 @@ def row(line: Line) -> Json:
     share = line.idle_share
     told = (
         *(line.name, hours(line.held_seconds), hours(line.busy_seconds), hours(line.idle_seconds)),
-        *(hours(line.allocated_seconds), None if share is None else 100 * share),
+        None,  # allocated without a process: not known, see `Usage.allocated_seconds`
+        None if share is None else 100 * share,
         *((None,) * 4 if longest is None else (longest.seconds, longest.user, longest.host, longest.gpu)),
     )
     return dict(zip(COLUMNS, told, strict=True))
