@@ -154,7 +154,8 @@ def test_a_mole_that_is_scraped_tells_what_slurms_commands_print(cluster: Cluste
             == [slurm["jobs"]["running"], slurm["jobs"]["pending"]]
         )
 
-    with mole(cluster.server, cluster.lab, tmp_path, **settings):
+    # a server of its own: there it would be a second mole of one host
+    with start_server() as server, mole(server, cluster.lab, tmp_path, **settings):
         cluster.follows(same)
         assert scraped()["slurm_gpus_total"] > 0
 
