@@ -166,4 +166,5 @@ def test_what_a_server_of_the_first_version_could_not_take_goes_to_a_later_one(t
         assert mole.stop() == 0
         host = live(later)
         assert host is not None
-        assert get(f"{later.url}/api/v1/series?metric=cpu_percent&host={host['host']}&from=now-10m")["series"]
+        asked = f"{later.url}/api/v1/series?metric=cpu_percent&host={host['host']}&from=now-10m"
+        wait_until(lambda: get(asked)["series"], 20, "history shows it")
