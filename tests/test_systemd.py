@@ -167,6 +167,7 @@ def test_a_mole_whose_driver_hangs_feeds_its_watchdog_and_one_that_is_stopped_do
 
         assert mole.stop() == 0
         assert manager.listen(0.2)[-1] == "STOPPING=1"
+    nvml.write_text("gpus = 2\n")  # the call returns, and the children end
 
 
 def test_a_mole_with_a_long_interval_feeds_its_watchdog(manager: Manager, tmp_path: Path) -> None:
