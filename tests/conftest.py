@@ -26,6 +26,7 @@ PARTS = {
     "make": "Debian's package make",
     "git": "Debian's package git",
     "faketime": "Debian's package faketime",
+    "ip": "Debian's package iproute2",
     "systemd-analyze": "Debian's package systemd",
     "prometheus": "Debian's package prometheus",
     "promtool": "Debian's package prometheus",
