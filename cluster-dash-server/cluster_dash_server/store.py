@@ -188,7 +188,7 @@ UsageKey = Literal["user", "host", "model", "hour", "day"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UsageQuery:
-    """GPU-seconds from a moment up to another, both cut to whole hours; `day` is a day of UTC."""
+    """GPU-seconds of each hour that begins or ends between two moments, whole; `day` is a day of UTC."""
 
     begin: float
     end: float

@@ -123,7 +123,7 @@ def report(store: Store, ledger: Ledger, span: Span, zone: tzinfo, group_of: Cal
     Args:
         store: the figures.
         ledger: GPU-hours, and who had which GPU.
-        span: which time; cut to whole hours by the ledger.
+        span: which time; the ledger takes each hour of it whole, the running one up to now.
         zone: in which the hours of the week are counted.
         group_of: says in which group a user is; None: nobody knows.
 

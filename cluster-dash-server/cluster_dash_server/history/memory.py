@@ -168,7 +168,7 @@ class MemoryStore:
     def usage(self, ask: UsageQuery) -> list[Usage]:
         """See `Ledger`."""
         sums: dict[tuple[str | float | None, ...], list[float]] = {}
-        first, last = ask.begin // HOUR * HOUR, ask.end // HOUR * HOUR
+        first, last = ask.begin // HOUR * HOUR, -(-ask.end // HOUR) * HOUR
         for host, rows in self._hosts(ask.hosts):
             for hour, part in _hours(rows):
                 if not first <= hour < max(last, first + HOUR):

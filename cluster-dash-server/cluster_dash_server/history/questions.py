@@ -258,7 +258,7 @@ class Reader:
     def usage(self, ask: UsageQuery) -> list[Usage]:
         """See `Ledger.usage`."""
         first = int(ask.begin // HOUR) * HOUR
-        last = max(int(ask.end // HOUR) * HOUR, first + HOUR)
+        last = max(-int(-ask.end // HOUR) * HOUR, first + HOUR)
         by_host = "host" in ask.by or ask.hosts is not None
         hours, days = ("usage_hours", "usage_days") if by_host else ("user_hours", "user_days")
         first_day, last_day = -(-first // DAY) * DAY, last // DAY * DAY

@@ -139,7 +139,7 @@ def of_user(past: Past, user: str) -> OfUser | None:
             Hours(span, model_by_name(each.model or "unknown"), each.held_seconds, each.busy_seconds, each.idle_seconds)
             for span, days in (("7 d", 7), ("30 d", 30))
             for each in past.ledger.usage(
-                UsageQuery(begin=now - days * DAY, end=now + 3600, by=("user", "model"), users=(user,))
+                UsageQuery(begin=now - days * DAY, end=now, by=("user", "model"), users=(user,))
             )
         ]
         uses = past.ledger.uses(UseQuery(begin=now - 7 * DAY, end=now, users=(user,)))

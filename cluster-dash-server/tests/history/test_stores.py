@@ -217,6 +217,14 @@ def test_a_gpu_that_two_people_share_counts_for_both_and_once_for_all(store: Kin
     assert together.util_seconds == pytest.approx(1800)
 
 
+def test_the_running_hour_counts_up_to_now(store: Kind, make_row: MakeRow) -> None:
+    put(store, [make_row(at=BEGIN + 60 * number, seq=number) for number in range(91)])
+
+    for begin in (BEGIN, BEGIN + HOUR):
+        (held,) = store.usage(UsageQuery(begin=begin, end=BEGIN + 5400))
+        assert held.held_seconds == pytest.approx(BEGIN + 5400 - begin, abs=120)
+
+
 def test_the_cluster_at_a_moment(store: Kind, make_row: MakeRow) -> None:
     put(
         store,
