@@ -14,6 +14,8 @@ from pathlib import Path
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 GRAMMAR = "now, now-6h, now-1d/d, Unix seconds, or a date such as 2026-03-01T09:14"
+LOCAL_ZONE = Path("/etc/localtime")
+"""The zone of this machine: most often a link to `…/zoneinfo/Europe/Berlin`."""
 MOST_STEPS = 8
 """How many shifts and cuts a moment may have."""
 NICE_SECONDS = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14_400, 21_600, 43_200, 86_400, 604_800)
@@ -50,7 +52,7 @@ class Span:
 
 
 def zone(name: str | None) -> tzinfo:
-    """Return a time zone by its name; None: the one this machine is set to.
+    """Return a time zone by its name; None: the one this machine is set to. Its `str` is a name to show.
 
     Raises:
         WhenError: there is none of this name, or this machine knows no zones.
@@ -58,8 +60,9 @@ def zone(name: str | None) -> tzinfo:
     try:
         if name is not None:
             return ZoneInfo(name)
-        with Path("/etc/localtime").open("rb") as file:
-            return ZoneInfo.from_file(file)
+        with LOCAL_ZONE.open("rb") as file:
+            _, zones, of_zone = str(LOCAL_ZONE.resolve()).rpartition("/zoneinfo/")
+            return ZoneInfo.from_file(file, key=of_zone if zones else "this machine")
     except (ZoneInfoNotFoundError, ValueError, OSError):
         if name is None or name == "UTC":
             return UTC

@@ -1,11 +1,14 @@
 """Time as people write it: Grafana's grammar, Unix seconds, dates."""
 
 from datetime import UTC, datetime, tzinfo
+from pathlib import Path
+from zoneinfo import TZPATH
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cluster_dash_server import when
 from cluster_dash_server.when import NICE_SECONDS, WhenError, moment, span, step_seconds, zone
 
 BERLIN = zone("Europe/Berlin")
@@ -126,3 +129,15 @@ def test_a_zone_that_does_not_exist_is_named() -> None:
         with pytest.raises(WhenError, match=r"expected a time zone such as Europe/Berlin"):
             zone(name)
     assert datetime.fromtimestamp(0, zone(None)).tzinfo is not None
+
+
+def test_the_zone_of_this_machine_has_a_name_to_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    berlin = next(path for each in TZPATH if (path := Path(each, "Europe/Berlin")).exists())
+    for local, shown in ((tmp_path / "link", "Europe/Berlin"), (tmp_path / "copy", "this machine")):
+        if shown == "this machine":
+            local.write_bytes(berlin.read_bytes())
+        else:
+            local.symlink_to(berlin)
+        monkeypatch.setattr(when, "LOCAL_ZONE", local)
+        assert str(zone(None)) == shown
+        assert datetime.fromtimestamp(NOW, zone(None)).utcoffset() == datetime.fromtimestamp(NOW, BERLIN).utcoffset()
