@@ -15,7 +15,7 @@ NOW = 1_700_000_000.0
 
 
 def xid(host: str = "gpu02", gpu: int | str | None = 6, code: int = 79, age: float = 60, **fields: Any) -> Event:
-    said = {"kind": "xid", "text": "the GPU has fallen off the bus", **fields}
+    said = {"kind": "xid", "text": "the GPU has fallen off the bus.", **fields}
     return Event(at=NOW - age, host=host, gpu=gpu, code=code, **said)
 
 

@@ -54,4 +54,6 @@ def _words(event: Event, count: int, now: float) -> str:
     gpu = "" if event.gpu is None else f" GPU {words.cut(str(event.gpu), 24)}"
     code = "" if event.code is None else f" {words.cut(str(event.code), 16)}"
     often = f", {count} times" if count > 1 else ""
-    return f"{event.host}{gpu} Xid{code}: {words.cut(event.text, 100)}, {words.age(now - event.at)} ago{often}"
+    return (
+        f"{event.host}{gpu} Xid{code}: {words.cut(event.text.rstrip('.'), 100)}, {words.age(now - event.at)} ago{often}"
+    )
