@@ -130,12 +130,12 @@ class History:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._lock = data_folder.take(self._folder)
         except data_folder.FolderHeld as error:
-            self._why_not = f"no history is written: {error}"
-            log.warning("%s; it shows the live view only", self._why_not)
+            self._why_not = str(error)
+            log.warning("no history is written: %s; this one shows the live view only", self._why_not)
             return [], []
         except OSError as error:
-            self._why_not = f"no history is kept: {self._folder}: {error.strerror}: choose another folder, --data"
-            log.warning("%s", self._why_not)
+            self._why_not = f"{self._folder}: {error.strerror}: choose another folder, --data"
+            log.warning("no history is written: %s", self._why_not)
             return [], []
         kind = data_folder.file_system(self._folder)
         is_network = kind in data_folder.NETWORK_FILE_SYSTEMS
