@@ -11,6 +11,8 @@ from cluster_dash_server.store import DOINGS, GPU_METRICS, Figures, GpuId, Holde
 
 SKEW_SECONDS = 60
 """How far a host's clock may be from ours before its snapshots are dated by ours."""
+BEHIND_SECONDS = 86_400
+"""How old a snapshot without an identity may be; who sends those keeps hardly any back, so a clock stands wrong."""
 NAN = float("nan")
 
 _UNKNOWN, _FREE, _BUSY, _IDLE, _ERROR = map(float, range(len(DOINGS)))
@@ -54,8 +56,10 @@ def figures(snapshot: Json, seen: Seen, thresholds: Thresholds) -> Figures:
 
 
 def taken_at(snapshot: Json, seen: Seen) -> float:
-    """Return when a snapshot was taken, by our clock where its host has told how far its own is from it."""
+    """Return when a snapshot was taken, by our clock where its host's own is known to be wrong."""
     at = seen.timestamp
+    if seen.boot_id is None and at < seen.received_at - BEHIND_SECONDS:
+        at = seen.received_at
     if seen.boot_id is not None and seen.skew_seconds is not None and abs(seen.skew_seconds) > SKEW_SECONDS:
         ours = snapshot["timestamp"] - seen.skew_seconds
         at = ours if 0 < ours <= seen.received_at + AHEAD_SECONDS else seen.received_at

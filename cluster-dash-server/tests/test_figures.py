@@ -86,3 +86,9 @@ def test_a_host_with_a_wrong_clock_is_dated_by_ours(
     row = taken(make_snapshot("gpu01", timestamp=timestamp, boot_id="b", seq=1), skew_seconds=skew_seconds)
 
     assert row.at == at
+
+
+def test_a_snapshot_without_identity_that_is_days_old_is_dated_by_its_receipt(make_snapshot: Make) -> None:
+    assert taken(make_snapshot("gpu01", timestamp=NOW - 2 * 86_400)).at == NOW
+    assert taken(make_snapshot("gpu01", timestamp=NOW - 7200)).at == NOW - 7200
+    assert taken(make_snapshot("gpu01", timestamp=NOW - 2 * 86_400, boot_id="b", seq=1)).at == NOW - 2 * 86_400
