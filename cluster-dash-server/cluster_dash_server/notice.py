@@ -1,0 +1,104 @@
+"""What people are told, and the two seams around it: who tells them (`Notifier`), and what waits to be told (`Outbox`)."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+Severity = Literal["info", "warning", "critical"]
+Kind = Literal["firing", "resolved", "digest", "free", "test"]
+
+
+class NotifyError(Exception):
+    """A receiver did not take a notice; the text says why, without any secret.
+
+    Args:
+        why: one line.
+        is_final: trying again would change nothing: the receiver refused this very notice.
+        retry_after_seconds: how long the receiver asks to be left alone; None: it does not say.
+    """
+
+    def __init__(self, why: str, *, is_final: bool = False, retry_after_seconds: float | None = None) -> None:
+        super().__init__(why)
+        self.is_final = is_final
+        self.retry_after_seconds = retry_after_seconds
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Notice:
+    """One thing to tell one receiver.
+
+    Attributes:
+        key: the same at each try, so that a receiver can drop what it has.
+        kind: `firing` and `resolved` are of an alert, `digest` of a night, `free` of a GPU somebody waits for.
+        alert: the identity of the alert: its firing and its end have the same; None where there is none.
+        rule: the rule's name; for other kinds the kind.
+        title: one line: a mail's subject, a chat's first line.
+        facts: what, where, who, since when, the figure, likely cause, next step: name and text, in the order of reading.
+        text: what is no fact of one alert, in paragraphs: the digest; empty where there is none.
+        link: where to read on; None where the site has no address of its own.
+        actions: further links: "I need it until …".
+        labels: rule, host, gpu, model, user, …: for machines that route by them.
+        begun_at: since when it holds (Unix s).
+        ended_at: when it ended (Unix s); None: it goes on.
+    """
+
+    key: str
+    kind: Kind
+    alert: str | None
+    rule: str
+    severity: Severity
+    title: str
+    facts: tuple[tuple[str, str], ...]
+    text: str
+    link: str | None
+    actions: tuple[tuple[str, str], ...]
+    labels: Mapping[str, str]
+    begun_at: float
+    ended_at: float | None
+
+
+class Notifier(Protocol):
+    """One receiver: a mail address, a webhook, a channel. Called by one thread at a time."""
+
+    def send(self, notice: Notice) -> None:
+        """Hand a notice over; returns when the receiver has taken it.
+
+        Raises:
+            NotifyError: it did not.
+        """
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Waiting:
+    """A row of the outbox.
+
+    Attributes:
+        receiver: the name of the receiver in the settings, or `mailto:…` for one person.
+        made_at: when it was put there (Unix s).
+        tries: how often it was tried.
+    """
+
+    row: int
+    receiver: str
+    notice: Notice
+    made_at: float
+    tries: int
+
+
+class Outbox(Protocol):
+    """Notices that wait. They are put there in the transaction that makes the alert; any thread may call."""
+
+    def put(self, notices: Sequence[tuple[str, Notice]], now: float) -> None:
+        """Add notices that belong to no alert (digest, free, test): receiver and notice; a known (receiver, key) is left out."""
+
+    def due(self, now: float, most: int) -> list[Waiting]:
+        """Return what is to be tried now, oldest first; a firing and its end that both wait are one, the end."""
+
+    def sent(self, row: int, at: float) -> None:
+        """Note that the receiver has it."""
+
+    def failed(self, row: int, at: float, why: str, next_try_at: float | None) -> None:
+        """Note that it was not taken; without a next try it is given up."""
+
+    def failing(self) -> Mapping[str, tuple[float, str]]:
+        """Return receivers that do not take notices: since when (Unix s), and why."""
