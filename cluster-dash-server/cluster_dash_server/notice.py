@@ -1,4 +1,4 @@
-"""What people are told, and the two seams around it: who tells them (`Notifier`), and what waits to be told (`Outbox`)."""
+"""What people are told, and the seams around it: who tells them (`Notifier`), what waits to be told (`Outbox`)."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -33,7 +33,7 @@ class Notice:
         alert: the identity of the alert: its firing and its end have the same; None where there is none.
         rule: the rule's name; for other kinds the kind.
         title: one line: a mail's subject, a chat's first line.
-        facts: what, where, who, since when, the figure, likely cause, next step: name and text, in the order of reading.
+        facts: what, where, who, since when, the figure, likely cause, next step: name and text, as they are read.
         text: what is no fact of one alert, in paragraphs: the digest; empty where there is none.
         link: where to read on; None where the site has no address of its own.
         actions: further links: "I need it until …".
@@ -89,7 +89,7 @@ class Outbox(Protocol):
     """Notices that wait. They are put there in the transaction that makes the alert; any thread may call."""
 
     def put(self, notices: Sequence[tuple[str, Notice]], now: float) -> None:
-        """Add notices that belong to no alert (digest, free, test): receiver and notice; a known (receiver, key) is left out."""
+        """Add notices that belong to no alert, each with its receiver; a known receiver and key are left out."""
 
     def due(self, now: float, most: int) -> list[Waiting]:
         """Return what is to be tried now, oldest first; a firing and its end that both wait are one, the end."""
