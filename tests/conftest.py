@@ -84,10 +84,11 @@ def server() -> Iterator[Listening]:
 @pytest.fixture(scope="module")
 def browser() -> "Iterator[Browser]":
     """One Chromium for all tests of a module."""
-    from playwright.sync_api import sync_playwright
+    from playwright.sync_api import expect, sync_playwright
 
-    from tests.seats import CHROMIUM, FLAGS
+    from tests.seats import CHROMIUM, FLAGS, TICK_MS
 
+    expect.set_options(timeout=TICK_MS)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         yield browser

@@ -67,7 +67,7 @@ class Lab:
         become = [] if user is None else ["setpriv", f"--reuid={user}", f"--regid={user}", "--init-groups"]
         environment = {**os.environ, **self.environment, "HOME": "/tmp", "LC_ALL": "C"}
         done = subprocess.run(
-            [*become, *command], env=environment, capture_output=True, text=True, timeout=30, check=False, cwd="/tmp"
+            [*become, *command], env=environment, capture_output=True, text=True, timeout=60, check=False, cwd="/tmp"
         )
         assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
         return done.stdout

@@ -41,7 +41,7 @@ def test_the_page_shows_a_mole_s_gpus_users_and_temperatures_then_stale_then_dow
         nvml.write_text("\n".join([*lines, *(f"proc {place} {pid} 3000 C" for place, pid in enumerate(pids))]) + "\n")
         with start_mole(server.url, state=tmp_path, nvml=nvml):
             page.goto(server.url)
-            expect(page.get_by_text("4 of 8 GPUs free: 4 × H100 80G.").first).to_be_visible(timeout=20_000)
+            expect(page.get_by_text("4 of 8 GPUs free: 4 × H100 80G.").first).to_be_visible()
             expect(page.locator("#main").get_by_text(f"{ME} ×4").first).to_be_visible()
             page.goto(f"{server.url}/host/{HOST}")
             expect(page.get_by_text("77 °C").first).to_be_visible()
@@ -49,6 +49,6 @@ def test_the_page_shows_a_mole_s_gpus_users_and_temperatures_then_stale_then_dow
             page.goto(server.url)
         row = page.locator("#main").get_by_text(HOST).first
         for word in ("stale", "down"):
-            expect(page.locator("#main tbody").get_by_text(word).first).to_be_visible(timeout=30_000)
+            expect(page.locator("#main tbody").get_by_text(word).first).to_be_visible()
             expect(row).to_be_visible()
         expect(page.get_by_text("1 of 1 host down").first).to_be_visible()

@@ -61,7 +61,7 @@ def test_somebody_signs_in_looks_and_signs_out(guarded: Listening, context: Brow
     (cookie,) = context.cookies()
     assert (cookie["httpOnly"], cookie["sameSite"]) == (True, "Lax")
     assert page.evaluate("document.cookie") == ""
-    with page.expect_response("**/api/v1/cluster*", timeout=20_000) as live:
+    with page.expect_response("**/api/v1/cluster*") as live:
         pass  # what the scripts ask for goes by the same session
     assert live.value.status == 200
     page.click("text=Sign out ann")

@@ -109,7 +109,7 @@ def test_scripts_say_of_slurm_what_the_server_says(seat: Seat, browser: Browser,
     assert labels[0].endswith("job 7 of erin")
     assert labels[2].endswith("job 7 of erin, no process")
     assert labels[7].endswith("used outside Slurm")
-    assert page.locator("[data-key=n2] .gpu").first.get_attribute("aria-label", timeout=5000) is not None
+    assert page.locator("[data-key=n2] .gpu").first.get_attribute("aria-label") is not None
     assert "node drained, still in use" in str(page.locator("[data-key=n2] .gpu").first.get_attribute("aria-label"))
     assert page.locator("#notes").inner_text().count("n2 drained: ") == 1
 
@@ -136,5 +136,5 @@ def test_the_age_of_slurms_data_is_told_when_they_grow_old(browser: Browser) -> 
         page = seat.open("/slurm")
         assert page.locator(".notice", has_text="Slurm's data are").count() == 0
         seat.site.now += 240
-        page.locator(".notice", has_text="Slurm's data are 4 min old").wait_for(timeout=20_000)
+        page.locator(".notice", has_text="Slurm's data are 4 min old").wait_for()
         context.close()

@@ -160,7 +160,7 @@ def test_a_pod_trades_its_code_once_and_is_live_under_its_name(tmp_path: Path) -
 
         def snapshot() -> Any:
             try:
-                with urllib.request.urlopen(f"{server.url}/api/v1/hosts/lab-pod-1", timeout=10) as answer:
+                with urllib.request.urlopen(f"{server.url}/api/v1/hosts/lab-pod-1", timeout=60) as answer:
                     found = json.load(answer)["snapshot"]
             except urllib.error.HTTPError:
                 return None

@@ -113,10 +113,10 @@ def test_server_and_mole_install_without_an_index_and_the_snapshot_is_taken(
             **{"capture_output": True, "text": True, "check": False},  # type: ignore[call-overload]
         )
         assert once.returncode == 0, once.stderr
-        with urllib.request.urlopen(f"{server.url}/api/v1/cluster", timeout=10) as answer:
+        with urllib.request.urlopen(f"{server.url}/api/v1/cluster", timeout=60) as answer:
             assert len(json.load(answer)["hosts"]["host"]) == 1
         for page in ("/", "/cpu-data"):  # templates, static files and Plotly came along
-            with urllib.request.urlopen(f"{server.url}{page}", timeout=20) as answer:
+            with urllib.request.urlopen(f"{server.url}{page}", timeout=60) as answer:
                 assert b"</html>" in answer.read()
 
 

@@ -16,6 +16,7 @@ import orjson
 import pytest
 
 from tests.processes import (
+    PATIENCE,
     Listening,
     Process,
     body_of,
@@ -32,13 +33,13 @@ ME = pwd.getpwuid(os.getuid()).pw_name
 
 
 def get(server: Listening, path: str) -> Any:
-    with urllib.request.urlopen(server.url + path, timeout=10) as answer:
+    with urllib.request.urlopen(server.url + path, timeout=60) as answer:
         return json.load(answer)
 
 
 def post(server: Listening, body: bytes, **headers: str) -> tuple[int, Json]:
     place = urlsplit(server.url)
-    with closing(http.client.HTTPConnection(place.hostname or "", place.port, timeout=20)) as connection:
+    with closing(http.client.HTTPConnection(place.hostname or "", place.port, timeout=60)) as connection:
         connection.request("POST", "/", body, headers)
         answer = connection.getresponse()
         return answer.status, orjson.loads(answer.read())
@@ -91,7 +92,7 @@ def test_a_mole_on_eight_gpus_is_live_on_the_server(server: Listening, nvml: Pat
         wait_until(lambda: only_host(server)["snapshot"]["seq"] > first, 10, "the next snapshot")
         begin = time.monotonic()
         assert mole.stop() == 0
-        assert time.monotonic() - begin < 2
+        assert time.monotonic() - begin < 2 * PATIENCE
 
 
 @pytest.mark.needs("gcc")
@@ -144,7 +145,7 @@ def test_a_call_of_the_driver_that_hangs_never_stops_the_heartbeat(
         begin = time.monotonic()
         wait_until(lambda: only_host(server)["snapshot"]["seq"] >= later + 4, 15, "four more snapshots")
         assert later > first
-        assert time.monotonic() - begin < 10
+        assert time.monotonic() - begin < 10 * PATIENCE
         assert len(mole.family()) <= 4  # the mole, the nursery, and two children of it
         rewrite(nvml, healthy)
         wait_until(lambda: only_host(server)["snapshot"]["collectors"]["gpu"]["ok"], 20, "healed")
@@ -188,7 +189,7 @@ def test_bad_input_names_the_field_and_what_was_stored_stays(
 def test_a_server_ends_at_once_and_with_0_when_told_to(server: Listening) -> None:
     begin = time.monotonic()
     assert server.stop() == 0
-    assert time.monotonic() - begin < 3
+    assert time.monotonic() - begin < 3 * PATIENCE
 
 
 def test_a_port_in_use_is_said_in_one_line(server: Listening) -> None:
@@ -209,7 +210,7 @@ def test_every_snapshot_a_mole_makes_passes_the_schema_of_the_server(tmp_path: P
     with Process(
         [BIN / "cluster-dash-mole", "--print", "-c", config], environment={"STATE_DIRECTORY": str(tmp_path)}
     ) as mole:
-        assert mole.popen.wait(30) == 0
+        assert mole.popen.wait(60) == 0
         printed = json.loads(mole.output)
     assert printed.pop("auth_code") == "***"
     checker()(printed)

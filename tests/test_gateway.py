@@ -79,7 +79,7 @@ def nginx(site: str, port: int, folder: Path) -> Iterator[None]:
 
 def is_open(port: int) -> bool:
     try:
-        socket.create_connection(("127.0.0.1", port), timeout=5).close()
+        socket.create_connection(("127.0.0.1", port), timeout=60).close()
     except OSError:
         return False
     return True
@@ -100,7 +100,7 @@ def ask(url: str, tls: Path, **headers: str) -> Any:
     """Ask through TLS; answer what urllib does, also where it is a refusal."""
     context = ssl.create_default_context(cafile=str(tls / "ca.pem"))
     try:
-        return urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=20, context=context)
+        return urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=60, context=context)
     except urllib.error.HTTPError as refusal:
         return refusal
 
@@ -296,7 +296,7 @@ def test_slow_senders_reach_the_server_never_and_disturb_nobody(tls: Path, tmp_p
         place = urlsplit(url)
         try:
             for number in range(SLOW):
-                raw = socket.create_connection(("127.0.0.1", place.port), timeout=20, source_address=("127.0.0.2", 0))
+                raw = socket.create_connection(("127.0.0.1", place.port), timeout=60, source_address=("127.0.0.2", 0))
                 each = context.wrap_socket(raw, server_hostname="localhost")
                 head = f"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
                 each.sendall(head.encode()[: None if number % 2 else 20])
@@ -308,7 +308,7 @@ def test_slow_senders_reach_the_server_never_and_disturb_nobody(tls: Path, tmp_p
                             each.sendall(body[drop : drop + 1])
                         except OSError:
                             continue  # refused already: too many of one address
-                connection = http.client.HTTPSConnection("localhost", place.port, timeout=20, context=context)
+                connection = http.client.HTTPSConnection("localhost", place.port, timeout=60, context=context)
                 connection.request("POST", "/", body, {"Content-Type": "application/json"})
                 assert connection.getresponse().status == 200
                 connection.close()

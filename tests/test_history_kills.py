@@ -82,7 +82,7 @@ class Fleet:
             before = dict(self.seq)
             body = self.batch()
             try:
-                with closing(http.client.HTTPConnection(place.hostname or "", place.port, timeout=20)) as connection:
+                with closing(http.client.HTTPConnection(place.hostname or "", place.port, timeout=60)) as connection:
                     connection.request("POST", "/api/v1/snapshots", body)
                     answer = connection.getresponse()
                     told = json.loads(answer.read())

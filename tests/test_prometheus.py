@@ -72,7 +72,7 @@ class Prometheus:
 
     def get(self, path: str, **query: str) -> Any:
         address = f"{self.url}/api/v1/{path}?{urllib.parse.urlencode(query)}"
-        with urllib.request.urlopen(address, timeout=10) as answer:
+        with urllib.request.urlopen(address, timeout=60) as answer:
             return json.load(answer)["data"]
 
     def series(self, expression: str) -> list[Json]:
@@ -84,7 +84,7 @@ class Prometheus:
 
 def post(url: str, body: Json) -> None:
     data = json.dumps({**body, "timestamp": time.time(), "auth_code": PASSCODE}).encode()
-    urllib.request.urlopen(urllib.request.Request(url, data, {"Content-Type": "application/json"}), timeout=10).close()
+    urllib.request.urlopen(urllib.request.Request(url, data, {"Content-Type": "application/json"}), timeout=60).close()
 
 
 def unlucky() -> Json:
@@ -220,7 +220,7 @@ def test_no_scrape_lost_a_sample(world: SimpleNamespace) -> None:
 
 @pytest.mark.needs("promtool")
 def test_promtool_finds_no_fault_in_what_we_say_under_our_own_names(world: SimpleNamespace) -> None:
-    with urllib.request.urlopen(f"{world.server.url}/metrics", timeout=10) as answer:
+    with urllib.request.urlopen(f"{world.server.url}/metrics", timeout=60) as answer:
         text = answer.read()
     checked = subprocess.run(["promtool", "check", "metrics"], input=text, capture_output=True, check=False)
     assert (checked.returncode, checked.stdout, checked.stderr) == (0, b"", b"")
@@ -244,7 +244,7 @@ def test_every_alert_has_a_test_of_its_own() -> None:
 
 @pytest.mark.needs("prometheus")
 def test_the_metrics_page_names_what_the_server_says_and_nothing_else(world: SimpleNamespace) -> None:
-    with urllib.request.urlopen(f"{world.server.url}/metrics", timeout=10) as answer:
+    with urllib.request.urlopen(f"{world.server.url}/metrics", timeout=60) as answer:
         said = set(re.findall(r"^# TYPE (cluster_dash_\w+)", answer.read().decode(), re.MULTILINE))
     page = (TOP / "docs" / "metrics.md").read_text()
     assert {name for name in names_in(page) if name.startswith("cluster_dash_")} == said

@@ -39,7 +39,7 @@ class Cluster:
         self.server = server
 
     def get(self, path: str) -> str:
-        with urllib.request.urlopen(self.server.url + path, timeout=20) as answer:
+        with urllib.request.urlopen(self.server.url + path, timeout=60) as answer:
             return str(answer.read().decode())
 
     def api(self, path: str) -> Any:
@@ -63,7 +63,7 @@ class Cluster:
         for entry in made["gpu"].values():
             entry |= {"used_mem": 4, "gpu_util": 0, "unattributed_mem": 0, **changes}
         request = urllib.request.Request(self.server.url, body_of(made), {"Content-Type": "application/json"})
-        with urllib.request.urlopen(request, timeout=10) as answer:
+        with urllib.request.urlopen(request, timeout=60) as answer:
             assert answer.status == 200
 
 
@@ -138,7 +138,7 @@ def test_a_mole_that_is_scraped_tells_what_slurms_commands_print(cluster: Cluste
 
     def scraped() -> dict[str, float]:
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=60) as answer:
                 lines = [line.rpartition(" ") for line in answer.read().decode().splitlines() if line[0] != "#"]
         except OSError:
             return {}
@@ -391,7 +391,7 @@ def test_a_machine_without_slurm_says_so_in_words(tmp_path: Path) -> None:
 
         def page() -> str:
             try:
-                with urllib.request.urlopen(f"{server.url}/slurm", timeout=10) as answer:
+                with urllib.request.urlopen(f"{server.url}/slurm", timeout=60) as answer:
                     return plain(answer.read().decode())
             except urllib.error.HTTPError:
                 return ""

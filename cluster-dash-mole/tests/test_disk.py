@@ -80,7 +80,7 @@ def test_a_mount_that_hangs_is_left_out_with_the_reason_and_comes_back(tmp_path:
     def statvfs(point: str) -> Usage:
         asked.append(point)
         if point == "/b" and not answer.is_set():
-            answer.wait(20)
+            answer.wait(60)
         return usage()
 
     collector = DiskCollector(root(tmp_path, "/a", "/b", "/c"), statvfs=statvfs, deadline_seconds=1)
@@ -93,7 +93,7 @@ def test_a_mount_that_hangs_is_left_out_with_the_reason_and_comes_back(tmp_path:
         assert asked.count("/b") == 1  # known to hang: not asked again
     finally:
         answer.set()
-    until = time.monotonic() + 5
+    until = time.monotonic() + 60
     while (healed := collector.collect()).error and time.monotonic() < until:
         time.sleep(0.01)
     assert list(healed.parts["disk"]) == ["/a", "/b", "/c"]  # type: ignore[call-overload]
@@ -115,7 +115,7 @@ def test_many_hanging_mounts_hang_a_bounded_number_of_threads(tmp_path: Path, co
     answer = threading.Event()
 
     def statvfs(point: str) -> Usage:
-        answer.wait(20)
+        answer.wait(60)
         return usage()
 
     before = threading.active_count()

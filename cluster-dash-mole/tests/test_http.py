@@ -278,13 +278,13 @@ def test_a_black_hole_is_given_up_after_the_time_to_read(server: Server, monkeyp
     done = threading.Event()
 
     def wait(_: socket.socket) -> None:
-        done.wait(10)
+        done.wait(60)
 
     server.script = [wait]
     started = time.monotonic()
     error = failure(sender(server))
     done.set()
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 20
     assert "no answer" in str(error)
 
 
@@ -302,7 +302,7 @@ def test_an_answer_in_drips_is_given_up_after_the_time_for_all(server: Server, m
     started = time.monotonic()
     error = failure(sender(server))
     done.set()
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 20
     assert "no answer" in str(error)
 
 

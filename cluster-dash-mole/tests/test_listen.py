@@ -63,7 +63,7 @@ def sender(clock: StillClock) -> Iterator[ListenSender]:
 
 
 def get(sender: ListenSender, path: str = "/metrics", **headers: str) -> tuple[int, bytes, http.client.HTTPMessage]:
-    connection = http.client.HTTPConnection("127.0.0.1", sender.port, timeout=20)
+    connection = http.client.HTTPConnection("127.0.0.1", sender.port, timeout=60)
     try:
         connection.request("GET", path, headers=headers)
         answer = connection.getresponse()
@@ -118,7 +118,7 @@ def test_scrapers_that_never_end_take_nobodys_place_and_one_too_many_is_closed(s
     stuck = []
 
     def one_more() -> socket.socket:
-        stuck.append(socket.create_connection(("127.0.0.1", sender.port), timeout=20))
+        stuck.append(socket.create_connection(("127.0.0.1", sender.port), timeout=60))
         return stuck[-1]
 
     try:
@@ -156,7 +156,7 @@ def test_a_page_of_slurm_tells_what_it_said_last_until_that_is_old(clock: StillC
 
 def test_a_connection_is_kept_for_the_next_scrape(sender: ListenSender) -> None:
     sender.send(SNAPSHOT)
-    connection = http.client.HTTPConnection("127.0.0.1", sender.port, timeout=20)
+    connection = http.client.HTTPConnection("127.0.0.1", sender.port, timeout=60)
     for _ in range(3):
         connection.request("GET", "/metrics")
         assert connection.getresponse().read().startswith(b"# HELP")
@@ -198,7 +198,7 @@ def test_no_host_means_both_families(clock: StillClock) -> None:
     try:
         assert get(sender)[0] == 503  # by 127.0.0.1
         if socket.has_dualstack_ipv6():
-            with socket.create_connection(("::1", sender.port), timeout=20):
+            with socket.create_connection(("::1", sender.port), timeout=60):
                 pass
     finally:
         sender.close()

@@ -28,7 +28,7 @@ def take(machine: Path, nvml_folder: Path, folder: Path) -> dict[str, Any]:
     options = json.dumps({"machine": str(machine), "deadline": 1.0 if machine.name == "hung-call" else 10.0})
     command = [sys.executable, str(HERE / "take.py"), options]
     try:
-        done = subprocess.run(command, env=environ, input="\n", capture_output=True, text=True, timeout=30, check=True)
+        done = subprocess.run(command, env=environ, input="\n", capture_output=True, text=True, timeout=60, check=True)
     finally:
         conf.write_text("")  # a call that hangs returns, so that the child ends
     assert "Traceback" not in done.stderr

@@ -18,7 +18,7 @@ def told(connection: socket.socket) -> list[int]:
 
 
 def ends(pid: int) -> bool:
-    until = time.monotonic() + 5
+    until = time.monotonic() + 60
     while time.monotonic() < until:
         try:
             if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":

@@ -92,7 +92,7 @@ def pick(nvml_folder: Path, folder: Path, conf: str, *options: str) -> "subproce
     environ = {"LD_LIBRARY_PATH": str(nvml_folder), "FAKE_NVML_CONFIG": str(folder / "nvml.conf")}
     command = [sys.executable, "-m", "cluster_dash_mole", "pick", *options]
     return subprocess.run(
-        command, env={**os.environ, **environ}, cwd=HERE.parent, capture_output=True, text=True, timeout=30, check=False
+        command, env={**os.environ, **environ}, cwd=HERE.parent, capture_output=True, text=True, timeout=60, check=False
     )
 
 

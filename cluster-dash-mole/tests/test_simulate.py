@@ -238,7 +238,7 @@ class Answers(BaseHTTPRequestHandler):
         assert self.headers["Date"].endswith("GMT")
         sink.bodies.append(body)
         if sink.silent_from is not None and len(sink.bodies) > sink.silent_from:
-            sink.released.wait(30)
+            sink.released.wait(60)
             return
         status = sink.status if len(sink.bodies) > 1 else 200  # the first is the one that tries the server
         answer = b'{"success": true}'
@@ -319,11 +319,11 @@ def test_a_signal_ends_it_with_the_summary_and_0(sink: Sink, number: int) -> Non
         "--json",
     ]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
-        until = time.monotonic() + 20
+        until = time.monotonic() + 100
         while len(sink.bodies) < 20 and time.monotonic() < until:
             time.sleep(0.02)
         process.send_signal(number)
-        output, _ = process.communicate(timeout=20)
+        output, _ = process.communicate(timeout=60)
     assert process.returncode == 0
     assert json.loads(output)["posts"] > 10
 
@@ -355,7 +355,7 @@ def test_few_open_files_are_raised_and_said(sink: Sink) -> None:
     command = (
         f"ulimit -Sn 70; {sys.executable} -m cluster_dash_mole simulate --server {sink.url} --hosts 100 --seconds 0.1"
     )
-    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=30, check=False)
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=60, check=False)
     assert "raised the limit of open files from 70 to 164" in done.stderr
 
 

@@ -4,6 +4,7 @@ import os
 import random
 import shutil
 import threading
+import time
 import zlib
 from collections.abc import Iterator
 from functools import partial
@@ -369,12 +370,15 @@ def test_a_start_with_a_full_spool_is_quick(tmp_path: Path) -> None:
         subject.add(each)
     (path,) = (tmp_path / "spool").iterdir()
     data = path.read_bytes()
-    for number in range(2, 16 * MIB // len(data)):
+    began = time.process_time()
+    assert len(spool(tmp_path / "spool").take(ROWS, 1e9)) == ROWS
+    whole = time.process_time() - began
+    files = 16 * MIB // len(data)
+    for number in range(2, files):
         path.with_name(f"{number:010}.batch").write_bytes(data)
-    before = os.times()
+    began = time.process_time()
     assert spool(tmp_path / "spool").holding().waiting > 15_000
-    after = os.times()
-    assert after.user + after.system - before.user - before.system < 0.5, "a full one, of 64 MiB, has 2 s"
+    assert time.process_time() - began < files * whole / 3, "no file is unpacked"
 
 
 def test_closing_waits_for_nobody(tmp_path: Path) -> None:
@@ -385,11 +389,11 @@ def test_closing_waits_for_nobody(tmp_path: Path) -> None:
     def hang() -> None:
         with subject._lock:
             busy.set()
-            done.wait(30)
+            done.wait(60)
 
     thread = threading.Thread(target=hang)
     thread.start()
-    busy.wait(30)
+    busy.wait(60)
     subject.close(seconds=0.01)
     assert not (tmp_path / "spool").exists()
     done.set()

@@ -90,7 +90,7 @@ def test_a_server_whose_threads_all_hang_is_not_pinged() -> None:
 
     def answer(environ: Any, start_response: Any) -> Any:
         if hang.is_set():
-            freed.wait(20)
+            freed.wait(60)
         return app(environ, start_response)
 
     server: Any = create_server(answer, host="127.0.0.1", port=0)

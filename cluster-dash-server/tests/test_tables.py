@@ -82,11 +82,16 @@ def test_a_column_of_more_than_50000_items_is_refused() -> None:
     assert said(compiled, snapshot(found)) == said(reference, snapshot(found)) == "slurm.jobs.id"
 
 
-def test_20000_jobs_take_the_reference_engine_less_than_half_a_second() -> None:
+def test_20000_jobs_take_the_reference_engine_about_as_long_as_reading_them_as_json() -> None:
     body = snapshot(block(20_000))
-    began = time.process_time()
-    reference(body)
-    assert time.process_time() - began < 0.5
+    text = json.dumps(body)
+    spent = {}
+    for what in (lambda: json.loads(text), lambda: reference(body)):
+        began = time.process_time()
+        what()
+        spent[what] = time.process_time() - began
+    reading, checking = spent.values()
+    assert checking < 6 * reading  # as long as that; the engine alone: a hundred times as long
 
 
 def test_columns_of_one_table_are_equally_long() -> None:

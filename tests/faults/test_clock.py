@@ -29,7 +29,7 @@ def posts(chaos: Chaos) -> int:
 
 
 def state(chaos: Chaos) -> str:
-    with urllib.request.urlopen(f"{chaos.server.url}/api/v1/hosts/{NAME}", timeout=10) as answer:
+    with urllib.request.urlopen(f"{chaos.server.url}/api/v1/hosts/{NAME}", timeout=60) as answer:
         return str(json.load(answer)["state"])
 
 
