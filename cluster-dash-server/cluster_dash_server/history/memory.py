@@ -16,15 +16,15 @@ from cluster_dash_server.history.rollups import (
     roll,
     stretches,
     uses,
+    whole_minutes,
 )
-from cluster_dash_server.history.steps import SETTLING_SECONDS, Steps, steps_of
+from cluster_dash_server.history.steps import SETTLING_SECONDS, Steps, steps_of, user_series
 from cluster_dash_server.history.unnaming import without_user
 from cluster_dash_server.privacy import unnamed
 from cluster_dash_server.store import (
     CLUSTER_METRICS,
     GPU_METRICS,
     HOST_METRICS,
-    USER_METRICS,
     Event,
     EventQuery,
     Figures,
@@ -240,7 +240,7 @@ class MemoryStore:
         place = CLUSTER_METRICS.index(ask.metric)
         lines: dict[str, list[list[float]]] = {}
         settled = self._clock() - SETTLING_SECONDS
-        for (minute, model), share in sorted(minutes.items()):
+        for minute, model, share in whole_minutes(minutes):
             wanted = model == "" if ask.by == "cluster" else model != "" and ask.models in (None, (model,))
             if ask.by == "model" and ask.models is not None:
                 wanted = model in ask.models
@@ -256,15 +256,7 @@ class MemoryStore:
         found = self.usage(
             UsageQuery(begin=steps.begin, end=steps.end, by=("user", "hour"), users=ask.users, hosts=ask.hosts)
         )
-        lines: dict[str, list[float]] = {}
-        for each in found:
-            held = dict(zip(USER_METRICS, (each.held_seconds, each.busy_seconds, each.idle_seconds), strict=True))
-            line = lines.setdefault(str(each.user), [0.0] * steps.count)
-            line[int(((each.hour or 0) - steps.begin) // steps.seconds)] += held[ask.metric] / steps.seconds
-        return [
-            Series(step_seconds=steps.seconds, t=steps.starts(), min=line, mean=line, max=line, user=user)
-            for user, line in sorted(lines.items())
-        ]
+        return user_series(found, ask.metric, steps, self._clock())
 
 
 def _hours(rows: list[Figures]) -> list[tuple[int, list[Figures]]]:

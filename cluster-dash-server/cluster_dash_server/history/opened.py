@@ -29,6 +29,7 @@ class OpenHours:
         self._hosts: dict[str, _Host] = {}
         self._minutes: Minutes = {}
         self._usage: dict[int, dict[UsageKey, Share]] = {}
+        self._counted_to = 0.0
         self._lock = threading.Lock()
 
     def take(self, rows: Iterable[Figures]) -> None:
@@ -48,8 +49,10 @@ class OpenHours:
         rows = host.waiting
         hour = int(rows[0].at // HOUR) * HOUR
         # up to the next row, but within the hour: another one begins anew
-        new = roll(rows, rows[0].at if hour in host.given else hour, min(next_at, hour + HOUR))
+        end = min(next_at, hour + HOUR)
+        new = roll(rows, rows[0].at if hour in host.given else hour, end)
         with self._lock:
+            self._counted_to = max(self._counted_to, end)
             given = host.given.setdefault(hour, Rolled())
             for sums in (given.minutes, self._minutes):
                 _put(sums, new.minutes)
@@ -85,6 +88,11 @@ class OpenHours:
     @staticmethod
     def _given(host: _Host) -> list[dict[UsageKey, Share]]:
         return [given.usage for given in host.given.values()]
+
+    def counted_to(self) -> float:
+        """Return up to which moment rows were added up (Unix s); 0: none was yet."""
+        with self._lock:
+            return self._counted_to
 
     def minutes(self) -> Minutes:
         """Return the shares of the cluster, by minute and model."""

@@ -21,13 +21,13 @@ from cluster_dash_server.history.rollups import (
     cluster_figures,
     stretches,
     uses,
+    whole_minutes,
 )
 from cluster_dash_server.history.sealing import USAGE_COLUMNS, Names, hot_rows, unpack_stretches
-from cluster_dash_server.history.steps import SETTLING_SECONDS, Steps, steps_of
+from cluster_dash_server.history.steps import SETTLING_SECONDS, Steps, steps_of, user_series
 from cluster_dash_server.store import (
     CLUSTER_METRICS,
     HOST_METRICS,
-    USER_METRICS,
     Event,
     EventQuery,
     Figures,
@@ -114,7 +114,7 @@ class Reader:
         if ask.by in ("gpu", "host"):
             return self._figures(ask, steps)
         if ask.by == "user":
-            return self._users(ask, steps)
+            return self._users(ask, steps, now)
         return self._cluster(ask, steps, now)
 
     # ------------------------------------------------------------------------------------------- GPUs and hosts
@@ -193,16 +193,16 @@ class Reader:
                 key: share for hour in open_hours for key, share in self._cluster_minutes(hour, hour + HOUR, wanted)
             }
         else:
-            minutes = dict(self._cluster_minutes(steps.begin, steps.end, wanted))
+            minutes = dict(self._cluster_minutes(steps.begin - 60, steps.end + 60, wanted))
             if not minutes or min(minutes)[0] > steps.begin + HOUR:  # older than minutes are kept
                 covered = {minute // HOUR * HOUR for minute, _ in minutes}
                 self._cluster_hours(steps, place, wanted, covered, line_of)
         for key, share in open_minutes.items():
-            if steps.begin <= key[0] < steps.end and (key[1] != "" if wanted is None else key[1] in wanted):
+            if steps.begin - 60 <= key[0] < steps.end + 60 and (key[1] != "" if wanted is None else key[1] in wanted):
                 was = minutes.get(key)
                 minutes[key] = share if was is None else tuple(map(add, was, share))
         settled = now - SETTLING_SECONDS - 60
-        for (minute, model), share in sorted(minutes.items()):
+        for minute, model, share in whole_minutes(minutes):
             if minute > settled or not steps.begin <= minute < steps.end:
                 continue
             line, value = line_of(model), cluster_figures(share, 60)[place]
@@ -241,19 +241,12 @@ class Reader:
 
     # ------------------------------------------------------------------------------------------------------ users
 
-    def _users(self, ask: SeriesQuery, steps: Steps) -> list[Series]:
+    def _users(self, ask: SeriesQuery, steps: Steps, now: float) -> list[Series]:
         found = self.usage(
             UsageQuery(begin=steps.begin, end=steps.end, by=("user", "hour"), users=ask.users, hosts=ask.hosts)
         )
-        lines: dict[str, list[float]] = {}
-        for each in found:
-            held = dict(zip(USER_METRICS, (each.held_seconds, each.busy_seconds, each.idle_seconds), strict=True))
-            line = lines.setdefault(str(each.user), [0.0] * steps.count)
-            line[int(((each.hour or 0) - steps.begin) // steps.seconds)] += held[ask.metric] / steps.seconds
-        return [
-            Series(step_seconds=steps.seconds, t=steps.starts(), min=line, mean=line, max=line, user=user)
-            for user, line in sorted(lines.items())
-        ]
+        counted_to = self._open.counted_to()
+        return user_series(found, ask.metric, steps, counted_to if now - counted_to < HOUR else now)
 
     def usage(self, ask: UsageQuery) -> list[Usage]:
         """See `Ledger.usage`."""

@@ -358,6 +358,23 @@ def uses(host: str, found: Iterable[Stretch]) -> list[Use]:
 # ---------------------------------------------------------------------------------------- from shares to what is asked
 
 
+def whole_minutes(minutes: Minutes) -> list[tuple[int, str, Share]]:
+    """Return the minutes that rows cover to their ends, in order.
+
+    Where a minute has none before or after it within its hour, rows began or ended somewhere in it: told over 60 s, its
+    GPUs would be too few.
+
+    Args:
+        minutes: of whole hours, or with a minute more on either side.
+    """
+    return [
+        (minute, model, share)
+        for (minute, model), share in sorted(minutes.items())
+        if (minute % HOUR == 0 or (minute - 60, model) in minutes)
+        and ((minute + 60) % HOUR == 0 or (minute + 60, model) in minutes)
+    ]
+
+
 def cluster_figures(share: Share, seconds: float) -> list[float | None]:
     """Return CLUSTER_METRICS of a share that was gathered over so many seconds."""
     of = dict(zip(SHARE, share, strict=True))

@@ -24,6 +24,7 @@ from cluster_dash_server.history.rollups import (
     cluster_figures,
     roll,
     stretches,
+    whole_minutes,
 )
 from cluster_dash_server.store import Figures, GpuId, Holder, StoreError
 
@@ -189,10 +190,11 @@ class Sums:
 
     def _write_cluster_hour(self, hour: int, model: str) -> None:
         found = self._db.execute(
-            "SELECT share FROM cluster_minutes WHERE minute >= ? AND minute < ? AND model = ?",
+            "SELECT minute, model, share FROM cluster_minutes WHERE minute >= ? AND minute < ? AND model = ?",
             (hour, hour + HOUR, model),
         )
-        of_minutes = [cluster_figures(tuple(array("d", share)), 60) for (share,) in found]
+        minutes = {(minute, model): tuple(array("d", share)) for minute, model, share in found}
+        of_minutes = [cluster_figures(share, 60) for _, _, share in whole_minutes(minutes)]
         if not of_minutes:
             self._db.execute("DELETE FROM cluster_hours WHERE hour = ? AND model = ?", (hour, model))
             return

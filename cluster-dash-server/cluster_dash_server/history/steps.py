@@ -1,7 +1,7 @@
 """How a question is cut into steps: pure; every kind of store answers with the same ones."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from cluster_dash_server.store import (
@@ -11,8 +11,10 @@ from cluster_dash_server.store import (
     MOST_POINTS,
     USER_METRICS,
     By,
+    Series,
     SeriesQuery,
     StoreError,
+    Usage,
 )
 
 METRICS: dict[By, Sequence[str]] = {
@@ -67,3 +69,25 @@ def steps_of(ask: SeriesQuery) -> Steps:
     if last < first:  # a step longer than the time asked for
         first = last = math.floor(ask.begin / least)
     return Steps(first * least, least, last - first + 1)
+
+
+def user_series(found: Iterable[Usage], metric: str, steps: Steps, counted_to: float) -> list[Series]:
+    """Return how many GPUs each user had in each step, on average.
+
+    Args:
+        found: GPU-seconds by user and hour.
+        metric: one of USER_METRICS.
+        steps: hours or longer.
+        counted_to: up to which moment GPU-seconds are counted (Unix s): the running step is divided by no more.
+    """
+    lines: dict[str, list[float]] = {}
+    for each in found:
+        held = dict(zip(USER_METRICS, (each.held_seconds, each.busy_seconds, each.idle_seconds), strict=True))
+        line = lines.setdefault(str(each.user), [0.0] * steps.count)
+        step = int(((each.hour or 0) - steps.begin) // steps.seconds)
+        counted = counted_to - (steps.begin + step * steps.seconds)
+        line[step] += held[metric] / (counted if 0 < counted < steps.seconds else steps.seconds)
+    return [
+        Series(step_seconds=steps.seconds, t=steps.starts(), min=line, mean=line, max=line, user=user)
+        for user, line in sorted(lines.items())
+    ]

@@ -225,6 +225,37 @@ def test_the_running_hour_counts_up_to_now(store: Kind, make_row: MakeRow) -> No
         assert held.held_seconds == pytest.approx(BEGIN + 5400 - begin, abs=120)
 
 
+def test_the_running_hour_of_a_user_is_divided_by_what_has_passed_of_it(
+    store: Kind, make_row: MakeRow, moving: Clock
+) -> None:
+    moving.now = BEGIN + 5400
+    put(store, [make_row(at=BEGIN + 60 * number, seq=number, gpus=2) for number in range(91)])
+
+    for begin, step in ((BEGIN, HOUR), (BEGIN, 2 * HOUR), (BEGIN + HOUR, HOUR)):
+        ask = SeriesQuery(metric="held_gpus", begin=begin, end=BEGIN + 5400, by="user", step_seconds=step)
+        (alice,) = store.series(ask)
+        assert list(alice.mean) == pytest.approx([2.0] * len(alice.t), abs=0.12), (begin, step)
+
+
+@pytest.mark.parametrize("step", [60, HOUR])
+@pytest.mark.parametrize("metric", ["total_gpus", "power_w"])
+def test_a_minute_in_which_measuring_began_or_ended_makes_no_count_low(
+    metric: str, step: float, store: Kind, make_row: MakeRow, moving: Clock
+) -> None:
+    rows = [
+        make_row(at=begin + 5 * number, seq=round(begin - BEGIN) + number, gpus=8, interval=5.0)
+        for begin in (BEGIN + 645, BEGIN + 1840)
+        for number in range(150)
+    ]
+    put(store, rows)
+
+    (line,) = store.series(SeriesQuery(metric=metric, begin=BEGIN, end=BEGIN + HOUR, by="cluster", step_seconds=step))
+
+    known = [each for each in line.min if each is not None]
+    assert known == pytest.approx([8 if metric == "total_gpus" else 8 * 300.5] * len(known))
+    assert len(known) in ((1,) if step == HOUR else (23, 24))  # the newest minute of a host is still being counted
+
+
 def test_the_cluster_at_a_moment(store: Kind, make_row: MakeRow) -> None:
     put(
         store,
