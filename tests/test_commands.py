@@ -1,5 +1,6 @@
 """The lines of notes and units in the field, typed in a fresh copy of the project that has no environment yet."""
 
+import contextlib
 import json
 import os
 import re
@@ -15,7 +16,7 @@ import pytest
 
 from tests.processes import TOP, Listening, Process, wait_until
 
-pytestmark = [pytest.mark.needs("git"), pytest.mark.timeout(400)]
+pytestmark = pytest.mark.needs("git")
 
 SERVER_LINES = [
     "FLASK_APP=cluster_dash_server uv run flask run --host=0.0.0.0 --port=8080",
@@ -167,8 +168,9 @@ def test_make_run_shows_this_machine_with_nothing_else_typed(
         assert hosts["num_cpus"] == [os.cpu_count()]
         assert hosts["memory_total_gb"][0] > 0
         for pid in run.family()[1:]:
-            if Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[1:2] == [b"dev/run.py"]:
-                os.kill(pid, signal.SIGINT)
+            with contextlib.suppress(FileNotFoundError):  # it ended meanwhile
+                if Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[1:2] == [b"dev/run.py"]:
+                    os.kill(pid, signal.SIGINT)
         run.popen.wait(60)
     with pytest.raises(OSError, match="refused"):
         get(f"{url}/healthz")
@@ -182,6 +184,6 @@ def test_make_bench_prints_its_table(clone: Path, environment: dict[str, str]) -
     assert "bench/run.py" in done.stdout
     printed = subprocess.run(
         [TOP / ".venv" / "bin" / "python", "bench/run.py", "ingest", "--runs", "1"],
-        **{"cwd": TOP, "capture_output": True, "text": True, "check": False, "timeout": 300},  # type: ignore[call-overload]
-    ).stdout
-    assert "| server CPU per snapshot: single posts" in printed
+        **{"cwd": TOP, "capture_output": True, "text": True, "check": False},  # type: ignore[call-overload]
+    )
+    assert "| server CPU per snapshot: single posts" in printed.stdout, printed.stderr

@@ -16,7 +16,7 @@ import pytest
 from dev.dist import PYTHONS, requirements
 from tests.processes import BIN, TOP, Listening
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.slow
 
 PLACES = (
     "/usr/bin",

@@ -149,13 +149,11 @@ def run(data: Path, kills: int, seed: int, planted: str = "") -> int:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
 def test_what_was_durable_outlives_some_kills(tmp_path: Path) -> None:
     assert run(tmp_path, kills=4, seed=1) > 100
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
 def test_a_commit_left_out_is_found(tmp_path: Path) -> None:
     with pytest.raises(AssertionError, match="are missing"):
         run(tmp_path, kills=4, seed=2, planted="planted")

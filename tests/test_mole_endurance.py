@@ -42,6 +42,7 @@ def gpus(snapshot: dict[str, Any]) -> list[dict[str, Any]]:
     return list(snapshot["gpu"].values())
 
 
+@pytest.mark.clocked
 @pytest.mark.parametrize("seconds", [12, pytest.param(600, marks=pytest.mark.soak)])
 def test_a_hanging_call_leaves_the_other_seven_fresh_for_as_long_as_it_hangs(
     seconds: float, server: Listening, tmp_path: Path

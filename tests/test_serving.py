@@ -95,6 +95,7 @@ def test_granian_that_is_not_installed_is_said_with_its_mend() -> None:
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.clocked
 def test_the_server_answers_soon_after_its_start() -> None:
     def seconds() -> float:
         begin = time.monotonic()
@@ -102,8 +103,7 @@ def test_the_server_answers_soon_after_its_start() -> None:
             wait_until(lambda: answers(server))
             return time.monotonic() - begin
 
-    slow = 8  # machines under test are shared and slow; `make bench` has the figure
-    assert min(seconds() for _ in range(3)) < 0.5 * slow
+    assert min(seconds() for _ in range(3)) < 2 * PATIENCE  # `make bench` has the figure: 0.5 s
 
 
 def test_it_starts_without_loading_what_only_a_chart_needs() -> None:

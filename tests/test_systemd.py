@@ -143,6 +143,7 @@ def manager(tmp_path: Path) -> Iterator[Manager]:
 NOBODY = "http://127.0.0.1:9"
 
 
+@pytest.mark.clocked
 @pytest.mark.needs("gcc")
 def test_a_mole_whose_driver_hangs_feeds_its_watchdog_and_one_that_is_stopped_does_not(
     manager: Manager, tmp_path: Path
@@ -170,6 +171,7 @@ def test_a_mole_whose_driver_hangs_feeds_its_watchdog_and_one_that_is_stopped_do
     nvml.write_text("gpus = 2\n")  # the call returns, and the children end
 
 
+@pytest.mark.clocked
 def test_a_mole_with_a_long_interval_feeds_its_watchdog(manager: Manager, tmp_path: Path) -> None:
     with start_mole(NOBODY, state=tmp_path, interval_seconds=300, environment=manager.environment):
         wait_until(lambda: manager.hear("READY=1"), 20, "the word that it has started")

@@ -111,7 +111,6 @@ def test_a_healthy_machine_tells_all_its_gpus(machine: Callable[..., Machine]) -
     assert len(taken["children"]) == 2  # the nursery and its child
 
 
-@pytest.mark.clocked
 def test_a_hanging_call_delays_one_snapshot_to_the_deadline_and_the_next_not_at_all(
     machine: Callable[..., Machine],
 ) -> None:
@@ -137,7 +136,6 @@ def test_a_hanging_call_delays_one_snapshot_to_the_deadline_and_the_next_not_at_
     }
 
 
-@pytest.mark.clocked
 def test_a_hanging_call_costs_its_own_gpu_only_and_at_most_one_process_more(machine: Callable[..., Machine]) -> None:
     subject = machine(GPUS, interval=0.4, deadline=0.2, patience=0.1)
     before = subject.take_until(lambda taken: bool(taken["ok"]))
@@ -157,7 +155,6 @@ def test_a_hanging_call_costs_its_own_gpu_only_and_at_most_one_process_more(mach
     assert len(subject.take_until(lambda taken: len(taken["children"]) == 2)["children"]) == 2
 
 
-@pytest.mark.clocked
 def test_when_both_children_hang_there_is_no_third_and_all_gpus_say_so(machine: Callable[..., Machine]) -> None:
     subject = machine(GPUS, interval=0.3, deadline=0.1, patience=0.05)
     subject.take_until(lambda taken: bool(taken["ok"]))
@@ -250,7 +247,6 @@ def test_a_process_of_a_mig_instance_that_is_taken_down_costs_no_other(machine: 
     assert len(list(subject.take()["gpu"].values())[1]["mig"]["instances"]) == 1
 
 
-@pytest.mark.clocked
 def test_slow_calls_wait_for_a_later_round(machine: Callable[..., Machine]) -> None:
     subject = machine(GPUS + "fault nvmlDeviceGetPcieThroughput sleep 100\n", interval=5)
     taken = subject.take()

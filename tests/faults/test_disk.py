@@ -55,6 +55,7 @@ def test_a_disk_that_cannot_be_written_loses_nothing(trouble: str, small_disk: P
     assert verdict.rows >= 8
 
 
+@pytest.mark.clocked
 def test_a_frozen_mole_and_a_frozen_server_lose_nothing_and_cause_no_burst(tmp_path: Path) -> None:
     with Chaos(tmp_path, moles=1, seed=1) as chaos:
         wait_until(lambda: len(chaos.oracle.sent) >= 2, 20, "it is live")

@@ -83,6 +83,7 @@ def herd(folder: Path, *, moles: int, snapshots: int, interval: float, seconds: 
     assert taken > 0
 
 
+@pytest.mark.clocked
 def test_a_fleet_that_comes_back_does_not_come_all_at_once(tmp_path: Path) -> None:
     herd(tmp_path, moles=200, snapshots=12, interval=4, seconds=15)
 
