@@ -1,0 +1,1 @@
+"""What keeps alerts, notices that wait, silences and maintenance."""
