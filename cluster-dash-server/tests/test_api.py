@@ -89,8 +89,10 @@ def test_the_summary_for_curl_is_a_table_in_colour_or_without(
 ) -> None:
     post(client, example)
     plain = client.get("/api/gpu-summary?color=no").text.splitlines()
-    assert [cell.strip() for cell in plain[0].split("\t")] == ["Server", "GPUs", "Free", "GPU%", "CPU%", "Status"]
-    assert [cell.strip() for cell in plain[1].split("\t")] == ["gpu01", "4", "2", "31%", "23%", "online"]
+    heads = ["Server", "GPUs", "Free", "GPU%", "CPU%", "Status", "By state"]
+    assert [cell.strip() for cell in plain[0].split("\t")] == heads
+    cells = ["gpu01", "4", "2", "31%", "23%", "online", "2 free, 2 busy"]
+    assert [cell.strip() for cell in plain[1].split("\t")] == cells
     assert "\x1b" not in "".join(plain)
     clock.now += 601
     colour = client.get("/api/gpu-summary")

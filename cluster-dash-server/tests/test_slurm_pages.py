@@ -232,6 +232,24 @@ def test_a_job_has_a_page_with_its_gpus_as_they_are_now(asked: FlaskClient) -> N
     assert asked.get("/slurm/job/999").status_code == 404
 
 
+def test_the_page_of_a_user_knows_their_jobs_of_slurm_without_a_process_too(asked: FlaskClient) -> None:
+    waits = asked.get("/user/bob").text
+    assert "No process of this name" in waits
+    assert 'href="/slurm/job/8_%5B1-3%5D"' in waits or 'href="/slurm/job/8_[1-3]"' in waits
+    assert "waits for what it asked for to become free" in waits
+    runs = asked.get("/user/alice").text
+    assert "&lt;script&gt;x&lt;/script&gt;" in runs
+    assert "n1:0-1" in runs
+    assert '<h2 id="jobs-title"' not in asked.get("/user/carol").text
+
+
+def test_what_slurm_drained_is_free_by_the_first_rule_only(asked: FlaskClient) -> None:
+    lines = asked.get("/api/gpu-summary?color=no").text.splitlines()
+    told = {cells[0]: cells[2:] for line in lines[1:] if (cells := [cell.strip() for cell in line.split("\t")])}
+    assert (told["n2"][0], told["n2"][-1]) == ("4", "4 drained")
+    assert told["n1"][-1].startswith("2 free, ")
+
+
 def test_lists_are_json_text_and_csv(asked: FlaskClient) -> None:
     nodes = asked.get("/api/v1/slurm/nodes?state=drained").get_json()["nodes"]
     assert [(node["name"], node["host"], node["word"], node["cpus"]) for node in nodes] == [

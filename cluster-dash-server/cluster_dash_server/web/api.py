@@ -1,6 +1,7 @@
 """What machines read: the kept routes in their first shapes, `/api/v1/…`, and the health of the server."""
 
 import statistics
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qs
@@ -12,6 +13,7 @@ from cluster_dash_server.cluster import Cluster, GpuView, HostView
 from cluster_dash_server.live import Body, Live, choose_encoding, chosen_columns
 from cluster_dash_server.narrowed import Narrowed
 from cluster_dash_server.snapshot import Json, dumps, printable, schema_text
+from cluster_dash_server.states import STATES
 from cluster_dash_server.viewers import needs
 from cluster_dash_server.web import views
 from cluster_dash_server.web.edge import Reply, Way
@@ -235,11 +237,19 @@ def _percent(value: float | None, *, color: bool) -> str:
     return f"{_GREEN if value < 50 else _YELLOW if value < 80 else _RED}{text}{_RESET}"
 
 
+def _by_state(host: HostView) -> str:
+    counts = Counter(gpu.state for gpu in host.gpus)
+    return ", ".join(f"{counts[state]} {state}" for state in reversed(STATES) if counts[state])
+
+
 def summary_table(hosts: Iterable[HostView], now: float, *, color: bool) -> str:
-    """Draw the table for `curl`: columns are padded, and parted by a tab for `cut`."""
+    """Draw the table for `curl`: columns are padded, and parted by a tab for `cut`.
+
+    `Free` is by the first version's rule, so that scripts go on as they did; the last column says what the pages say.
+    """
     hosts = list(hosts)
     width = max([len("Server"), *(len(printable(host.host)) for host in hosts)])
-    heads = (f"{'Server':<{width}}", "GPUs", "Free", " GPU%", " CPU%", "Status")
+    heads = (f"{'Server':<{width}}", "GPUs", "Free", " GPU%", " CPU%", f"{'Status':<7}", "By state")
     lines = ["\t".join(f"{_BOLD}{head}{_RESET}" if color else head for head in heads)]
     for host in hosts:
         status = _status(host, now)
@@ -252,7 +262,8 @@ def summary_table(hosts: Iterable[HostView], now: float, *, color: bool) -> str:
                     f"{sum(_is_free(gpu) for gpu in gpus):>4}",
                     _percent(_mean(_memory_percent(gpu) for gpu in gpus), color=color),
                     _percent(host.seen.cpu_percent, color=color),
-                    f"{_GREEN if status == 'online' else _RED}{status}{_RESET}" if color else status,
+                    f"{_GREEN if status == 'online' else _RED}{status:<7}{_RESET}" if color else f"{status:<7}",
+                    _by_state(host),
                 )
             )
         )

@@ -85,8 +85,13 @@ def blueprint(slurm: Slurm, cluster: Cluster, clock: Callable[[], float]) -> Blu
 
     @routes.app_context_processor
     def known() -> dict[str, object]:
-        """Tell the frame whether there is a page on Slurm."""
-        return {"has_slurm": slurm.is_known}
+        """Tell the frame whether there is a page on Slurm, and the page of a user what of the queue is theirs."""
+        return {"has_slurm": slurm.is_known, "queue_of": queue_of, "reason_of": slurm_words.reason}
+
+    def queue_of(user: str) -> Paged:
+        every = [job for picture in slurm.pictures(clock()) for job in picture.jobs or () if job.user == user]
+        found = sorted(every, key=JOB_ORDERS[""])  # type: ignore[arg-type]  # orders of one table compare
+        return Paged(rows=found[:PAGE], count=len(found), page=1, pages=1)
 
     @routes.errorhandler(QueryError)
     def wrong_query(error: QueryError) -> Response | tuple[str, int]:

@@ -44,7 +44,9 @@ export function drawFrame() {
   for (const link of document.querySelectorAll("a.export")) link.setAttribute("href", here({ format: link.dataset.format }));
   const root = document.documentElement.dataset.root;
   const path = `${root}api/gpu-summary`;
-  say(byId("curl"), q ? `curl '${path}?q=${encodeURIComponent(q).replaceAll("'", "%27")}'` : `curl ${path}`);
+  const wish = encodeURIComponent(q).replaceAll("'", "%27");
+  say(byId("curl"), q ? `curl '${path}?q=${wish}'` : `curl ${path}`);
+  say(byId("curl-free"), `curl '${root}api/v1/free?${q ? `q=${wish}&` : ""}format=text'`);
 }
 
 /** Say what the filter means, and what of it was not understood. @param {import("./cluster.js").Cluster} cluster */
