@@ -3,7 +3,9 @@
 import dataclasses
 import json
 from collections.abc import Iterator
+from typing import Any
 
+from cluster_dash_server.receivers import Receiver
 from cluster_dash_server.settings import Reading
 
 
@@ -19,9 +21,17 @@ def report(reading: Reading) -> str:
 
 def _rows(reading: Reading) -> Iterator[tuple[str, str]]:
     for section in dataclasses.fields(reading.settings):
-        values = getattr(reading.settings, section.name)
-        for field in dataclasses.fields(values):
-            value, key = getattr(values, field.name), f"{section.name}.{field.name}"
-            if value != field.default:
-                shown = '"***"' if field.metadata.get("secret") else json.dumps(value, ensure_ascii=False)
-                yield f"{key} = {shown}", reading.origins[key]
+        yield from _of(getattr(reading.settings, section.name), section.name, reading)
+
+
+def _of(values: Any, name: str, reading: Reading) -> Iterator[tuple[str, str]]:
+    for field in dataclasses.fields(values):
+        value, key = getattr(values, field.name), f"{name}.{field.name}"
+        if value == field.default or "help" not in field.metadata:
+            continue
+        if isinstance(value, tuple) and value and isinstance(value[0], Receiver):
+            for receiver in value:
+                yield from _of(receiver, f"{key}.{receiver.name}", reading)
+            continue
+        shown = '"***"' if field.metadata.get("secret") else json.dumps(value, ensure_ascii=False)
+        yield f"{key} = {shown}", reading.origins.get(key) or reading.origins[f"{key}_file"]

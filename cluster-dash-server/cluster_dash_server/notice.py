@@ -75,7 +75,7 @@ class Waiting:
     Attributes:
         receiver: the name of the receiver in the settings, or `mailto:…` for one person.
         made_at: when it was put there (Unix s).
-        tries: how often it was tried.
+        tries: how often it was tried or postponed.
     """
 
     row: int
@@ -99,6 +99,9 @@ class Outbox(Protocol):
 
     def failed(self, row: int, at: float, why: str, next_try_at: float | None) -> None:
         """Note that it was not taken; without a next try it is given up."""
+
+    def postponed(self, rows: Sequence[int], until: float) -> None:
+        """Note that they were due and have to wait on: for quiet hours, for their turn, for a receiver that rests."""
 
     def failing(self) -> Mapping[str, tuple[float, str]]:
         """Return receivers that do not take notices: since when (Unix s), and why."""

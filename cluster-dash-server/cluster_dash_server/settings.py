@@ -7,18 +7,20 @@ import os
 import re
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import unquote, urlsplit
 
 import tomllib
 
-from cluster_dash_server import when
+from cluster_dash_server import filters, notifiers, when
 from cluster_dash_server.auth import Proxies
 from cluster_dash_server.history.kept import HistorySettings, PrivacySettings
 from cluster_dash_server.ingest import Limits
+from cluster_dash_server.receivers import AlertSettings, Receiver, secret_path
 from cluster_dash_server.slurm import SlurmSettings
 from cluster_dash_server.states import Thresholds
 
@@ -175,6 +177,7 @@ class Settings:
     metrics: MetricsSettings = field(default_factory=MetricsSettings)
     site: SiteSettings = field(default_factory=SiteSettings)
     slurm: SlurmSettings = field(default_factory=SlurmSettings)
+    alerts: AlertSettings = field(default_factory=AlertSettings)
 
 
 def find_file(environment: Mapping[str, str]) -> Path | None:
@@ -239,7 +242,9 @@ def read(
     for section in dataclasses.fields(Settings):
         kind = _section_type(section.name)
         values[section.name] = _section(kind, section.name, raw.get(section.name, {}), source, environment, origins)
+    values["alerts"] = _with_receivers(values["alerts"], environment, origins.get("alerts.receivers", source))
     settings = Settings(**values)
+    _check_alerts(settings.alerts, origins, source)
     _check_nodes(settings.slurm, origins.get("slurm.hosts", source))
     _check_embed_from(settings.site.embed_from, origins.get("site.embed_from", source))
     _check_public_url(settings.server.public_url, origins.get("server.public_url", source))
@@ -249,6 +254,63 @@ def read(
     if ingest.passcode != settings.ingest.passcode:
         origins["ingest.passcode"] = site_file if ingest.passcode_file is None else str(ingest.passcode_file)
     return Reading(settings=dataclasses.replace(settings, ingest=ingest), file=file, origins=origins)
+
+
+_T = typing.TypeVar("_T", AlertSettings, Receiver)
+
+
+def _with_receivers(alerts: AlertSettings, environment: Mapping[str, str], source: str) -> AlertSettings:
+    """Read the files that hold secrets of `[alerts]`."""
+    read = tuple(
+        _with_files(receiver, f"{source}: alerts.receivers.{receiver.name}", environment)
+        for receiver in alerts.receivers
+    )
+    return dataclasses.replace(_with_files(alerts, f"{source}: alerts", environment), receivers=read)
+
+
+def _with_files(section: _T, where: str, environment: Mapping[str, str]) -> _T:
+    """Fill in what stands in a file of its own: secrets."""
+    found: dict[str, Any] = {}
+    for each in dataclasses.fields(section):
+        key, name = each.metadata.get("of"), getattr(section, each.name)
+        if key is None or name is None or getattr(section, key) is not None:
+            continue
+        path = secret_path(name, environment)
+        try:
+            found[key] = path.read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{where}.{each.name}: {path}: cannot be read: {error}") from None
+        if not found[key]:
+            raise ConfigError(f"{where}.{each.name}: {path}: is empty")
+    return dataclasses.replace(section, **found)
+
+
+def _check_alerts(alerts: AlertSettings, origins: Mapping[str, str], source: str) -> None:
+    """Refuse receivers that could not be told."""
+    for receiver in alerts.receivers:
+        where = f"{origins.get('alerts.receivers', source)}: alerts.receivers.{receiver.name}"
+        problem = notifiers.problem(receiver, alerts) or _filter_problem(receiver.filter)
+        if problem is not None:
+            raise ConfigError(f"{where}.{problem}")
+    if alerts.owner_address is not None and "{user}" not in alerts.owner_address:
+        raise ConfigError(
+            f"{origins.get('alerts.owner_address', source)}: alerts.owner_address: got {alerts.owner_address!r}, "
+            "expected {user} in it, such as {user}@example.org"
+        )
+    if alerts.owner_notices:
+        lacks = [
+            *([] if alerts.mail_server and alerts.mail_from else ["mail_server and mail_from"]),
+            *([] if alerts.owner_address or alerts.owner_addresses_file else ["owner_address or owner_addresses_file"]),
+        ]
+        if lacks:
+            raise ConfigError(
+                f"{origins.get('alerts.owner_notices', source)}: alerts.owner_notices: needs {' and '.join(lacks)}"
+            )
+
+
+def _filter_problem(text: str) -> str | None:
+    problems = filters.parse(text).problems
+    return f"filter: {problems[0]}" if problems else None
 
 
 def _check_embed_from(origins: tuple[str, ...], source: str) -> None:
@@ -330,26 +392,49 @@ def _section(
     source: str,
     environment: Mapping[str, str],
     origins: dict[str, str],
+    make: Callable[..., object] | None = None,
 ) -> object:
-    fields = {each.name: each for each in dataclasses.fields(kind)}
+    fields = {each.name: each for each in dataclasses.fields(kind) if "help" in each.metadata}
     hints = typing.get_type_hints(kind)
     values: dict[str, object] = {}
     for key, value in raw.items():
         if key not in fields:
             raise ConfigError(f"{source}: {name}: unknown key {key}{_nearest(key, list(fields))}")
+        if hints[key] == tuple[Receiver, ...]:
+            continue
         values[key] = _value(value, hints[key], fields[key].metadata, f"{source}: {name}.{key}")
         origins[f"{name}.{key}"] = source
-    prefix = f"{ENVIRONMENT_PREFIX}{name}__".upper()
+    prefix = f"{ENVIRONMENT_PREFIX}{name}__".upper().replace(".", "__").replace("-", "_")
     for variable in environment:
         key = variable.removeprefix(prefix).lower()
-        if variable.startswith(prefix) and key not in fields:
+        if variable.startswith(prefix) and key.partition("__")[0] not in fields:
             raise ConfigError(f"{variable}: unknown key {key}{_nearest(key, list(fields))}")
     for key, each in fields.items():
         variable = f"{prefix}{key.upper()}"
-        if variable in environment:
+        if hints[key] == tuple[Receiver, ...]:
+            values[key] = _receivers(raw.get(key, {}), f"{name}.{key}", source, environment, origins)
+        elif variable in environment:
             values[key] = _value(_from_text(environment[variable], hints[key]), hints[key], each.metadata, variable)
             origins[f"{name}.{key}"] = variable
-    return kind(**values)
+    return (make or kind)(**values)
+
+
+def _receivers(
+    raw: object, name: str, source: str, environment: Mapping[str, str], origins: dict[str, str]
+) -> tuple[Receiver, ...]:
+    """Read a section of sections, one each receiver."""
+    if not isinstance(raw, dict) or not all(isinstance(each, dict) for each in raw.values()):
+        raise ConfigError(f"{source}: {name}: expected sections such as [{name}.admins]")
+    found = []
+    for receiver, section in raw.items():
+        where = f"{name}.{receiver}"
+        if re.fullmatch(r"[a-z][a-z0-9_-]{0,31}", receiver) is None:
+            raise ConfigError(f"{source}: {where}: expected a name of a-z, 0-9, - and _, at most 32 long")
+        if "kind" not in section:
+            raise ConfigError(f"{source}: {where}.kind: is missing, expected {' or '.join(notifiers.KINDS)}")
+        make = partial(Receiver, name=receiver)
+        found.append(typing.cast(Receiver, _section(Receiver, where, section, source, environment, origins, make)))
+    return tuple(found)
 
 
 def _from_text(text: str, hint: object) -> object:
@@ -369,6 +454,8 @@ def _plain(hint: object) -> object:
     """Return the type of a hint such as `str | None` or `tuple[str, ...]` without its decoration."""
     if isinstance(hint, types.UnionType):
         return next(each for each in typing.get_args(hint) if each is not type(None))
+    if typing.get_origin(hint) is Literal:
+        return str
     return typing.get_origin(hint) or hint
 
 

@@ -308,6 +308,15 @@ class SqliteBook:
                 (at, at, why, row),
             )
 
+    def postponed(self, rows: Sequence[int], until: float) -> None:
+        """See `Outbox`."""
+        with self._writing() as db:
+            # counted as a try: it was due, so its end takes its place and is told
+            db.executemany(
+                "UPDATE outbox SET tries = tries + 1, next_try_at = ? WHERE id = ? AND outcome IS NULL",
+                [(until, row) for row in rows],
+            )
+
     def failing(self) -> Mapping[str, tuple[float, str]]:
         """See `Outbox`."""
         with self._reading() as db:

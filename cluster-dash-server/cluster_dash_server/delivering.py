@@ -1,0 +1,251 @@
+"""Delivery: empties the outbox, each receiver in a thread of its own, so that none waits for another.
+
+At least once: a notice is marked when its receiver has said yes, so it comes twice where the server dies in between.
+"""
+
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta, tzinfo
+
+from cluster_dash_server.notice import Notice, Notifier, NotifyError, Outbox, Waiting
+from cluster_dash_server.receivers import PERSON, SEVERITIES, Receiver
+
+log = logging.getLogger(__name__)
+
+KEPT_SECONDS = 86_400.0
+"""For so long a notice is tried."""
+FIRST_SECONDS, MOST_SECONDS = 10.0, 900.0
+"""How long a receiver rests after its first failure, doubled with each, and at most; each time × (1 … 1.5)."""
+ROUND_SECONDS = 1.0
+AT_ONCE = 20
+"""Notices that one receiver gets in one go."""
+MOST_DUE = 1000
+BUSY_SECONDS = 15.0
+"""When a receiver is busy for longer than a round, what else waits for it is looked at again after so long."""
+HOUR_SECONDS = 3600.0
+
+
+@dataclass(slots=True)
+class _Way:
+    """What is known of the way to one receiver; only its own thread changes it, and only one runs at a time."""
+
+    per_hour: int
+    quiet: Callable[[Notice, float], float | None]
+    failures: int = 0
+    rests_until: float = 0.0
+    why: str = ""
+    tokens: float = field(init=False)
+    counted_at: float | None = None
+    busy: bool = False
+
+    def __post_init__(self) -> None:
+        self.tokens = float(self.per_hour)
+
+    def turn(self, now: float) -> float | None:
+        """Take a turn; returns when the next one is to be had (Unix s) where there is none now."""
+        if self.counted_at is not None:
+            passed = max(now - self.counted_at, 0.0)
+            self.tokens = min(self.per_hour, self.tokens + passed * self.per_hour / HOUR_SECONDS)
+        self.counted_at = now
+        if self.tokens >= 1:
+            self.tokens -= 1
+            return None
+        return now + (1 - self.tokens) * HOUR_SECONDS / self.per_hour
+
+
+def quiet_until(receiver: Receiver, zone: tzinfo, notice: Notice, now: float) -> float | None:
+    """Return when the quiet hours end in which a notice has to wait (Unix s), None where it has not."""
+    quiet = receiver.quiet
+    grave = SEVERITIES.index(notice.severity) >= SEVERITIES.index(receiver.quiet_severity)
+    if quiet is None or grave or notice.kind == "test":
+        return None
+    begin, end = quiet
+    here = datetime.fromtimestamp(now, zone)
+    clock = here.time()
+    within = begin <= clock < end if begin <= end else clock >= begin or clock < end
+    if not within:
+        return None
+    day = here.date() + timedelta(days=0 if clock < end else 1)
+    return datetime.combine(day, end, zone).timestamp()
+
+
+def in_a_thread(work: Callable[[], None]) -> None:
+    """Begin some work and return."""
+    threading.Thread(target=work, name="notices", daemon=True).start()
+
+
+class Delivery:
+    """Empties an outbox.
+
+    Args:
+        outbox: what waits.
+        notifiers: the receivers of the settings, by name.
+        receivers: what the settings say of each.
+        person: makes the receiver of one person of their name, `mailto:…`; None where none can be made.
+        zone: in which quiet hours are meant.
+        clock: Unix s.
+        begin: begins the work for one receiver.
+        jitter: gives a number from 0 to 1.
+        heartbeat: what tells somebody outside that this goes on; called by each round.
+    """
+
+    def __init__(
+        self,
+        outbox: Outbox,
+        notifiers: Mapping[str, Notifier],
+        receivers: tuple[Receiver, ...] = (),
+        *,
+        person: Callable[[str], Notifier | None] = lambda _: None,
+        zone: tzinfo,
+        clock: Callable[[], float] = time.time,
+        begin: Callable[[Callable[[], None]], None] = in_a_thread,
+        jitter: Callable[[], float] = random.random,
+        heartbeat: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._outbox = outbox
+        self._notifiers = dict(notifiers)
+        self._receivers = {receiver.name: receiver for receiver in receivers}
+        self._person = person
+        self._zone = zone
+        self._clock = clock
+        self._begin = begin
+        self._jitter = jitter
+        self._heartbeat = heartbeat
+        self._ways: dict[str, _Way] = {}
+        self._taken: set[int] = set()  # rows that a receiver has, and the outbox does not know of yet
+        self._lock = threading.Lock()
+        self._wake = threading.Event()
+        self.trouble: str | None = None
+        """Why the outbox cannot be read or written now; None: it can."""
+
+    def run(self, stops: threading.Event) -> None:
+        """Deliver until told to stop."""
+        while not stops.is_set():
+            self.round()
+            self._wake.wait(ROUND_SECONDS)
+            self._wake.clear()
+
+    def round(self) -> None:
+        """Begin to deliver what is due; never raises."""
+        now = self._clock()
+        try:
+            self._mark_taken()
+            waiting: dict[str, list[Waiting]] = {}
+            for each in self._outbox.due(now, MOST_DUE):
+                waiting.setdefault(each.receiver, []).append(each)
+            for name, rows in waiting.items():
+                way = self._way(name)
+                with self._lock:
+                    if way.busy:
+                        continue
+                    way.busy = True
+                if len(rows) > AT_ONCE and len(waiting) > 1:
+                    # where one receiver has much to take, the others' still come to the front
+                    self._outbox.postponed([each.row for each in rows[AT_ONCE:]], now + BUSY_SECONDS)
+                self._begin(lambda way=way, rows=rows[:AT_ONCE]: self._work(way, rows))  # type: ignore[misc]
+            self._say(None)
+        except Exception as error:  # whatever keeps notices: it is said, and tried again
+            self._say(str(error) or type(error).__name__)
+            return
+        self._heartbeat()
+
+    def _say(self, trouble: str | None) -> None:
+        if trouble != self.trouble:
+            if trouble is None:
+                log.info("notices: they can be read again")
+            else:
+                log.error("notices cannot be read or written: %s", trouble)
+        self.trouble = trouble
+
+    def _way(self, name: str) -> _Way:
+        way = self._ways.get(name)
+        if way is None:
+            receiver = self._receivers.get(name)
+            if receiver is None:
+                way = _Way(per_hour=600, quiet=lambda notice, now: None)
+            else:
+                way = _Way(
+                    per_hour=receiver.per_hour,
+                    quiet=lambda notice, now: quiet_until(receiver, self._zone, notice, now),
+                )
+            self._ways[name] = way
+        return way
+
+    def _work(self, way: _Way, rows: list[Waiting]) -> None:
+        try:
+            for each in rows:
+                self._deliver(way, each)
+        except Exception as error:  # the outbox, or a notifier's slip: one receiver's trouble is not the others'
+            log.exception("notices for %s: %s", rows[0].receiver, type(error).__name__)
+            way.rests_until = self._clock() + MOST_SECONDS
+            way.why = type(error).__name__
+        finally:
+            with self._lock:
+                way.busy = False
+            if len(rows) == AT_ONCE:
+                self._wake.set()
+
+    def _deliver(self, way: _Way, each: Waiting) -> None:
+        now = self._clock()
+        if each.row in self._taken:
+            return
+        if now < way.rests_until:
+            if now - each.made_at > KEPT_SECONDS:
+                self._fail(each, now, way.why, None)
+            else:
+                self._outbox.postponed([each.row], way.rests_until)
+            return
+        later = way.quiet(each.notice, now) or way.turn(now)
+        if later is not None:
+            self._outbox.postponed([each.row], later)
+            return
+        try:
+            self._notifier(each.receiver).send(each.notice)
+        except NotifyError as error:
+            self._not_taken(way, each, self._clock(), error)
+            return
+        if way.failures:
+            log.info("notices: %s takes them again", each.receiver)
+        way.failures = 0
+        with self._lock:
+            self._taken.add(each.row)
+        self._mark_taken()
+
+    def _notifier(self, name: str) -> Notifier:
+        found = self._notifiers.get(name)
+        if found is None and name.startswith(PERSON):
+            found = self._person(name)
+        if found is None:
+            raise NotifyError("there is no such receiver in the settings")
+        return found
+
+    def _not_taken(self, way: _Way, each: Waiting, now: float, error: NotifyError) -> None:
+        if error.is_final:
+            self._fail(each, now, str(error), None)
+            return
+        way.failures += 1
+        rests = min(FIRST_SECONDS * 2 ** min(way.failures - 1, 10), MOST_SECONDS)
+        rests = max(rests, error.retry_after_seconds or 0.0) * (1 + self._jitter() / 2)
+        way.why = str(error)
+        way.rests_until = now + rests
+        is_over = now - each.made_at > KEPT_SECONDS
+        if way.failures == 1:
+            log.warning("notices: %s does not take them: %s", each.receiver, error)
+        self._fail(each, now, str(error), None if is_over else way.rests_until)
+
+    def _fail(self, each: Waiting, now: float, why: str, next_try_at: float | None) -> None:
+        if next_try_at is None:
+            log.error("notices: given up for %s: %s: %s", each.receiver, each.notice.title, why)
+        self._outbox.failed(each.row, now, why, next_try_at)
+
+    def _mark_taken(self) -> None:
+        """Note what receivers have; what cannot be noted now is kept in mind, and not sent again."""
+        with self._lock:
+            for row in tuple(self._taken):
+                self._outbox.sent(row, self._clock())
+                self._taken.discard(row)
+
