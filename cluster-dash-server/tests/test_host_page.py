@@ -173,6 +173,16 @@ def test_links_memory_and_modes_are_a_row_a_gpu(client: FlaskClient, post: Any, 
     )
 
 
+def test_a_column_of_which_no_gpu_knows_anything_is_left_out(client: FlaskClient, post: Any, make_gpu: Any) -> None:
+    post("gpu01", [make_gpu(0, pstate=0, memory_clock_mhz=None), make_gpu(1, pstate=8)])
+    text = text_of(client)
+    assert "Links, memory and modes GPU Mode 0 P0 1 P8" in text
+    post("gpu01", [make_gpu(0, pstate=0, users={"ada": {"4101": {"mem": 1, "time": 1, "job_id": "7"}}})])
+    text = text_of(client)
+    assert "Type Job 0 ada 4101" in text
+    assert "Container" not in text
+
+
 def test_events_of_the_host_are_told_and_those_of_others_are_not(
     client: FlaskClient, post: Any, make_gpu: Any, clock: Any
 ) -> None:

@@ -15,6 +15,8 @@ from cluster_dash_server.web import rows, slurm_words, words
 
 SKEW_SECONDS = 60
 MOST_EVENTS = 50
+NOTHING = f"{words.DASH} ·"
+"""What a text consists of that says nothing."""
 WARM_C, HOT_C = 15, 5
 """How far below the temperature at which it slows itself down a card counts as warm, and as hot."""
 
@@ -61,6 +63,7 @@ def words_of(view: HostView, events: Sequence[Event], thresholds: Thresholds, no
     memory = snapshot.get("memory") or {}
     skew = view.seen.skew_seconds
     said = standing(view)
+    processes = _processes(view, snapshot, now)
     return {
         "host": view,
         "state": view.headline.state or "none",
@@ -75,9 +78,12 @@ def words_of(view: HostView, events: Sequence[Event], thresholds: Thresholds, no
         "skewed": skew is not None and abs(skew) > SKEW_SECONDS,
         "skew_words": f"{words.age(abs(skew or 0))} {'ahead' if (skew or 0) > 0 else 'behind'}",
         "gpus": gpus,
-        "health": [health(gpu, entry) for gpu, entry in zip(view.gpus, entries, strict=True) if _says_health(entry)],
+        "health": _known_columns(
+            [health(gpu, entry) for gpu, entry in zip(view.gpus, entries, strict=True) if _says_health(entry)]
+        ),
         "instances": list(instances(view, snapshot)),
-        "processes": _processes(view, snapshot, now),
+        "processes": processes,
+        "told": {name for each in processes or () for name, value in each["process"].items() if value is not None},
         "node": _node(view),
         "cpu": snapshot["cpu"],
         "memory": memory,
@@ -249,6 +255,16 @@ def health(view: GpuView, entry: Json) -> Json:
         "Mode": ", ".join(_modes(entry)) or words.DASH,
     }
     return {"index": view.gpu.index, "key": view.gpu.key, "said": said}
+
+
+def _known_columns(rows_of_gpus: list[Json]) -> list[Json]:
+    """Leave out the columns of which no GPU knows anything."""
+    known = {
+        name for row in rows_of_gpus for name, text in row["said"].items() if text.replace("MHz", "").strip(NOTHING)
+    }
+    return [
+        {**row, "said": {name: text for name, text in row["said"].items() if name in known}} for row in rows_of_gpus
+    ]
 
 
 def _says_health(entry: Json) -> bool:
