@@ -1,4 +1,7 @@
-"""The command `cluster-dash-server`."""
+"""The command `cluster-dash-server`.
+
+A command imports the application, which needs Flask, when it runs: `--help` and a wrong word are answered at once.
+"""
 
 import argparse
 import dataclasses
@@ -10,20 +13,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cluster_dash_server import (
-    app,
-    check_config,
+    __version__,
     control,
-    doctor,
     forget_command,
     logs,
-    notify,
     past_command,
-    serving,
     token_command,
     user_command,
 )
 from cluster_dash_server.hostlist import HostlistError
-from cluster_dash_server.settings import ConfigError
+from cluster_dash_server.settings import SERVERS, ConfigError, Settings
 from cluster_dash_server.users import UsersError
 
 log = logging.getLogger(__name__)
@@ -54,7 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="cluster-dash-server", description="The server of cluster-dash: takes snapshots, shows the cluster."
     )
-    parser.add_argument("--version", action="version", version=f"%(prog)s {app.VERSION}")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     configured = argparse.ArgumentParser(add_help=False, parents=[shared])
     configured.add_argument(
@@ -73,7 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("serve", parents=[configured], help="run the server", description="Run the server.")
     command.add_argument("--host", help="address to listen on (default 127.0.0.1; 0.0.0.0: all)")
     command.add_argument("--port", type=int, help="port to listen on (default 8080; 0: any free one)")
-    command.add_argument("--server", choices=tuple(serving.SERVERS), help="what serves (default waitress)")
+    command.add_argument("--server", choices=SERVERS, help="what serves (default waitress)")
     command.set_defaults(run=serve)
     command.add_argument("--data", metavar="DIR", help=DATA_HELP)
     command = commands.add_parser(
@@ -114,7 +113,9 @@ def serve(options: argparse.Namespace) -> int:
     Raises:
         ConfigError: a setting that cannot be used, or an address that cannot be listened on.
     """
-    settings = app.load_settings(options.config)
+    from cluster_dash_server import notify, serving
+
+    settings = _load_settings(options)
     names = ("host", "port", "data", "server")
     given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     settings = dataclasses.replace(settings, server=dataclasses.replace(settings.server, **given))
@@ -135,12 +136,16 @@ def check(options: argparse.Namespace) -> int:
     Raises:
         ConfigError: a setting that cannot be used.
     """
+    from cluster_dash_server import app, check_config
+
     sys.stdout.write(check_config.report(app.read_settings(options.config)))
     return EXIT_DONE
 
 
 def examine(options: argparse.Namespace) -> int:
     """Print what the doctor finds; the exit code is that of the worst finding."""
+    from cluster_dash_server import app, doctor
+
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal without ✔ still gets the words
     try:
@@ -165,7 +170,7 @@ def forget(options: argparse.Namespace) -> int:
     if misuse is not None:
         log.error("%s", misuse)
         return EXIT_USAGE
-    settings = app.load_settings(options.config)
+    settings = _load_settings(options)
     try:
         forget_command.run(options, settings, past_command.folder_of(options, settings))
     except control.ControlError as error:
@@ -190,7 +195,7 @@ def token(options: argparse.Namespace) -> int:
     if "error" in wish:
         log.error("%s", wish["error"])
         return EXIT_USAGE
-    data = options.data or app.load_settings(options.config).server.data
+    data = options.data or _load_settings(options).server.data
     try:
         answer = token_command.grant(control.data_folder(data, os.environ), wish)
     except control.ControlError as error:
@@ -209,7 +214,7 @@ def past(options: argparse.Namespace) -> int:
     Raises:
         ConfigError: a setting that cannot be used.
     """
-    settings = app.load_settings(options.config)
+    settings = _load_settings(options)
     folder = past_command.folder_of(options, settings)
     try:
         match options.command:
@@ -233,7 +238,7 @@ def user(options: argparse.Namespace) -> int:
     Raises:
         ConfigError: a setting that cannot be used, or no file is named.
     """
-    file = options.file or app.load_settings(options.config).viewers.users_file
+    file = options.file or _load_settings(options).viewers.users_file
     if file is None:
         raise ConfigError("no users file: name it by --file, or as [viewers] users_file")
     try:
@@ -242,6 +247,12 @@ def user(options: argparse.Namespace) -> int:
         log.error("%s", error)
         return EXIT_PROBLEM
     return EXIT_DONE
+
+
+def _load_settings(options: argparse.Namespace) -> Settings:
+    from cluster_dash_server import app
+
+    return app.load_settings(options.config)
 
 
 def _log_options(options: argparse.Namespace) -> logs.LogOptions:

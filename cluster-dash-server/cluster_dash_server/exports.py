@@ -17,6 +17,7 @@ from cluster_dash_server.history.opened import OpenHours
 from cluster_dash_server.history.questions import Reader
 from cluster_dash_server.history.sqlite import FILE
 from cluster_dash_server.hostlist import HostlistError, matcher
+from cluster_dash_server.snapshot import cell
 from cluster_dash_server.store import (
     EventQuery,
     SeriesQuery,
@@ -24,7 +25,6 @@ from cluster_dash_server.store import (
     UsageQuery,
     UseQuery,
 )
-from cluster_dash_server.web.export import cell
 from cluster_dash_server.when import Span
 
 What = Literal["figures", "hours", "uses", "events"]

@@ -25,6 +25,8 @@ from cluster_dash_server.slurm import SlurmSettings
 from cluster_dash_server.states import Thresholds
 
 ENVIRONMENT_PREFIX = "CLUSTER_DASH_"
+SERVERS = ("waitress", "granian")
+"""What can serve; `serving` knows how."""
 
 
 class ConfigError(Exception):
@@ -41,7 +43,7 @@ class ServerSettings:
         default="waitress",
         metadata={
             "help": "what serves: waitress, or granian (an extra) for more than about 1,000 hosts at 5 s",
-            "choices": ("waitress", "granian"),
+            "choices": SERVERS,
         },
     )
     public_url: str | None = field(

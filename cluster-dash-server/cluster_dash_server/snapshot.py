@@ -245,6 +245,13 @@ def printable(text: str, length: int = 240) -> str:
     return text if len(text) <= length else text[: length - 1] + "…"
 
 
+def cell(value: object) -> object:
+    """Return what stands in a cell of a table: a text that a spreadsheet would take for a formula gets a ' in front."""
+    if isinstance(value, list | tuple):
+        value = " ".join(map(str, value))
+    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
+
+
 # ------------------------------------------------------------------------------------------------- the schema
 
 

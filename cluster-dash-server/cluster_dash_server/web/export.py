@@ -11,13 +11,12 @@ from flask import Response
 from cluster_dash_server.cluster import GpuView, HostView
 from cluster_dash_server.filters import jobs_of, users_of
 from cluster_dash_server.free import free_mem
-from cluster_dash_server.snapshot import dumps
+from cluster_dash_server.snapshot import cell, dumps
 from cluster_dash_server.summary import model
 from cluster_dash_server.web.views import View
 
 FORMS = ("html", "csv", "json")
 """What a page can be had as, by `?format=`."""
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,13 +57,6 @@ def csv_response(
     writer.writerow([cell(column) for column in columns])
     writer.writerows([cell(value) for value in row] for row in rows)
     return Response(text.getvalue(), mimetype="text/csv")
-
-
-def cell(value: object) -> object:
-    """Return what stands in a cell of a table: a text that a spreadsheet would take for a formula gets a ' in front."""
-    if isinstance(value, list | tuple):
-        value = " ".join(map(str, value))
-    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
 
 
 HOST_COLUMNS = (
