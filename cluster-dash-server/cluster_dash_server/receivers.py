@@ -13,6 +13,7 @@ SEVERITIES: tuple[Severity, ...] = ("info", "warning", "critical")
 """The mildest first."""
 PERSON = "mailto:"
 """How the receiver of one person begins, who is no receiver of the settings."""
+_TIME = re.compile(r"([01]?\d|2[0-3]):([0-5]\d)", re.ASCII)
 _HOURS = re.compile(r"([01]?\d|2[0-3]):([0-5]\d)-([01]?\d|2[0-3]):([0-5]\d)", re.ASCII)
 
 
@@ -137,6 +138,29 @@ class AlertSettings:
     owner_extension_hours: float = field(
         default=24, metadata={"help": "how long the link “I need it” in their mail keeps it quiet", "minimum": 0}
     )
+    digest_to: tuple[str, ...] = field(
+        default=(), metadata={"help": "names of the receivers that get the digest each morning; empty: none"}
+    )
+    digest_at: str = field(default="07:30", metadata={"help": "when, by the clock of the site's zone"})
+    waiting_to: tuple[str, ...] = field(
+        default=(),
+        metadata={
+            "help": "whom “tell me when free” may tell: mail domains such as @example.org, and names of receivers; "
+            "empty: it is off"
+        },
+    )
+
+
+def minute_of_day(text: str) -> int:
+    """Read a time of day such as 07:30, to minutes after midnight.
+
+    Raises:
+        ValueError: the text says none.
+    """
+    found = _TIME.fullmatch(text)
+    if found is None:
+        raise ValueError(f"got {text!r}, expected such as 07:30")
+    return 60 * int(found[1]) + int(found[2])
 
 
 def hours_of(text: str) -> tuple[time, time]:

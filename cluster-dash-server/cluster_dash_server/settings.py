@@ -20,7 +20,7 @@ from cluster_dash_server import filters, notifiers, when
 from cluster_dash_server.auth import Proxies
 from cluster_dash_server.history.kept import HistorySettings, PrivacySettings
 from cluster_dash_server.ingest import Limits
-from cluster_dash_server.receivers import AlertSettings, Receiver, secret_path
+from cluster_dash_server.receivers import AlertSettings, Receiver, minute_of_day, secret_path
 from cluster_dash_server.slurm import SlurmSettings
 from cluster_dash_server.states import Thresholds
 
@@ -294,6 +294,7 @@ def _check_alerts(alerts: AlertSettings, origins: Mapping[str, str], source: str
         problem = notifiers.problem(receiver, alerts) or _filter_problem(receiver.filter)
         if problem is not None:
             raise ConfigError(f"{where}.{problem}")
+    _check_people(alerts, origins, source)
     if alerts.owner_address is not None and "{user}" not in alerts.owner_address:
         raise ConfigError(
             f"{origins.get('alerts.owner_address', source)}: alerts.owner_address: got {alerts.owner_address!r}, "
@@ -308,6 +309,28 @@ def _check_alerts(alerts: AlertSettings, origins: Mapping[str, str], source: str
             raise ConfigError(
                 f"{origins.get('alerts.owner_notices', source)}: alerts.owner_notices: needs {' and '.join(lacks)}"
             )
+
+
+def _check_people(alerts: AlertSettings, origins: Mapping[str, str], source: str) -> None:
+    """Refuse a digest to nobody, and somebody to wait who cannot be told."""
+    told = {each.name for each in alerts.receivers if each.kind != "alertmanager"}  # that one takes alerts only
+    for key, named in (("digest_to", alerts.digest_to), ("waiting_to", alerts.waiting_to)):
+        where = f"{origins.get(f'alerts.{key}', source)}: alerts.{key}"
+        for each in named:
+            if key == "waiting_to" and each.startswith("@"):
+                if re.fullmatch(r"@[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?", each) is None:
+                    raise ConfigError(f"{where}: got {each!r}, expected a mail domain such as @example.org")
+                if not (alerts.mail_server and alerts.mail_from):
+                    raise ConfigError(f"{where}: {each} needs mail_server and mail_from")
+            elif each not in told:
+                also = " or a mail domain such as @example.org" if key == "waiting_to" else ""
+                raise ConfigError(
+                    f"{where}: got {each!r}, expected a receiver{also}; receivers: {', '.join(sorted(told)) or 'none'}"
+                )
+    try:
+        minute_of_day(alerts.digest_at)
+    except ValueError as error:
+        raise ConfigError(f"{origins.get('alerts.digest_at', source)}: alerts.digest_at: {error}") from None
 
 
 def _filter_problem(text: str) -> str | None:

@@ -150,3 +150,28 @@ def test_sites_that_may_frame_our_pages_are_named_by_scheme_host_and_port(tmp_pa
     file = tmp_path / "server.toml"
     file.write_text('[site]\nembed_from = ["https://a.lab", "http://*.b.lab:8080"]\n')
     assert load(file, environment={}).site.embed_from == ("https://a.lab", "http://*.b.lab:8080")
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        ('digest_to = ["boss"]', "alerts.digest_to: got 'boss', expected a receiver; receivers: admins"),
+        ('digest_at = "7.30"', "alerts.digest_at: got '7.30', expected such as 07:30"),
+        ('waiting_to = ["@"]', "alerts.waiting_to: got '@', expected a mail domain such as @example.org"),
+        ('waiting_to = ["@example.org"]', "alerts.waiting_to: @example.org needs mail_server and mail_from"),
+        (
+            'waiting_to = ["router"]',
+            "alerts.waiting_to: got 'router', expected a receiver or a mail domain such as @example.org",
+        ),
+    ],
+)
+def test_who_gets_the_digest_and_who_may_be_told_of_free_gpus_must_be_reachable(
+    line: str, problem: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "server.toml"
+    receivers = '[alerts.receivers.admins]\nkind = "webhook"\nurl = "https://hook.example.org/"\n'
+    router = '[alerts.receivers.router]\nkind = "alertmanager"\nurl = "https://alerts.example.org"\n'
+    file.write_text(f"[alerts]\n{line}\n{receivers}{router}")
+    with pytest.raises(ConfigError) as refused:
+        load(file, environment={})
+    assert problem in str(refused.value)
