@@ -214,13 +214,13 @@ def create_app(settings: Settings | None = None, clock: Callable[[], float] = ti
     app.register_blueprint(lists.blueprint(cluster, events, history, clock, zone))
     past = Past(cluster, past_of_all, past_of_all, clock, zone)
     app.register_blueprint(pages.blueprint(cluster, events, clock, site, past.view_at))
-    app.register_blueprint(slurm_pages.blueprint(slurm, cluster, clock))
+    app.register_blueprint(slurm_pages.blueprint(slurm, cluster, clock, site.name))
     app.register_blueprint(openapi.blueprint(VERSION, settings.server.base_path))
     app.register_blueprint(charts.blueprint(cluster, clock))
     app.register_blueprint(past_parts.blueprint(past))
-    app.register_blueprint(history_pages.blueprint(past))
+    app.register_blueprint(history_pages.blueprint(past, site.name))
     app.register_blueprint(first_history.blueprint(cluster, past_of_all, clock))
-    app.register_blueprint(waste.blueprint(past, Groups(slurm.pictures, clock).of))
+    app.register_blueprint(waste.blueprint(past, Groups(slurm.pictures, clock).of, site.name))
     parts = status.Parts(
         cluster=cluster,
         live=live,

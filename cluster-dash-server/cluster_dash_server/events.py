@@ -12,15 +12,13 @@ from typing import NamedTuple
 from cluster_dash_server.cluster import HostView, KnownGpu, KnownHost, another_machine, slot
 from cluster_dash_server.privacy import unnamed
 from cluster_dash_server.snapshot import Json, Seen, printable
-from cluster_dash_server.states import Thresholds, silence, silence_after
+from cluster_dash_server.states import SKEW_SECONDS, Thresholds, silence, silence_after
 from cluster_dash_server.store import Event, KeptEvent, Ledger
 
 PER_HOST = 1_000
 IN_ALL = 50_000
 """Events kept of one host, and of all together: about 25 MB at most."""
 TEXT_LENGTH = 320
-SKEW_SECONDS = 60
-"""How far a host's clock may be from ours before its events are dated by ours."""
 REBOOT_SECONDS = 60
 """How far apart two moments of start are at least, of a host without a boot_id: clocks are set right after a start."""
 SAME_SECONDS = 120

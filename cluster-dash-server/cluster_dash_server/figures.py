@@ -6,11 +6,15 @@ from itertools import chain
 from typing import cast
 
 from cluster_dash_server.snapshot import AHEAD_SECONDS, Gpu, GpuEntry, Json, Seen
-from cluster_dash_server.states import DEFAULT_INTERVAL_SECONDS, Thresholds, figures_are_old, memory_in_use
+from cluster_dash_server.states import (
+    DEFAULT_INTERVAL_SECONDS,
+    SKEW_SECONDS,
+    Thresholds,
+    figures_are_old,
+    memory_in_use,
+)
 from cluster_dash_server.store import DOINGS, GPU_METRICS, Figures, GpuId, Holder
 
-SKEW_SECONDS = 60
-"""How far a host's clock may be from ours before its snapshots are dated by ours."""
 BEHIND_SECONDS = 86_400
 """How old a snapshot without an identity may be; who sends those keeps hardly any back, so a clock stands wrong."""
 NAN = float("nan")

@@ -8,6 +8,8 @@ from typing import Literal, NamedTuple, get_args
 from cluster_dash_server.snapshot import Gpu
 
 State = Literal["down", "stale", "error", "drained", "held", "busy", "unknown", "free"]
+SKEW_SECONDS = 60
+"""From how far apart a host's clock stands wrong: what it dates is dated by ours, and its page says so."""
 STATES: tuple[State, ...] = get_args(State)
 """All states of a GPU, worst first: the order in which they are decided."""
 

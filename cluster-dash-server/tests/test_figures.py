@@ -1,8 +1,10 @@
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+import cluster_dash_server
 from cluster_dash_server.figures import figures
 from cluster_dash_server.snapshot import read
 from cluster_dash_server.states import Thresholds
@@ -21,6 +23,12 @@ def of(row: Figures, metric: str) -> list[float]:
         return [row.values[HOST_METRICS.index(metric) - len(HOST_METRICS)]]
     first = GPU_METRICS.index(metric) * len(row.gpus)
     return list(row.values[first : first + len(row.gpus)])
+
+
+def test_from_when_on_a_clock_stands_wrong_is_said_once() -> None:
+    package = Path(cluster_dash_server.__file__).parent
+    said = [path.name for path in package.rglob("*.py") if "\nSKEW_SECONDS =" in path.read_text()]
+    assert said == ["states.py"]
 
 
 def test_each_figure_stands_in_its_place_and_unknown_ones_are_nan(make_snapshot: Make, make_gpu: Make) -> None:

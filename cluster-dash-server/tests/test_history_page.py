@@ -26,6 +26,7 @@ from cluster_dash_server.web import first_history, history, timelines
 from cluster_dash_server.web.api import failure
 from cluster_dash_server.web.history import Past
 from cluster_dash_server.web.views import QueryError
+from cluster_dash_server.web.waste import gpu_hours
 from cluster_dash_server.when import span
 from tests.past import Card, busy, figures, idle
 
@@ -44,7 +45,7 @@ class Lab:
             self.cluster.offer(make_seen(host, gpus, interval_seconds=60, received_at=NOW))
         app = Flask(__name__)
         past = Past(self.cluster, self.store, self.store, lambda: NOW, UTC)
-        app.register_blueprint(history.blueprint(past))
+        app.register_blueprint(history.blueprint(past, "lab"))
         app.register_blueprint(first_history.blueprint(self.cluster, self.store, lambda: NOW))
         app.register_error_handler(QueryError, lambda error: failure(400, str(error)))
         self.client = app.test_client()
@@ -76,6 +77,15 @@ def test_a_series_has_the_shape_of_the_contract(lab: Lab) -> None:
     assert all(at % 120 == 0 and NOW - 600 <= at <= NOW for at in series["t"])
     assert min(filter(None, series["min"])) in (40, 41)  # the first step begins within the time asked for
     assert max(filter(None, series["max"])) == 49
+
+
+def test_where_nobody_chooses_steps_each_has_a_snapshot(lab: Lab) -> None:
+    lab.fill(30)
+    for by in ("gpu", "host"):
+        answer = lab.get(f"metric=gpu_util&host=gpu01&by={by}&from=now-20m")
+        assert answer["step"] == 120  # twice their interval
+        assert None not in answer["series"][0]["mean"][1:-1]
+    assert lab.get("metric=gpu_util&host=gpu01&from=now-20m&step=1")["step"] == 1
 
 
 def test_gaps_stay_null_and_a_spike_is_seen_as_the_most(lab: Lab) -> None:
@@ -169,7 +179,7 @@ class Broken(MemoryStore):
 def test_history_that_cannot_be_read_is_503_in_words(lab: Lab) -> None:
     app = Flask(__name__)
     broken = Broken(lambda: NOW)
-    app.register_blueprint(history.blueprint(Past(lab.cluster, broken, broken, lambda: NOW, UTC)))
+    app.register_blueprint(history.blueprint(Past(lab.cluster, broken, broken, lambda: NOW, UTC), "lab"))
     answer = app.test_client().get("/api/v1/series?metric=gpu_util")
     assert (answer.status_code, answer.json) == (503, {"success": False, "msg": "history: the disk is gone"})
 
@@ -182,7 +192,9 @@ def test_any_two_parts_of_a_time_say_what_the_whole_says(found: list[tuple[int, 
     for minute, util in dict(found).items():
         lab_store.append(figures("gpu01", begin + minute * MINUTE, [busy("alice", util)]))
     app = Flask(__name__)
-    app.register_blueprint(history.blueprint(Past(Cluster(Thresholds()), lab_store, lab_store, lambda: NOW + DAY, UTC)))
+    app.register_blueprint(
+        history.blueprint(Past(Cluster(Thresholds()), lab_store, lab_store, lambda: NOW + DAY, UTC), "lab")
+    )
     client = app.test_client()
 
     def told(first: float, last: float) -> list[tuple[float, Any, Any, Any]]:
@@ -291,8 +303,43 @@ def fill(pages: Pages, make_gpu: Any, minutes: int = 40, host: str = "gpu01", us
 def test_before_the_second_snapshot_the_page_says_when_the_first_chart_comes(pages: Pages, make_gpu: Any) -> None:
     assert "the first chart stands here after 2 snapshots (about 10 s)" in pages.open("/history?by=gpu")
     pages.post("gpu01", [make_gpu(0)])
-    assert "The first chart stands here after 2 snapshots (about 2 min)" in pages.open("/history?by=gpu")
+    assert "The first chart stands here about 2 min after them" in pages.open("/history?by=gpu")
+    fresh = pages.open("/history")
+    assert "The first chart stands here about 5 min after them" in fresh
+    assert 'by=host">by host</a> it does sooner' in fresh
+    assert "was measured" not in fresh
+    assert "Nothing of this was measured in this time" in pages.open("/history?from=now-3d&to=now-2d")
     assert "Nobody held a GPU in this time" in pages.open("/waste")
+
+
+@pytest.mark.parametrize("by", ["cluster", "host", "gpu", "user"])
+def test_history_can_be_taken_away_as_csv_and_json(pages: Pages, make_gpu: Any, by: str) -> None:
+    fill(pages, make_gpu, 130)
+    told = json.loads(pages.open(f"/history?by={by}&from=now-3h&format=json"))
+    assert (told["by"], told["at"], told["to"] - told["from"]) == (by, pages.clock.now, 3 * HOUR)
+    assert {row["metric"] for row in told["rows"]} >= {"cluster": {"busy_gpus", "gpu_util"}, "user": {"held_gpus"}}.get(
+        by, {"gpu_util", "used_mem"}
+    )
+    assert any(row["mean"] is not None for row in told["rows"])
+    head, columns, *rows = csv.reader(io.StringIO(pages.open(f"/history?by={by}&from=now-3h&format=csv")))
+    assert head[0] == "# lab"
+    assert head[2].startswith("from 20")
+    assert columns == list(told["rows"][0])
+    assert len(rows) == len(told["rows"])
+    assert "format=csv" in pages.open(f"/history?by={by}")
+
+
+def test_waste_can_be_taken_away_as_csv_and_json(pages: Pages, make_gpu: Any) -> None:
+    fill(pages, make_gpu, 70)
+    told = json.loads(pages.open("/waste?by=host&format=json"))
+    assert (told["by"], [row["name"] for row in told["rows"]]) == ("host", ["gpu01"])
+    head, columns, row = csv.reader(io.StringIO(pages.open("/waste?by=user&format=csv")))
+    assert (head[0], head[-1]) == ("# lab", "by: user")
+    assert dict(zip(columns, row, strict=True))["name"] == "alice"
+
+
+def test_gpu_hours_too_few_to_be_shown_are_not_nothing() -> None:
+    assert [gpu_hours(seconds) for seconds in (0, 1, 170, 180, 36_000)] == ["0", "<0.1", "<0.1", "0.1", "10"]
 
 
 @pytest.mark.parametrize("by", ["cluster", "model", "host", "gpu", "user"])

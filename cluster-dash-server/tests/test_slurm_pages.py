@@ -250,6 +250,19 @@ def test_what_slurm_drained_is_free_by_the_first_rule_only(asked: FlaskClient) -
     assert told["n1"][-1].startswith("2 free, ")
 
 
+@pytest.mark.parametrize(("page", "count"), [("/slurm", 1), ("/slurm/jobs", 2), ("/slurm/nodes?state=drained", 1)])
+def test_every_table_of_slurm_can_be_taken_away(asked: FlaskClient, page: str, count: int) -> None:
+    sign = "&" if "?" in page else "?"
+    told = asked.get(f"{page}{sign}format=json").get_json()
+    assert (told["at"], len(told["rows"])) == (NOW, count)
+    answer = asked.get(f"{page}{sign}format=csv")
+    head, columns, *rows = csv.reader(io.StringIO(answer.text))
+    assert answer.mimetype == "text/csv"
+    assert (columns, len(rows)) == (list(told["rows"][0]), count)
+    assert ("state: drained" in head) is ("state" in page)
+    assert "format=csv" in asked.get(page).text
+
+
 def test_lists_are_json_text_and_csv(asked: FlaskClient) -> None:
     nodes = asked.get("/api/v1/slurm/nodes?state=drained").get_json()["nodes"]
     assert [(node["name"], node["host"], node["word"], node["cpus"]) for node in nodes] == [

@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -11,9 +11,10 @@ from flask import Response
 from cluster_dash_server.cluster import GpuView, HostView
 from cluster_dash_server.filters import jobs_of, users_of
 from cluster_dash_server.free import free_mem
-from cluster_dash_server.snapshot import cell, dumps
+from cluster_dash_server.snapshot import Json, cell, dumps
 from cluster_dash_server.summary import model
 from cluster_dash_server.web.views import View
+from cluster_dash_server.when import Span
 
 FORMS = ("html", "csv", "json")
 """What a page can be had as, by `?format=`."""
@@ -28,7 +29,7 @@ class Table:
 
 
 def answer(form: str, table: Table, view: View, name: str) -> Response:
-    """Answer with a table as `csv` or `json`.
+    """Answer with a table of the live view as `csv` or `json`.
 
     Args:
         form: which of them.
@@ -36,14 +37,44 @@ def answer(form: str, table: Table, view: View, name: str) -> Response:
         view: says which filter and which time.
         name: of the cluster, for the head.
     """
+    asked = f"q: {view.wish}" if view.wish.terms else "q: everything"
+    return told(form, table, view.said, [f"# {name}", _at(view.now), asked, *view.wish.problems])
+
+
+def of_asked(
+    form: str, table: Table, now: float, name: str, *, asked: Mapping[str, str], span: Span | None = None
+) -> Response:
+    """Answer with a table as `csv` or `json`, with what of the request chose its rows.
+
+    Args:
+        form: which of them.
+        table: what is told.
+        now: Unix s.
+        name: of the cluster, for the head.
+        asked: by the names of the parameters; empty: nothing was.
+        span: in which time the rows lie; None: they are of now.
+    """
+    chosen = {key: value for key, value in asked.items() if value}
+    moments = {} if span is None else {"from": span.begin, "to": span.end}
+    head = [f"# {name}", _at(now), *(_at(at, word) for word, at in moments.items())]
+    return told(
+        form, table, {"at": now, **moments, **chosen}, [*head, *(f"{key}: {each}" for key, each in chosen.items())]
+    )
+
+
+def told(form: str, table: Table, said: Json, head: Sequence[str]) -> Response:
+    """Answer with a table as `csv` with a head, or as `json` with what is said beside the rows."""
     if form == "json":
         rows = [dict(zip(table.columns, row, strict=True)) for row in table.rows]
-        return Response(dumps({**view.said, "rows": rows}) + b"\n", mimetype="application/json")
-    at = datetime.fromtimestamp(view.now, UTC)
-    head = [f"# {name}", f"at {at:%Y-%m-%d %H:%M:%S} UTC", f"q: {view.wish}" if view.wish.terms else "q: everything"]
-    response = csv_response(table.columns, table.rows, head=[*head, *view.wish.problems])
+        return Response(dumps({**said, "rows": rows}) + b"\n", mimetype="application/json")
+    at = datetime.fromtimestamp(said["at"], UTC)
+    response = csv_response(table.columns, table.rows, head=head)
     response.headers["Content-Disposition"] = f'attachment; filename="cluster-dash-{at:%Y%m%d-%H%M%S}.csv"'
     return response
+
+
+def _at(moment: float, word: str = "at") -> str:
+    return f"{word} {datetime.fromtimestamp(moment, UTC):%Y-%m-%d %H:%M:%S} UTC"
 
 
 def csv_response(

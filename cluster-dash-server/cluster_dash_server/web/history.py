@@ -1,6 +1,6 @@
 """History: the page `/history`, and `/api/v1/series`."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import tzinfo
 from typing import get_args
@@ -10,6 +10,7 @@ from flask import Blueprint, Response, abort, render_template, request
 
 from cluster_dash_server import bygone
 from cluster_dash_server.cluster import Cluster, HostView
+from cluster_dash_server.history.steps import FINEST_SECONDS, METRICS, SETTLING_SECONDS
 from cluster_dash_server.hostlist import HostlistError, expand, matcher
 from cluster_dash_server.snapshot import Json, printable
 from cluster_dash_server.store import (
@@ -28,7 +29,7 @@ from cluster_dash_server.store import (
     UseQuery,
 )
 from cluster_dash_server.viewers import needs
-from cluster_dash_server.web import timelines, views, words
+from cluster_dash_server.web import export, timelines, views, words
 from cluster_dash_server.web.api import failure, json_response
 from cluster_dash_server.web.export import csv_response
 from cluster_dash_server.web.timelines import Figure, Line
@@ -36,14 +37,6 @@ from cluster_dash_server.web.views import QueryError
 from cluster_dash_server.when import Span, WhenError, moment, span, step_seconds
 
 BYS: tuple[By, ...] = get_args(By)
-METRICS: dict[By, Sequence[str]] = {
-    "gpu": GPU_METRICS,
-    "host": (*HOST_METRICS, *GPU_METRICS),
-    "cluster": CLUSTER_METRICS,
-    "model": CLUSTER_METRICS,
-    "user": USER_METRICS,
-}
-"""What can be asked for, and by what."""
 MOST_VALUES = 600_000
 """Points of all series of one answer: some 25 MB of JSON."""
 MOST_HOSTS = 1_000
@@ -53,7 +46,8 @@ MOST_CELLS = 12_000
 """Cells of one map: more take a browser longer than people wait."""
 STEPS = 400
 """Steps of one chart: about one for two pixels."""
-FINEST_SECONDS: dict[By, float] = {"gpu": 1, "host": 1, "cluster": 60, "model": 60, "user": 3600}
+SLOWEST_SECONDS = 600.0
+"""For slower hosts steps have gaps."""
 POLL_SECONDS = 30
 MOST_EVENTS = 500
 LISTED_EVENTS = 50
@@ -71,6 +65,7 @@ FIGURES: dict[By, tuple[str, ...]] = {
 }
 """What the page draws where nobody chose; `gpus` are all of DOING together."""
 DOING = (("busy", "busy_gpus"), ("held without work", "idle_gpus"), ("free", "free_gpus"), ("in error", "error_gpus"))
+GPUS = tuple(name for _, name in DOING)
 MAPPED = ("gpu_util", "used_mem", "temperature_c", "power_w", "memory_util")
 
 
@@ -300,8 +295,13 @@ def say_what_fails(routes: Blueprint) -> None:
         return render_template("no_history.html", page=request.path.strip("/"), why=str(error)), 200
 
 
-def blueprint(past: Past) -> Blueprint:
-    """Build the routes."""
+def blueprint(past: Past, name: str) -> Blueprint:
+    """Build the routes.
+
+    Args:
+        past: what is kept.
+        name: of this site.
+    """
     routes = Blueprint("history", __name__, template_folder="../templates")
     say_what_fails(routes)
 
@@ -311,26 +311,35 @@ def blueprint(past: Past) -> Blueprint:
         form = views.choice("format", ("json", "csv"))
         metric = request.args.get("metric", "")
         question = past.question(_by(metric), past.span())
-        question = _bounded(question, past)
+        question = _with_snapshots(_bounded(question, past), past)
         found = past.series(question, metric)
         if form == "csv":
-            return csv_response(
-                SERIES_COLUMNS,
-                (
-                    (each.host, each.gpu, each.model, each.user, _whole(at), low, mean, high)
-                    for each in found
-                    for at, low, mean, high in zip(each.t, each.min, each.mean, each.max, strict=True)
-                ),
-            )
+            return csv_response(SERIES_COLUMNS, _points(found))
         step = found[0].step_seconds if found else question.step_seconds
         return json_response({"metric": metric, "step": step, "series": [_series(each) for each in found]})
 
     @routes.get("/history")
     @needs("history:read")
     def page() -> Response:
-        return html("history.html", **_page(past))
+        form = views.choice("format", export.FORMS)
+        if form == "html":
+            return html("history.html", **_page(past))
+        by, asked = _page_by(), past.span()
+        question = _with_snapshots(_bounded(past.question(by, asked), past), past)
+        names = [name for key in _metrics(by, is_map=False) for name in (GPUS if key == "gpus" else (key,))]
+        points = ((metric, *point) for metric in names for point in _points(past.series(question, metric)))
+        chosen = {key: request.args.get(key, "")[: views.LONGEST_PARAMETER] for key in ("host", "gpu", "model", "user")}
+        table = export.Table(columns=("metric", *SERIES_COLUMNS), rows=points)
+        return export.of_asked(form, table, past.clock(), name, asked={"by": by, **chosen}, span=asked)
 
     return routes
+
+
+def _points(found: Sequence[Series]) -> Iterator[Sequence[object]]:
+    """Give each step of each series, by SERIES_COLUMNS."""
+    for each in found:
+        for at, low, mean, high in zip(each.t, each.min, each.mean, each.max, strict=True):
+            yield each.host, each.gpu, each.model, each.user, _whole(at), low, mean, high
 
 
 def _series(each: Series) -> Json:
@@ -367,6 +376,21 @@ def _bounded(question: Question, past: Past) -> Question:
             f"step: {lines} series of {steps:.0f} points are more than {MOST_VALUES}: take longer steps, or name hosts"
         )
     return replace(question, step_seconds=step_seconds(seconds, max(1, MOST_VALUES // lines - 1)))
+
+
+def _with_snapshots(question: Question, past: Past) -> Question:
+    """Give steps each of which has a snapshot in it, where nobody chose and there are snapshots."""
+    if question.step_seconds is not None or question.by not in ("gpu", "host"):
+        return question
+    hosts = past.cluster.hosts(past.clock())
+    pause = _slowest([host for host in hosts if question.hosts is None or host.host in question.hosts])
+    least = max(question.span.seconds / (MOST_POINTS - 1), FINEST_SECONDS[question.by], 2 * pause)
+    return replace(question, step_seconds=step_seconds(least, 1))
+
+
+def _slowest(hosts: Sequence[HostView]) -> float:
+    """Return the longest time between two snapshots of hosts that send some (s)."""
+    return min(max((host.interval_seconds for host in hosts if host.silent is None), default=0.0), SLOWEST_SECONDS)
 
 
 def _count_lines(question: Question, hosts: Sequence[HostView]) -> int:
@@ -420,8 +444,10 @@ def _page(past: Past) -> dict[str, object]:
         "problems": problems,
         "figures": figures,
         "is_map": is_map,
+        "has_forms": True,
         "wait_seconds": None if points >= 2 else _first_chart_seconds(past.cluster.hosts(now), by),
         "has_hosts": len(past.cluster) > 0,
+        "is_new": points < 2 and asked.end > now - SETTLING_SECONDS and _has_just_begun(past, now),
         "events": events[:LISTED_EVENTS],
         "more_events": max(0, len(events) - LISTED_EVENTS),
         "json_path": _series_path(question, asked, metrics[0]),
@@ -479,8 +505,7 @@ def _page_step(question: Question, shown: Sequence[HostView], *, is_map: bool) -
     if is_map:
         rows = len(shown) if question.by == "host" else sum(len(host.gpus) for host in shown)
         most = max(24, min(STEPS, MOST_CELLS // max(1, min(rows, MOST_GPUS))))
-    slowest = max((host.interval_seconds for host in shown if host.silent is None), default=0.0)
-    least = max(seconds / most, FINEST_SECONDS[question.by], 2 * min(slowest, 600.0))
+    least = max(seconds / most, FINEST_SECONDS[question.by], 2 * _slowest(shown))
     return step_seconds(least, 1)
 
 
@@ -514,4 +539,15 @@ def _figure(
 def _first_chart_seconds(hosts: Sequence[HostView], by: By) -> float:
     """Return how long it takes from the first snapshot to the first chart."""
     interval = min((host.interval_seconds for host in hosts), default=5.0)
-    return max(2 * interval, 4 * FINEST_SECONDS[by] if by in ("cluster", "model") else 0.0)
+    if by == "user":
+        return max(2 * interval, 2 * FINEST_SECONDS[by])
+    # two whole minutes, behind the one in which measuring began, and settled
+    return max(2 * interval, 4 * 60 + SETTLING_SECONDS - 60 if by in ("cluster", "model") else 0.0)
+
+
+def _has_just_begun(past: Past, now: float) -> bool:
+    """Say whether snapshots come now, and history has less than two points of them in the last day."""
+    if all(host.silent is not None for host in past.cluster.hosts(now)):
+        return False
+    ask = SeriesQuery(metric="total_gpus", begin=now - 86_400, end=now, by="cluster", step_seconds=60)
+    return sum(value is not None for each in past.store.series(ask) for value in each.mean) < 2

@@ -8,12 +8,11 @@ from typing import Any, cast
 
 from cluster_dash_server.cluster import GpuView, HostView
 from cluster_dash_server.hostlist import natural
-from cluster_dash_server.states import Thresholds, counts_as_use
+from cluster_dash_server.states import SKEW_SECONDS, Thresholds, counts_as_use
 from cluster_dash_server.store import Event
 from cluster_dash_server.summary import sentence_of, standing
 from cluster_dash_server.web import rows, slurm_words, words
 
-SKEW_SECONDS = 60
 MOST_EVENTS = 50
 NOTHING = f"{words.DASH} ·"
 """What a text consists of that says nothing."""

@@ -10,7 +10,7 @@ from cluster_dash_server.hostlist import natural
 from cluster_dash_server.slurm import Finished, Job, Node, Picture, Slurm, word
 from cluster_dash_server.snapshot import Json, printable
 from cluster_dash_server.viewers import needs
-from cluster_dash_server.web import rows, slurm_words, words
+from cluster_dash_server.web import export, rows, slurm_words, words
 from cluster_dash_server.web.api import failure, json_response
 from cluster_dash_server.web.export import csv_response
 from cluster_dash_server.web.views import QueryError, choice, here
@@ -20,7 +20,9 @@ PAGE = 50
 MOST_SHARES, MOST_SHUT = 15, 12
 KEPT_SECONDS = 5.0
 """How old the counts of the overview may be: Slurm's are a minute old anyway."""
-STATES = ("", "running", "pending")
+CHOICES = ("cluster", "state", "user", "account", "partition", "text", "sort")
+"""Parameters that choose rows, or their order."""
+LONGEST_CHOICE = 400
 
 CLUSTER_COLUMNS = (
     *(
@@ -79,8 +81,15 @@ class Paged:
     pages: int
 
 
-def blueprint(slurm: Slurm, cluster: Cluster, clock: Callable[[], float]) -> Blueprint:
-    """Build the routes."""
+def blueprint(slurm: Slurm, cluster: Cluster, clock: Callable[[], float], name: str) -> Blueprint:
+    """Build the routes.
+
+    Args:
+        slurm: the newest picture of each cluster of Slurm.
+        cluster: the live view.
+        clock: Unix s.
+        name: of this site.
+    """
     routes = Blueprint("slurm", __name__)
 
     @routes.app_context_processor
@@ -101,8 +110,8 @@ def blueprint(slurm: Slurm, cluster: Cluster, clock: Callable[[], float]) -> Blu
 
     def chosen(now: float) -> tuple[Picture | None, list[Picture]]:
         pictures = slurm.pictures(now)
-        name = request.args.get("cluster")
-        return next((each for each in pictures if name in (None, each.cluster)), None), pictures
+        wanted = request.args.get("cluster")
+        return next((each for each in pictures if wanted in (None, each.cluster)), None), pictures
 
     def page(template: str, picture: Picture, pictures: Sequence[Picture], now: float, **context: object) -> Response:
         response = Response(
@@ -142,15 +151,32 @@ def blueprint(slurm: Slurm, cluster: Cluster, clock: Callable[[], float]) -> Blu
         picture, pictures = chosen(now)
         if picture is None:
             return no_slurm()
+        form = choice("format", export.FORMS)
+        if form != "html":
+            return taken(form, CLUSTER_COLUMNS, [_flat_row(each, now) for each in pictures], now)
         return page(
             "slurm.html",
             picture,
             pictures,
             now,
             tab="",
+            has_forms=True,
             json_path="api/v1/slurm",
             **counted(picture, now),
         )
+
+    def taken(form: str, columns: Sequence[str], table: Sequence[Sequence[object]], now: float) -> Response:
+        """Answer with a table to take away, and what chose its rows."""
+        chosen = {key: request.args[key][:LONGEST_CHOICE] for key in CHOICES if request.args.get(key)}
+        return export.of_asked(form, export.Table(columns=columns, rows=table), now, name, asked=chosen)
+
+    def node_rows(picture: Picture) -> list[list[object]]:
+        host_of = slurm.host_of(picture, list(cluster.names()))
+        rows_of = []
+        for node in _asked_nodes(picture):
+            said = {**node._asdict(), "word": word(node.state), "host": host_of.get(node.name)}
+            rows_of.append([said[column] for column in NODE_COLUMNS])
+        return rows_of
 
     def no_slurm() -> Response:
         response = Response(render_template("no_slurm.html", page="slurm"), mimetype="text/html")
@@ -165,12 +191,16 @@ def blueprint(slurm: Slurm, cluster: Cluster, clock: Callable[[], float]) -> Blu
         if picture is None:
             return no_slurm()
         found = _asked_jobs(picture)
+        form = choice("format", export.FORMS)
+        if form != "html":
+            return taken(form, JOB_COLUMNS, [_row(job, JOB_COLUMNS) for job in found], now)
         return page(
             "slurm_jobs.html",
             picture,
             pictures,
             now,
             tab="jobs",
+            has_forms=True,
             json_path="api/v1/slurm/jobs",
             table=_paged(found),
             states=_words(job.state for job in picture.jobs or ()),
@@ -185,12 +215,16 @@ def blueprint(slurm: Slurm, cluster: Cluster, clock: Callable[[], float]) -> Blu
         picture, pictures = chosen(now)
         if picture is None:
             return no_slurm()
+        form = choice("format", export.FORMS)
+        if form != "html":
+            return taken(form, NODE_COLUMNS, node_rows(picture), now)
         return page(
             "slurm_nodes.html",
             picture,
             pictures,
             now,
             tab="nodes",
+            has_forms=True,
             json_path="api/v1/slurm/nodes",
             table=_paged(_asked_nodes(picture)),
             states=_words(word(node.state) for node in picture.nodes or ()),
@@ -243,7 +277,7 @@ def blueprint(slurm: Slurm, cluster: Cluster, clock: Callable[[], float]) -> Blu
         form = choice("format", ("json", "csv", "text"))
         if form == "json":
             return json_response({"at": now, "slurm": [_cluster(each, now) for each in pictures]})
-        table = [[_flat(each, now)[name] for name in CLUSTER_COLUMNS] for each in pictures]
+        table = [_flat_row(each, now) for each in pictures]
         return csv_response(CLUSTER_COLUMNS, table) if form == "csv" else _text(CLUSTER_COLUMNS, table)
 
     @routes.get("/api/v1/slurm/jobs")
@@ -266,11 +300,7 @@ def blueprint(slurm: Slurm, cluster: Cluster, clock: Callable[[], float]) -> Blu
         now = clock()
         picture, _ = chosen(now)
         form = choice("format", ("json", "csv", "text"))
-        host_of = {} if picture is None else slurm.host_of(picture, list(cluster.names()))
-        table = []
-        for node in [] if picture is None else _asked_nodes(picture):
-            said = {**node._asdict(), "word": word(node.state), "host": host_of.get(node.name)}
-            table.append([said[name] for name in NODE_COLUMNS])
+        table = [] if picture is None else node_rows(picture)
         return _answer(form, "nodes", NODE_COLUMNS, table, now, picture)
 
     return routes
@@ -381,6 +411,11 @@ def _flat(picture: Picture, now: float) -> Json:
         if table in ("cpus", "gpus"):
             flat[name] = (totals.get(table) or {}).get(kind)
     return flat
+
+
+def _flat_row(picture: Picture, now: float) -> list[object]:
+    flat = _flat(picture, now)
+    return [flat[column] for column in CLUSTER_COLUMNS]
 
 
 def _cluster(picture: Picture, now: float) -> Json:

@@ -9,7 +9,7 @@ from cluster_dash_server import waste
 from cluster_dash_server.snapshot import Json
 from cluster_dash_server.viewers import needs
 from cluster_dash_server.waste import BYS, By, Hour, Line, Report
-from cluster_dash_server.web import timelines, views, words
+from cluster_dash_server.web import export, timelines, views, words
 from cluster_dash_server.web.api import json_response
 from cluster_dash_server.web.export import csv_response
 from cluster_dash_server.web.history import Past, html, say_what_fails
@@ -31,10 +31,18 @@ COLUMNS = (
 DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
 MOST_ROWS = 200
 RAMP_STEPS = 6
+LEAST_HOURS = 0.05
+"""Fewer GPU-hours would be rounded to 0."""
 
 
-def blueprint(past: Past, group_of: Callable[[str], str | None]) -> Blueprint:
-    """Build the routes."""
+def blueprint(past: Past, group_of: Callable[[str], str | None], name: str) -> Blueprint:
+    """Build the routes.
+
+    Args:
+        past: what is kept.
+        group_of: says in which group a user is; None: nobody knows.
+        name: of this site.
+    """
     routes = Blueprint("waste", __name__, template_folder="../templates")
     say_what_fails(routes)
     routes.add_app_template_filter(gpu_hours)
@@ -74,15 +82,19 @@ def blueprint(past: Past, group_of: Callable[[str], str | None]) -> Blueprint:
     @routes.get("/waste")
     @needs("history:read")
     def page() -> Response:
-        by = _by()
+        form, by = views.choice("format", export.FORMS), _by()
         found = reported()
         lines = found.lines[by]
+        if form != "html":
+            table = export.Table(columns=COLUMNS, rows=[list(row(line).values()) for line in lines])
+            return export.of_asked(form, table, past.clock(), name, asked={"by": by}, span=found.span)
         query = {name: request.args[name] for name in ("from", "to") if request.args.get(name)}
         return html(
             "waste.html",
             page="waste",
             now=past.clock(),
             json_path="api/v1/waste",
+            has_forms=True,
             span=found.span,
             from_text=request.args.get("from") or DEFAULT_FROM,
             to_text=request.args.get("to") or "now",
@@ -119,8 +131,10 @@ def hours(seconds: float) -> float:
 
 
 def gpu_hours(seconds: float) -> str:
-    """Say GPU-seconds as GPU-hours: `0.4`, `2,600`."""
+    """Say GPU-seconds as GPU-hours: `0.4`, `2,600`; what is less than is shown is not nothing: `<0.1`."""
     value = hours(seconds)
+    if 0 < value < LEAST_HOURS:
+        return "<0.1"
     return words.short(value) if value < 10 else f"{value:,.0f}"
 
 

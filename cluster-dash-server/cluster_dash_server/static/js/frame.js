@@ -43,6 +43,9 @@ export async function redraw(signal) {
   document.title = fresh.title;
   patch(document.querySelector("main"), fresh.querySelector("main"));
   patch(document.getElementById("icon"), fresh.getElementById("icon"));
+  for (const link of document.querySelectorAll("a.export")) {
+    link.setAttribute("href", fresh.querySelector(`a.export[data-format=${link.dataset.format}]`).getAttribute("href"));
+  }
   return fresh;
 }
 
