@@ -256,7 +256,8 @@ class MemoryStore:
         found = self.usage(
             UsageQuery(begin=steps.begin, end=steps.end, by=("user", "hour"), users=ask.users, hosts=ask.hosts)
         )
-        return user_series(found, ask.metric, steps, self._clock())
+        measured = self.usage(UsageQuery(begin=steps.begin, end=steps.end, by=("hour",), hosts=ask.hosts))
+        return user_series(found, measured, ask.metric, steps, self._clock())
 
 
 def _hours(rows: list[Figures]) -> list[tuple[int, list[Figures]]]:

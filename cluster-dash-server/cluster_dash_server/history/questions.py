@@ -245,8 +245,9 @@ class Reader:
         found = self.usage(
             UsageQuery(begin=steps.begin, end=steps.end, by=("user", "hour"), users=ask.users, hosts=ask.hosts)
         )
+        measured = self.usage(UsageQuery(begin=steps.begin, end=steps.end, by=("hour",), hosts=ask.hosts))
         counted_to = self._open.counted_to()
-        return user_series(found, ask.metric, steps, counted_to if now - counted_to < HOUR else now)
+        return user_series(found, measured, ask.metric, steps, counted_to if now - counted_to < HOUR else now)
 
     def usage(self, ask: UsageQuery) -> list[Usage]:
         """See `Ledger.usage`."""

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from cluster_dash_server.history.rollups import HOUR
 from cluster_dash_server.store import (
     CLUSTER_METRICS,
     GPU_METRICS,
@@ -71,22 +72,33 @@ def steps_of(ask: SeriesQuery) -> Steps:
     return Steps(first * least, least, last - first + 1)
 
 
-def user_series(found: Iterable[Usage], metric: str, steps: Steps, counted_to: float) -> list[Series]:
-    """Return how many GPUs each user had in each step, on average.
+def user_series(
+    found: Iterable[Usage], measured: Iterable[Usage], metric: str, steps: Steps, counted_to: float
+) -> list[Series]:
+    """Return how many GPUs each user had in each step, on average; None where nothing was measured.
 
     Args:
         found: GPU-seconds by user and hour.
+        measured: GPU-seconds by hour alone: an hour in which no GPU was seen is in no average.
         metric: one of USER_METRICS.
         steps: hours or longer.
-        counted_to: up to which moment GPU-seconds are counted (Unix s): the running step is divided by no more.
+        counted_to: up to which moment GPU-seconds are counted (Unix s): no more of the running hour is in the average.
     """
-    lines: dict[str, list[float]] = {}
+
+    def step_of(each: Usage) -> int:
+        return int(((each.hour or 0) - steps.begin) // steps.seconds)
+
+    seconds = [0.0] * steps.count
+    for each in measured:
+        if each.seen_seconds and (place := step_of(each)) < steps.count:
+            counted = counted_to - (each.hour or 0)
+            seconds[place] += counted if 0 < counted < HOUR else HOUR
+    lines: dict[str, list[float | None]] = {}
     for each in found:
         held = dict(zip(USER_METRICS, (each.held_seconds, each.busy_seconds, each.idle_seconds), strict=True))
-        line = lines.setdefault(str(each.user), [0.0] * steps.count)
-        step = int(((each.hour or 0) - steps.begin) // steps.seconds)
-        counted = counted_to - (steps.begin + step * steps.seconds)
-        line[step] += held[metric] / (counted if 0 < counted < steps.seconds else steps.seconds)
+        line = lines.setdefault(str(each.user), [0.0 if known else None for known in seconds])
+        if (place := step_of(each)) < steps.count and seconds[place]:
+            line[place] = (line[place] or 0.0) + held[metric] / seconds[place]
     return [
         Series(step_seconds=steps.seconds, t=steps.starts(), min=line, mean=line, max=line, user=user)
         for user, line in sorted(lines.items())

@@ -237,6 +237,23 @@ def test_the_running_hour_of_a_user_is_divided_by_what_has_passed_of_it(
         assert list(alice.mean) == pytest.approx([2.0] * len(alice.t), abs=0.12), (begin, step)
 
 
+def test_an_hour_of_which_nothing_is_known_is_a_gap_for_users_too(
+    store: Kind, make_row: MakeRow, moving: Clock
+) -> None:
+    moving.now = BEGIN + 6 * HOUR
+    for begin, user in ((BEGIN + HOUR, "alice"), (BEGIN + 3 * HOUR, "bob")):
+        put(store, [make_row(at=begin + 60 * each, seq=round(begin) + each, gpus=2, user=user) for each in range(60)])
+
+    alice, bob = store.series(SeriesQuery(metric="held_gpus", begin=BEGIN, end=BEGIN + 4 * HOUR, by="user"))
+
+    assert list(alice.mean) == [None, pytest.approx(2, abs=0.1), None, 0.0, None]
+    assert list(bob.mean) == [None, 0.0, None, pytest.approx(2, abs=0.1), None]
+    two = SeriesQuery(
+        metric="held_gpus", begin=BEGIN, end=BEGIN + 4 * HOUR, by="user", users=("bob",), step_seconds=2 * HOUR
+    )
+    assert list(store.series(two)[0].mean) == [0.0, pytest.approx(2, abs=0.1), None]
+
+
 @pytest.mark.parametrize("step", [60, HOUR])
 @pytest.mark.parametrize("metric", ["total_gpus", "power_w"])
 def test_a_minute_in_which_measuring_began_or_ended_makes_no_count_low(
