@@ -12,11 +12,12 @@ import click
 from flask import Config, Flask, Response, render_template, request
 from werkzeug.exceptions import HTTPException
 
-from cluster_dash_server import __version__, looking, privacy, restart, when
+from cluster_dash_server import __version__, digest_command, looking, privacy, restart, when
 from cluster_dash_server import settings as settings_of_site
 from cluster_dash_server.auth import Auth, Limiter, Passcode, Proxies, names_loopback
 from cluster_dash_server.cluster import Cluster, KnownHost
 from cluster_dash_server.control import Control, data_folder
+from cluster_dash_server.digest import Nights
 from cluster_dash_server.events import EventLog
 from cluster_dash_server.groups import Groups
 from cluster_dash_server.history.kept import History
@@ -49,6 +50,7 @@ from cluster_dash_server.web import (
     wall,
     waste,
 )
+from cluster_dash_server.web import digest as digest_page
 from cluster_dash_server.web import history as history_pages
 from cluster_dash_server.web import slurm as slurm_pages
 from cluster_dash_server.web.history import Past
@@ -204,6 +206,7 @@ def create_app(settings: Settings | None = None, clock: Callable[[], float] = ti
     narrowed = privacy.by_viewer(Narrowed(lives[0], life), Narrowed(lives[1], f"{life}v"))
     live = privacy.by_viewer(*lives)
     cluster = privacy.by_viewer(cluster, veiled)
+    slurm_of_all = slurm
     slurm = privacy.by_viewer(slurm, privacy.veiled_slurm(slurm, veil_for_some))
     past_of_all = privacy.by_viewer(history, privacy.veiled_past(history, veil_for_some))
     looks = api.way(live, narrowed, clock, viewers.note)
@@ -213,6 +216,20 @@ def create_app(settings: Settings | None = None, clock: Callable[[], float] = ti
     zone = when.zone(settings.site.timezone)
     app.register_blueprint(lists.blueprint(cluster, events, history, clock, zone))
     past = Past(cluster, past_of_all, past_of_all, clock, zone)
+
+    def nights(of: Cluster, past_of: History, slurm_of: Slurm) -> Nights:
+        return Nights(
+            store=past_of,
+            ledger=past_of,
+            newest=lambda begin, end: events.newest(begin=begin, end=end),
+            cluster=of,
+            pictures=slurm_of.pictures,
+            zone=zone,
+        )
+
+    all_nights = nights(whole, history, slurm_of_all)
+    control.commands["digest"] = lambda wish: digest_command.obey(all_nights, wish, clock())
+    app.register_blueprint(digest_page.blueprint(nights(cluster, past_of_all, slurm), clock))
     app.register_blueprint(pages.blueprint(cluster, events, clock, site, past.view_at))
     app.register_blueprint(slurm_pages.blueprint(slurm, cluster, clock, site.name))
     app.register_blueprint(openapi.blueprint(VERSION, settings.server.base_path))

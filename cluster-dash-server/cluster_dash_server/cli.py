@@ -15,6 +15,7 @@ from pathlib import Path
 from cluster_dash_server import (
     __version__,
     control,
+    digest_command,
     forget_command,
     logs,
     past_command,
@@ -97,6 +98,7 @@ def _parser() -> argparse.ArgumentParser:
     past_command.add_commands(commands, [kept])
     for name in ("export", "backup", "restore", "prune"):
         commands.choices[name].set_defaults(run=past)
+    digest_command.add_command(commands, [kept]).set_defaults(run=digest)
     command = commands.add_parser(
         "user",
         help="add and remove people who sign in by a password",
@@ -229,6 +231,24 @@ def past(options: argparse.Namespace) -> int:
     except past_command.PastError as error:
         log.error("%s", error)
         return EXIT_PROBLEM
+    return EXIT_DONE
+
+
+def digest(options: argparse.Namespace) -> int:
+    """Print what happened last night.
+
+    Raises:
+        ConfigError: a setting that cannot be used.
+    """
+    folder = past_command.folder_of(options, _load_settings(options))
+    try:
+        digest_command.run(options, folder)
+    except control.ControlError as error:
+        log.error("%s", error)
+        return EXIT_REFUSED if error.refused else EXIT_NO_SERVER
+    except digest_command.DigestError as error:
+        log.error("%s", error)
+        return EXIT_USAGE
     return EXIT_DONE
 
 

@@ -111,6 +111,9 @@ class Control:
         clock: Unix s.
         tokens: what `token` commands change.
         history: what `prune` prunes, and what forgets users.
+
+    Attributes:
+        commands: further ones by name, each a function of what the command says.
     """
 
     def __init__(
@@ -122,6 +125,7 @@ class Control:
         tokens: Tokens,
         history: _Past,
     ) -> None:
+        self.commands: dict[str, Callable[[Json], Json]] = {}
         self._tokens = tokens
         self._history = history
         self._path = folder / SOCKET
@@ -165,6 +169,9 @@ class Control:
                 return self._forget_user(**command["forget_user"])
             if "token" in command:
                 return obey(self._tokens, command["token"])
+            for name, do in self.commands.items():
+                if name in command:
+                    return do(command[name])
             wish = Forget(**command["forget"])
             forgotten = forget(wish, self._cluster, self._events, self._clock())
         except (HostlistError, StoreError) as error:

@@ -1,4 +1,4 @@
-"""The digest: what an admin wants to know in the morning, in some fifteen lines. Pure but for `look_back`.
+"""The digest: what an admin wants to know in the morning, in some fifteen lines. Pure but for `Nights`, which asks.
 
 What broke and what healed, reboots and drivers, who used what, what was held for nothing, the queue, whether fewer GPUs
 are free than the day before, and what needs a hand today.
@@ -8,15 +8,15 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta, tzinfo
+from itertools import groupby
 from urllib.parse import quote
 
 from cluster_dash_server import waste
-from cluster_dash_server.cluster import HostView
+from cluster_dash_server.cluster import Cluster, HostView
 from cluster_dash_server.events import HARMFUL_THROTTLES, silences
 from cluster_dash_server.hostlist import compress, natural
 from cluster_dash_server.incidents import BEGINS, ENDS, Incident, Kind, incidents
 from cluster_dash_server.slurm import Picture, is_down, is_drained
-from cluster_dash_server.states import Thresholds
 from cluster_dash_server.store import Event, EventQuery, Ledger, Series, SeriesQuery, Store, StoreError
 from cluster_dash_server.summary import sentence_of
 from cluster_dash_server.waste import Line as Usage
@@ -88,15 +88,15 @@ class Digest:
     lines: tuple[Line, ...]
 
     @property
+    def topics(self) -> list[tuple[str, list[Line]]]:
+        """The lines by topic."""
+        return [(topic, list(lines)) for topic, lines in groupby(self.lines, key=lambda line: line.topic)]
+
+    @property
     def text(self) -> str:
         """All of it as text, a paragraph for each topic."""
-        said = ""
-        topic = ""
-        for line in self.lines:
-            head = f"\n{line.topic}\n" if line.topic != topic else ""
-            topic = line.topic
-            said += f"{head}  {line.text}\n"
-        return f"{self.title}\n{said}"
+        said = [f"\n{topic}\n" + "".join(f"  {line.text}\n" for line in lines) for topic, lines in self.topics]
+        return f"{self.title}\n{''.join(said)}"
 
 
 # ------------------------------------------------------------------------------------------------------- when it is due
@@ -128,56 +128,69 @@ def night_before(due: float, zone: tzinfo) -> Span:
 # --------------------------------------------------------------------------------------------------- what is looked at
 
 
-def look_back(
-    span: Span,
-    *,
-    store: Store,
-    ledger: Ledger,
-    newest: Callable[[float, float], Iterable[Event]],
-    hosts: Sequence[HostView],
-    thresholds: Thresholds,
-    pictures: Sequence[Picture],
-    zone: tzinfo,
-    now: float,
-    firing: Sequence[str] = (),
-) -> Night:
-    """Gather what a digest is made of; where no history can be read, of what is in memory.
+class Nights:
+    """Tells nights.
 
     Args:
-        span: the night.
         store: figures.
         ledger: events and GPU-hours.
-        newest: the events in memory between two moments.
-        hosts: as they stand now.
-        thresholds: when a host counts as silent.
-        pictures: Slurm now.
+        newest: gives the events in memory between two moments.
+        cluster: the hosts as they stand.
+        pictures: gives Slurm, by the time.
         zone: of the site.
-        now: Unix s.
-        firing: titles of alerts that nobody has taken on.
+        firing: gives the titles of alerts that nobody has taken on.
     """
-    begin = span.begin - BEFORE_SECONDS
-    events = {*newest(begin, span.end), *(each for each in silences(hosts, thresholds) if each.at <= span.end)}
-    report, free_before = None, None
-    try:
-        faults = tuple({*BEGINS, *ENDS})
-        events.update(ledger.events(EventQuery(begin=begin, end=span.begin, kinds=faults)))
-        events.update(ledger.events(EventQuery(begin=span.begin, end=span.end)))
-        report = waste.report(store, ledger, span, zone, lambda _: None)
-        # each hour is counted whole: the one in which the night begins is not of the day before
-        before = Span(begin=span.begin - span.seconds, end=span.begin - 3600, is_relative=False)
-        free_before = _mean(_free(store, before))
-    except StoreError:
-        pass  # the pages and /readyz say what is wrong with history
-    is_now = now - span.end <= NOW_SECONDS
-    return Night(
-        span=span,
-        events=tuple(events),
-        hosts=hosts if is_now else None,
-        pictures=pictures if is_now else (),
-        report=report,
-        free_before=free_before,
-        firing=firing if is_now else (),
-    )
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        ledger: Ledger,
+        newest: Callable[[float, float], Iterable[Event]],
+        cluster: Cluster,
+        pictures: Callable[[float], Sequence[Picture]],
+        zone: tzinfo,
+        firing: Callable[[], Sequence[str]] = tuple,
+    ) -> None:
+        self._store = store
+        self._ledger = ledger
+        self._newest = newest
+        self._cluster = cluster
+        self._pictures = pictures
+        self._firing = firing
+        self.zone = zone
+
+    def told(self, span: Span, now: float) -> Digest:
+        """Tell a night, of all that is known of it; where no history can be read, of what is in memory."""
+        return tell(self.looked_at(span, now), self.zone)
+
+    def looked_at(self, span: Span, now: float) -> Night:
+        """Gather what there is to tell."""
+        begin = span.begin - BEFORE_SECONDS
+        hosts = self._cluster.hosts(now)
+        lasting = (each for each in silences(hosts, self._cluster.thresholds) if each.at <= span.end)
+        events = {*self._newest(begin, span.end), *lasting}
+        report, free_before = None, None
+        try:
+            faults = tuple({*BEGINS, *ENDS})
+            events.update(self._ledger.events(EventQuery(begin=begin, end=span.begin, kinds=faults)))
+            events.update(self._ledger.events(EventQuery(begin=span.begin, end=span.end)))
+            report = waste.report(self._store, self._ledger, span, self.zone, lambda _: None)
+            # each hour is counted whole: the one in which the night begins is not of the day before
+            before = Span(begin=span.begin - span.seconds, end=span.begin - 3600, is_relative=False)
+            free_before = _mean(_free(self._store, before)) if before.seconds > 0 else None
+        except StoreError:
+            pass  # the pages and /readyz say what is wrong with history
+        is_now = now - span.end <= NOW_SECONDS
+        return Night(
+            span=span,
+            events=tuple(events),
+            hosts=hosts if is_now else None,
+            pictures=self._pictures(now) if is_now else (),
+            report=report,
+            free_before=free_before,
+            firing=self._firing() if is_now else (),
+        )
 
 
 def _free(store: Store, span: Span) -> Series | None:

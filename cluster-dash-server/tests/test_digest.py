@@ -1,16 +1,23 @@
 """The digest: a night that follows a script is told as the script has it."""
 
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
+from flask import Flask
 
+from cluster_dash_server import cli
+from cluster_dash_server.app import create_app
 from cluster_dash_server.cluster import Cluster
-from cluster_dash_server.digest import MOST_LINES, Digest, Night, last_due, look_back, night_before, tell
+from cluster_dash_server.digest import MOST_LINES, Digest, Night, Nights, last_due, night_before, tell
 from cluster_dash_server.events import EventLog
+from cluster_dash_server.history.kept import PrivacySettings
 from cluster_dash_server.history.memory import MemoryStore
 from cluster_dash_server.incidents import incidents
+from cluster_dash_server.settings import ServerSettings, Settings, ViewerSettings
 from cluster_dash_server.snapshot import Seen
 from cluster_dash_server.states import Thresholds
 from cluster_dash_server.store import Event
@@ -75,22 +82,17 @@ class Script:
         full = {"/data": {"mount_point": "/data", "percent_used": 97.0}} if host == "gpu02" else {}
         return {"boot_id": f"b{is_renewed}", "seq": int(now), "general": {"driver_version": driver}, "disk": full}
 
-    def told(self, span: Span = NIGHT, now: float = END, **more: Any) -> Digest:
-        return tell(self.night(span, now, **more), BERLIN)
-
-    def night(self, span: Span = NIGHT, now: float = END, firing: Sequence[str] = ()) -> Night:
-        return look_back(
-            span,
+    def told(self, span: Span = NIGHT, now: float = END, firing: Sequence[str] = ()) -> Digest:
+        nights = Nights(
             store=self.store,
             ledger=self.store,
             newest=lambda begin, end: self.log.newest(begin=begin, end=end),
-            hosts=self.cluster.hosts(now),
-            thresholds=Thresholds(),
-            pictures=(),
+            cluster=self.cluster,
+            pictures=lambda _: (),
             zone=BERLIN,
-            now=now,
-            firing=firing,
+            firing=lambda: firing,
         )
+        return nights.told(span, now)
 
 
 def _user(name: str) -> dict[str, Any]:
@@ -221,3 +223,77 @@ def test_a_night_in_which_the_clock_is_set_is_an_hour_shorter_or_longer() -> Non
     # an hour that the clock leaves out: the digest comes an hour later, not never
     missing = datetime(2026, 3, 29, 5, 0, tzinfo=UTC).timestamp()
     assert missing - timedelta(hours=24).total_seconds() < last_due(150, missing, BERLIN) <= missing
+
+
+@pytest.fixture
+def app(clock: Any, tmp_path: Path) -> Iterator[Flask]:
+    made = create_app(Settings(server=ServerSettings(data=str(tmp_path))), clock)
+    yield made
+    made.extensions["history"].close()
+
+
+def post(app: Flask, snapshot: dict[str, Any]) -> None:
+    assert app.test_client().post("/", json={"auth_code": "lab_cluster_2025", **snapshot}).status_code == 200
+
+
+def test_the_page_is_html_text_and_json_and_takes_hostile_names_as_text(
+    app: Flask, clock: Any, make_snapshot: Any, make_gpu: MakeGpu
+) -> None:
+    client = app.test_client()
+    evil = "<script>alert(1)</script>"
+    xid = {"at": clock.now, "kind": "xid", "gpu": 0, "code": 79, "text": f"Xid 79: {evil}"}
+    post(app, make_snapshot("gpu01", [make_gpu(0)], timestamp=clock.now, events=[xid]))
+    page = client.get("/digest")
+    assert page.status_code == 200
+    assert evil not in page.text
+    assert "Xid 79: &lt;script&gt;" in page.text
+    told: Any = client.get("/digest?format=json").json
+    assert told["lines"][0] == {"topic": "Now", "text": "1 of 1 GPU free: 1 × H100 80G.", "path": ""}
+    text = client.get("/digest?format=text")
+    assert text.mimetype == "text/plain"
+    assert text.text.startswith(told["title"])
+    assert "\nBroke\n  gpu01 GPU 0 Xid 79: <script>" in text.text
+    for wrong, words in (("from=now-2y", "31 days"), ("from=yes", "from: got"), ("format=pdf", "format: got")):
+        refused = client.get(f"/digest?{wrong}")
+        assert (refused.status_code, words in refused.text) == (400, True)
+
+
+def test_who_may_not_know_names_finds_none_in_the_digest(
+    clock: Any, make_snapshot: Any, make_gpu: MakeGpu, tmp_path: Path
+) -> None:
+    users = tmp_path / "users"
+    users.touch(0o600)
+    viewers = ViewerSettings(mode="basic", users_file=str(users), allow_anonymous=True)
+    site = create_app(
+        Settings(
+            server=ServerSettings(data=str(tmp_path / "data")),
+            viewers=viewers,
+            privacy=PrivacySettings(user_names="signed_in"),
+        ),
+        clock,
+    )
+    start = clock.now
+    for _ in range(3):
+        held = make_gpu(0, used_mem=60_000.0, users=_user("mallory"))
+        post(site, make_snapshot("gpu01", [held], timestamp=clock.now))
+        clock.now = clock.now + 13 * 3600
+    clock.now = start + 26 * 3600 + 60
+    text = site.test_client().get("/digest?format=text").text
+    assert "mallory" not in text
+    assert "Held for over 12 h without work: user-" in text
+    control = site.extensions["control"]
+    line = json.dumps({"digest": {"begin": "now-24h", "end": "now"}}).encode()
+    assert "mallory 1 (gpu01)" in control.answer(line, 0)["text"]
+    wrong = json.dumps({"digest": {"begin": "soon", "end": "now"}}).encode()
+    assert control.answer(wrong, 0)["msg"].startswith("from: got 'soon'")
+
+
+def test_the_command_prints_what_the_server_tells(
+    app: Flask, clock: Any, make_snapshot: Any, make_gpu: MakeGpu, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["digest", "--data", str(tmp_path)]) == cli.EXIT_NO_SERVER
+    app.extensions["start"]()
+    post(app, make_snapshot("gpu\x1b[31m", [make_gpu(0)], timestamp=clock.now) | {"hostname": "gpu01"})
+    assert cli.main(["digest", "--data", str(tmp_path)]) == 0
+    assert "Now\n  1 of 1 GPU free: 1 × H100 80G.\n" in capsys.readouterr().out
+    assert cli.main(["digest", "--from", "soon", "--data", str(tmp_path)]) == cli.EXIT_USAGE
