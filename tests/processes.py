@@ -21,19 +21,19 @@ PATIENCE = 5
 LISTENS = re.compile(rb"listens on (http://\S+)|Serving on (http://\S+)|Running on (http://\S+)")
 
 
-def wait_until(true: Callable[[], Any], seconds: float = 20, what: str = "") -> Any:
-    """Poll until a call gives something true; return it. A slow machine is given PATIENCE times as long.
+def wait_until(true: Callable[[], Any], seconds: float = 20, what: str = "", *, patience: float = PATIENCE) -> Any:
+    """Poll until a call gives something true; return it. A slow machine is given `patience` times as long.
 
     Raises:
         TimeoutError: it stayed false for so long.
     """
-    until = time.monotonic() + PATIENCE * seconds
+    until = time.monotonic() + patience * seconds
     while True:
         value = true()
         if value:
             return value
         if time.monotonic() > until:
-            raise TimeoutError(f"not within {PATIENCE * seconds} s: {what or true}")
+            raise TimeoutError(f"not within {patience * seconds} s: {what or true}")
         time.sleep(0.02)
 
 

@@ -64,7 +64,7 @@ def test_a_frozen_mole_and_a_frozen_server_lose_nothing_and_cause_no_burst(tmp_p
             os.kill(process.popen.pid, 19)
             try:
                 with pytest.raises(TimeoutError):
-                    wait_until(lambda: len(chaos.oracle.sent) > known + 1, 5, "nothing comes")  # noqa: B023
+                    wait_until(lambda: len(chaos.oracle.sent) > known + 1, 5, "nothing comes", patience=1)  # noqa: B023
             finally:
                 os.kill(process.popen.pid, 18)
             wait_until(lambda: len(chaos.oracle.sent) >= known + 2, 20, "it goes on")  # noqa: B023

@@ -25,6 +25,7 @@ WEATHERS = {
 WORDS = ("no connection to", "without an answer", "in mid-answer", "in time")
 
 
+@pytest.mark.clocked
 def test_whatever_the_way_does_each_snapshot_arrives_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exchange, "READ_SECONDS", 1.0)  # 15 s in the field
     oracle = Oracle()
