@@ -32,7 +32,7 @@ def outage(chaos: Chaos, seconds: float) -> None:
     process = chaos._moles[NAME]
     wait_until(lambda: b"CD102" in process.output, 20, "the mole has noticed")
     with pytest.raises(TimeoutError):
-        wait_until(lambda: len(chaos.oracle.sent) > known, seconds, "nothing comes")
+        wait_until(lambda: len(chaos.oracle.sent) > known, seconds, "nothing comes", patience=1)
     chaos.proxy.weather.refuse = False
     wait_until(lambda: len(chaos.oracle.sent) > known, 20, "it is back")
 
