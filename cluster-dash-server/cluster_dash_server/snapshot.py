@@ -76,6 +76,8 @@ class GpuEntry(TypedDict):
     read_at: NotRequired[float | None]
     throttle_reasons: NotRequired[list[str] | None]
     ecc: NotRequired[Json | None]
+    pcie: NotRequired[Json | None]
+    unattributed_mem: NotRequired[float | None]
     users: NotRequired[dict[str, dict[str, GpuProcess]] | None]
 
 
@@ -371,6 +373,10 @@ class Gpu:
     temperature_slowdown_c: float | None = None
     remap_pending: bool | None = None
     remap_failed: bool | None = None
+    ecc_uncorrected: int | None = None
+    pcie_width: int | None = None
+    pcie_width_max: int | None = None
+    unattributed_mem: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -385,6 +391,8 @@ class Seen:
         labels: what the host says of itself, by name: `rack` is `r1`.
         disks: where each file system is mounted, and how much of it is used, in percent.
         ephemeral: the host is one that comes and goes, a pod: it leaves the lists some time after it went down.
+        stopping: its mole was stopped on purpose: this is its last snapshot for now.
+        failing: collectors and senders of the mole that do not fare well, and why.
         events: what the snapshot says has happened, as on the wire.
         packed: the snapshot as it came, less the secret: JSON, packed. `snapshot` gives it back.
     """
@@ -413,6 +421,8 @@ class Seen:
     ephemeral: bool
     events: tuple[Json, ...]
     packed: bytes
+    stopping: bool = False
+    failing: tuple[tuple[str, str], ...] = ()
 
     @property
     def snapshot(self) -> Json:
@@ -424,6 +434,7 @@ def _gpu(key: str, entry: GpuEntry) -> Gpu:
     users = entry.get("users")
     working, jobs = _working(users)
     ecc = entry.get("ecc") or {}
+    pcie = entry.get("pcie") or {}
     return Gpu(
         key=key,
         index=int(entry["index"]),
@@ -445,6 +456,10 @@ def _gpu(key: str, entry: GpuEntry) -> Gpu:
         temperature_slowdown_c=entry.get("temperature_slowdown_c"),
         remap_pending=ecc.get("remap_pending"),
         remap_failed=ecc.get("remap_failed"),
+        ecc_uncorrected=ecc.get("uncorrected"),
+        pcie_width=pcie.get("width"),
+        pcie_width_max=pcie.get("width_max"),
+        unattributed_mem=entry.get("unattributed_mem"),
     )
 
 
@@ -475,6 +490,17 @@ def _disks(entries: dict[str, Json | None]) -> tuple[tuple[str, float], ...]:
     )
 
 
+def _failing(collectors: Mapping[str, Json | None]) -> tuple[tuple[str, str], ...]:
+    """Return what of a mole does not fare well, and why."""
+    return tuple(
+        [
+            (printable(name, 64), printable(said.get("error") or "does not work"))
+            for name, said in collectors.items()
+            if said is not None and said.get("ok") is False
+        ]
+    )
+
+
 def _possible(timestamp: float, received_at: float) -> float:
     """Return a timestamp, or the moment of receipt in place of one that cannot be: example files work for ever."""
     return timestamp if 0 < timestamp <= received_at + AHEAD_SECONDS else received_at
@@ -494,7 +520,8 @@ def read(
     cpu = snapshot["cpu"]
     memory = snapshot.get("memory") or {}
     load_avgs = cpu.get("load_avgs")
-    collector = (snapshot.get("collectors") or {}).get("gpu") or {}
+    collectors = snapshot.get("collectors") or {}
+    collector = collectors.get("gpu") or {}
     general = snapshot.get("general") or {}
     return Seen(
         host=snapshot["hostname"],
@@ -525,4 +552,6 @@ def read(
         ephemeral=general.get("ephemeral") is True,
         events=tuple(snapshot.get("events") or ()),
         packed=pack(dumps(snapshot) if compact is None else compact),
+        stopping=general.get("stopping") is True,
+        failing=_failing(collectors),
     )

@@ -343,15 +343,17 @@ def _keep(db: sqlite3.Connection, transition: Transition) -> None:
     db.execute(
         "INSERT INTO alerts (id, rule, severity, title, host, gpu, user, began_at, ended_at, facts, labels, "
         "silenced_until, memory) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO UPDATE SET "
-        "severity = excluded.severity, title = excluded.title, ended_at = excluded.ended_at, facts = excluded.facts, "
-        "labels = excluded.labels, silenced_until = excluded.silenced_until, memory = excluded.memory",
+        "severity = excluded.severity, title = excluded.title, host = excluded.host, gpu = excluded.gpu, "
+        "ended_at = excluded.ended_at, facts = excluded.facts, labels = excluded.labels, "
+        "silenced_until = excluded.silenced_until, memory = excluded.memory",
         (
             *(alert.id, alert.rule, alert.severity, alert.title, alert.host, alert.gpu, alert.user),
             *(alert.began_at, alert.ended_at, json.dumps(alert.facts), json.dumps(dict(alert.labels))),
             *(alert.silenced_until, transition.memory),
         ),
     )
-    _note(db, alert.id, transition.at, transition.kind, None, alert.title)
+    if transition.kind != "changed":
+        _note(db, alert.id, transition.at, transition.kind, None, alert.title)
 
 
 def _takes_its_place(db: sqlite3.Connection, end: Addressed, at: float) -> bool:

@@ -1,0 +1,601 @@
+"""From what is found to alerts, pure: `evaluate(rules, view, state, now)` says what begins, changes and ends.
+
+A condition that begins to hold is a *spell*. When it has held for as long as its rule asks it becomes an alert, alone
+or with others of one cause: GPUs of one host, GPUs of one user, hosts of one rack, a tenth and more of the cluster.
+An alert ends when none of its spells has held for a while, twice as long each time that it comes back; so what flaps
+is told once. Where nobody knows, nothing begins and nothing ends.
+"""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal, NamedTuple
+
+from cluster_dash_server.alerts.book import Alert, Remembered
+from cluster_dash_server.alerts.rules import Rule
+from cluster_dash_server.hostlist import compress
+
+JOIN_SECONDS = 600.0
+"""What begins within so long of an alert of the same cause belongs to it."""
+AGAIN_HOLDS = 6
+"""What comes back within so many times its rule's `hold` has not been well in between."""
+MOST_DOUBLINGS = 5
+MANY_HOSTS = 10
+"""From so many hosts on, one alert is raised for all of them, …"""
+MANY_SHARE, FEW_HOSTS = 0.2, 3
+"""… or from this share of the cluster on, or of hosts with one label (a rack, a partition), if they are a few."""
+LABEL_SHARE = 0.8
+GROWTH = 2
+"""A storm that grows to more than so many times what was told is told anew."""
+MANY = "many"
+"""What the cause of an alert of many hosts is called where no label names it."""
+NAMED = 4
+EVENTS = ("xid", "event")
+"""Facts that are moments: they are found for as long as their rule's `hold`, and then over."""
+
+Level = Literal["holds", "comes", "lingers"]
+
+
+class Subject(NamedTuple):
+    """What a condition is about: a host, one of its GPUs, a user of it; or a thing of the cluster, by name."""
+
+    host: str | None = None
+    gpu: int | None = None
+    user: str | None = None
+    thing: str | None = None
+
+
+Key = tuple[str, Subject]
+"""The name of a rule and what it is about."""
+
+
+class Finding(NamedTuple):
+    """A condition that holds now.
+
+    Attributes:
+        figure: in words.
+        since: since when (Unix s); None: since it is found.
+        level: `comes`: it does not hold yet, but begins to: it counts when others of its kind hold; `lingers`: it would
+            not begin any more and is not over either.
+        model: of the GPU.
+        who: users and jobs there.
+    """
+
+    figure: str
+    since: float | None = None
+    level: Level = "holds"
+    model: str | None = None
+    who: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class View:
+    """What is there to judge.
+
+    Attributes:
+        found: what holds, by rule and subject.
+        is_unknown: whether nobody knows if a rule's condition holds, of what is not found.
+        gone: why a host raises nothing: it is in maintenance, or was forgotten; None: it may.
+        hosts: how many there are.
+        labels: of a host, its partition among them.
+        sizes: how many hosts have a label, by name and value; asked for only where many are in trouble.
+        silenced: until when nobody is told of an alert (Unix s); None: it is not silenced.
+    """
+
+    found: Mapping[Key, Finding]
+    hosts: int
+    is_unknown: Callable[[str, Subject], bool] = lambda rule, subject: False
+    gone: Callable[[str], str | None] = lambda host: None
+    labels: Callable[[str], Mapping[str, str]] = lambda host: {}
+    sizes: Callable[[], Mapping[tuple[str, str], int]] = dict
+    silenced: Callable[[Alert], float | None] = lambda alert: None
+
+
+class Spell(NamedTuple):
+    """A condition that holds, or has until lately: since when, until when (None: it does), and its alert, if any."""
+
+    since: float
+    finding: Finding
+    gone_since: float | None = None
+    alert: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Running:
+    """An alert that goes on.
+
+    Attributes:
+        members: what it is about.
+        expected: hosts that it was told of, though their condition did not hold yet.
+        is_storm: it is about many hosts.
+        lead: what it is known by when it comes back.
+        times: how often it has come back, less one.
+        hold_seconds: for how long nothing of it may hold before it ends.
+        joined_at: when something was last added.
+        told_hosts: of how many hosts was told.
+        told: how often it was told.
+    """
+
+    alert: Alert
+    members: frozenset[Subject]
+    expected: frozenset[str] = frozenset()
+    is_storm: bool = False
+    lead: str
+    times: int
+    hold_seconds: float
+    joined_at: float
+    told_hosts: int
+    told: int = 0
+
+    def memory(self) -> str:
+        """Write what has to be known after a restart."""
+        return json.dumps(
+            {
+                "members": sorted(self.members, key=repr),
+                "expected": sorted(self.expected),
+                "is_storm": self.is_storm,
+                "lead": self.lead,
+                "times": self.times,
+                "hold_seconds": self.hold_seconds,
+                "joined_at": self.joined_at,
+                "told_hosts": self.told_hosts,
+                "told": self.told,
+            }
+        )
+
+
+class Past(NamedTuple):
+    """When an alert ended, and the how many-th time in a row it was."""
+
+    ended_at: float
+    times: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class State:
+    """What evaluation knows from round to round.
+
+    Attributes:
+        past: alerts that ended lately, by what they are known by.
+    """
+
+    spells: Mapping[Key, Spell] = field(default_factory=dict)
+    running: Mapping[str, Running] = field(default_factory=dict)
+    past: Mapping[str, Past] = field(default_factory=dict)
+
+
+class Step(NamedTuple):
+    """What becomes of an alert; `is_told`: people are to hear of it. `told`: the how many-th time."""
+
+    kind: Literal["began", "changed", "ended"]
+    running: Running
+    is_told: bool
+    takes_back: bool = False
+
+
+def evaluate(rules: Sequence[Rule], view: View, state: State, now: float) -> tuple[State, list[Step]]:
+    """Judge what is found; return what is known from now on, and what becomes of alerts."""
+    by_name = {rule.name: rule for rule in rules}
+    spells = _spells(by_name, view, state.spells, now)
+    running = dict(state.running)
+    past = {lead: each for lead, each in state.past.items() if now - each.ended_at <= _longest(rules)}
+    steps: list[Step] = []
+    before = {name: (each.members, each.expected) for name, each in running.items()}
+    there = (
+        {(name, subject.host) for name, subject in spells} if any(each.expected for each in running.values()) else set()
+    )
+    for name in list(running):
+        _thin_out(name, by_name, view, spells, there, running, past, steps, now)
+    _raise(by_name, view, spells, running, past, steps, now)
+    for name, each in list(running.items()):
+        if name in before and before[name] != (each.members, each.expected):
+            each = running[name] = _told_anew(by_name[each.alert.rule], view, spells, each)
+            steps.append(Step("changed", each, is_told=False))
+    _heed_silences(view, running, steps, {step.running.alert.id for step in steps if step.kind == "began"})
+    return State(spells=spells, running=running, past=past), steps
+
+
+def _longest(rules: Sequence[Rule]) -> float:
+    return max((_again_seconds(rule, MOST_DOUBLINGS + 1) for rule in rules), default=0.0)
+
+
+def _again_seconds(rule: Rule, times: int) -> float:
+    """Return within how long of its end an alert has come back, and is none of its own."""
+    return float(AGAIN_HOLDS * _hold_seconds(rule, times))
+
+
+def _hold_seconds(rule: Rule, times: int) -> float:
+    return float(rule.hold_seconds * 2 ** min(times - 1, MOST_DOUBLINGS))
+
+
+# -------------------------------------------------------------------------------------------------------- spells
+
+
+def _spells(rules: Mapping[str, Rule], view: View, known: Mapping[Key, Spell], now: float) -> dict[Key, Spell]:
+    """Return the spells as they are now; one whose host raises nothing, or whose rule is gone, is none any more."""
+    spells: dict[Key, Spell] = {}
+    for key, finding in view.found.items():
+        spell = known.get(key)
+        if finding.level == "lingers" and (spell is None or spell.alert is None):
+            continue
+        if key[0] not in rules or (key[1].host is not None and view.gone(key[1].host) is not None):
+            continue
+        if spell is None:
+            since = now if finding.since is None else min(now, finding.since)
+            spells[key] = Spell(since, finding)
+        else:
+            spells[key] = Spell(spell.since, finding, None, spell.alert)
+    for key, spell in known.items():
+        if key in spells or key[0] not in rules:
+            continue
+        name, subject = key
+        if subject.host is not None and view.gone(subject.host) is not None:
+            continue
+        if view.is_unknown(name, subject):
+            spells[key] = spell
+        elif spell.alert is not None:
+            spells[key] = spell if spell.gone_since is not None else spell._replace(gone_since=now)
+    return spells
+
+
+def _thin_out(
+    name: str,
+    rules: Mapping[str, Rule],
+    view: View,
+    spells: dict[Key, Spell],
+    there: set[tuple[str, str | None]],
+    running: dict[str, Running],
+    past: dict[str, Past],
+    steps: list[Step],
+    now: float,
+) -> None:
+    """Let go of what an alert is no longer about, and end it where nothing is left."""
+    each = running[name]
+    rule = each.alert.rule
+    over: list[float] = []
+    left = []
+    for subject in each.members:
+        spell = spells.get((rule, subject))
+        if spell is None:
+            over.append(now)
+        elif spell.gone_since is not None and now - spell.gone_since >= each.hold_seconds:
+            over.append(spell.gone_since)
+            del spells[rule, subject]
+        else:
+            left.append(subject)
+    expected = frozenset(host for host in each.expected if (rule, host) in there)
+    if left:
+        if over or expected != each.expected:
+            running[name] = replace(each, members=frozenset(left), expected=expected)
+        return
+    del running[name]
+    past[each.lead] = Past(now, each.times)
+    ended = replace(
+        each, alert=replace(each.alert, ended_at=max(over, default=now), facts=_at_the_end(each, rules, view))
+    )
+    steps.append(Step("ended", ended, is_told=True))
+
+
+def _at_the_end(each: Running, rules: Mapping[str, Rule], view: View) -> tuple[tuple[str, str], ...]:
+    """Return the facts of an alert that ends: what to do is no longer among them, why it ended may be."""
+    facts = tuple(fact for fact in each.alert.facts if fact[0] not in ("likely cause", "next step"))
+    why = {view.gone(subject.host) for subject in each.members if subject.host is not None}
+    if each.alert.rule not in rules:
+        why = {"its rule is switched off"}
+    return (*facts, *[("ended", reason) for reason in why if reason is not None])
+
+
+# -------------------------------------------------------------------------------------------------------- alerts
+
+
+def _raise(
+    rules: Mapping[str, Rule],
+    view: View,
+    spells: dict[Key, Spell],
+    running: dict[str, Running],
+    past: Mapping[str, Past],
+    steps: list[Step],
+    now: float,
+) -> None:
+    """Make alerts of the spells that have lasted long enough."""
+    ripe: dict[str, list[Subject]] = {}
+    coming: dict[str, set[str]] = {}
+    for (name, subject), spell in spells.items():
+        if spell.alert is not None or spell.gone_since is not None:
+            continue
+        if spell.finding.level == "holds" and now - spell.since >= rules[name].for_seconds:
+            ripe.setdefault(name, []).append(subject)
+        elif subject.host is not None:
+            coming.setdefault(name, set()).add(subject.host)
+    for name, subjects in ripe.items():
+        rule = rules[name]
+        makes = _Makes(rule, view, spells, running, past, steps, now)
+        for subject in [
+            each for each in subjects if each.thing is not None or (each.host is None and each.user is None)
+        ]:
+            makes.alert((subject,), subject.thing or "")
+        by_user: dict[str, list[Subject]] = {}
+        by_host: dict[str, list[Subject]] = {}
+        for subject in subjects:
+            if subject.user is not None:
+                by_user.setdefault(subject.user, []).append(subject)
+            elif subject.host is not None:
+                by_host.setdefault(subject.host, []).append(subject)
+        for user, theirs in by_user.items():
+            if not makes.joined(theirs, lambda each, user=user: each.alert.user == user):  # type: ignore[misc]
+                makes.alert(theirs, f"user {user}")
+        makes.of_hosts(by_host, coming.get(name, set()))
+
+
+class _Makes:
+    """Makes alerts of one rule in one round."""
+
+    def __init__(
+        self,
+        rule: Rule,
+        view: View,
+        spells: dict[Key, Spell],
+        running: dict[str, Running],
+        past: Mapping[str, Past],
+        steps: list[Step],
+        now: float,
+    ) -> None:
+        self._rule = rule
+        self._view = view
+        self._spells = spells
+        self._running = running
+        self._past = past
+        self._steps = steps
+        self._now = now
+
+    def joined(self, subjects: Sequence[Subject], belongs: Callable[[Running], bool]) -> bool:
+        """Add to an alert that began lately and that they belong to; False where there is none."""
+        for name, each in self._running.items():
+            if each.alert.rule == self._rule.name and self._now - each.joined_at <= JOIN_SECONDS and belongs(each):
+                self._running[name] = replace(each, members=each.members | frozenset(subjects))
+                self._note(subjects, name)
+                return True
+        return False
+
+    def of_hosts(self, by_host: dict[str, list[Subject]], coming: set[str]) -> None:
+        """Make alerts of hosts: one for all of a cause, else one for each host."""
+        for host in list(by_host):
+            if self.joined(by_host[host], lambda each, host=host: each.alert.host == host and not each.is_storm):  # type: ignore[misc]
+                del by_host[host]
+        if not by_host:
+            return
+        for name, each in list(self._running.items()):
+            if each.is_storm and each.alert.rule == self._rule.name:
+                self._swell(name, each, by_host)
+        all_hosts = set(by_host) | coming
+        while by_host and len(all_hosts) >= FEW_HOSTS:
+            cause = self._cause(all_hosts)
+            if cause is None:
+                break
+            hosts, lead = cause
+            members = [subject for host in hosts for subject in by_host.pop(host, ())]
+            all_hosts -= hosts
+            if members:
+                self.alert(members, lead, expected=hosts)
+        for host, subjects in by_host.items():
+            subject = subjects[0] if len(subjects) == 1 else Subject(host)
+            self.alert(subjects, f"{subject.host} {subject.gpu}")
+
+    def _swell(self, name: str, each: Running, by_host: dict[str, list[Subject]]) -> None:
+        """Add hosts to an alert of many that they belong to: quietly, as long as it does not become another trouble."""
+        label = each.lead.removeprefix(f"{self._rule.name} ")
+        is_young = self._now - each.joined_at <= JOIN_SECONDS
+        more = {
+            host
+            for host in by_host
+            if host in each.expected
+            or (is_young and (label == MANY or label in (" ".join(of) for of in self._view.labels(host).items())))
+        }
+        hosts = {subject.host for subject in each.members} | each.expected | more
+        if more and len(hosts) <= GROWTH * each.told_hosts:
+            subjects = [subject for host in more for subject in by_host.pop(host)]
+            self._running[name] = replace(each, members=each.members | frozenset(subjects))
+            self._note(subjects, name)
+
+    def _cause(self, hosts: set[str]) -> tuple[set[str], str] | None:
+        """Return hosts of one cause, and what it is called; None: each is on its own."""
+        if len(hosts) >= MANY_HOSTS or len(hosts) > MANY_SHARE * self._view.hosts:
+            return set(hosts), MANY
+        sizes = self._view.sizes()
+        having: dict[tuple[str, str], set[str]] = {}
+        for host in hosts:
+            for label in self._view.labels(host).items():
+                having.setdefault(label, set()).add(host)
+        found = [
+            (len(those), label)
+            for label, those in having.items()
+            if len(those) >= FEW_HOSTS and len(those) >= LABEL_SHARE * sizes.get(label, 0)
+        ]
+        if not found:
+            return None
+        _, label = max(found)
+        return having[label], f"{label[0]} {label[1]}"
+
+    def alert(self, subjects: Sequence[Subject], lead: str, expected: Iterable[str] | None = None) -> None:
+        """Make one alert of what it is about."""
+        rule, now = self._rule, self._now
+        lead = f"{rule.name} {lead}"
+        before = self._past.get(lead)
+        times = 1
+        if before is not None and now - before.ended_at <= _again_seconds(rule, before.times):
+            times = before.times + 1
+        members = frozenset(subjects)
+        hosts = {subject.host for subject in subjects if subject.host is not None} | set(expected or ())
+        first = min(subjects, key=repr)
+        blank = Alert(
+            id=hashlib.blake2b(f"{rule.name} {first!r} {now!r}".encode(), digest_size=8).hexdigest(),
+            rule=rule.name,
+            severity=rule.severity,
+            title="",
+            host=None,
+            gpu=None,
+            user=first.user,
+            began_at=min(self._spells[rule.name, subject].since for subject in subjects),
+            ended_at=None,
+            facts=(),
+            acknowledged=None,
+            silenced_until=None,
+            labels={},
+        )
+        running = Running(
+            alert=blank,
+            members=members,
+            expected=frozenset(expected or ()),
+            is_storm=expected is not None,
+            lead=lead,
+            times=times,
+            hold_seconds=0.0 if rule.condition.fact in EVENTS else _hold_seconds(rule, times),
+            joined_at=now,
+            told_hosts=len(hosts),
+        )
+        running = _told_anew(rule, self._view, self._spells, running)
+        silenced_until = self._view.silenced(running.alert)
+        is_told = silenced_until is None
+        running = replace(running, alert=replace(running.alert, silenced_until=silenced_until), told=int(is_told))
+        self._running[blank.id] = running
+        self._note(subjects, blank.id)
+        self._steps.append(Step("began", running, is_told=is_told))
+
+    def _note(self, subjects: Iterable[Subject], name: str) -> None:
+        for subject in subjects:
+            key = (self._rule.name, subject)
+            self._spells[key] = self._spells[key]._replace(alert=name)
+
+
+def _heed_silences(view: View, running: dict[str, Running], steps: list[Step], new: set[str]) -> None:
+    """Note which alerts are silenced; one that no longer is and goes on is told of."""
+    for name, each in list(running.items()):
+        until = view.silenced(each.alert)
+        if name in new or until == each.alert.silenced_until:
+            continue
+        is_over = until is None
+        told = each.told + is_over
+        each = running[name] = replace(each, alert=replace(each.alert, silenced_until=until), told=told)
+        steps.append(Step("changed", each, is_told=is_over, takes_back=not is_over))
+
+
+# ---------------------------------------------------------------------------------------------------------- words
+
+
+def _told_anew(rule: Rule, view: View, spells: Mapping[Key, Spell], each: Running) -> Running:
+    """Word an alert by what it is about now."""
+    members = sorted(each.members, key=repr)
+    found = [spells[rule.name, subject].finding for subject in members if (rule.name, subject) in spells]
+    hosts = sorted({subject.host for subject in members if subject.host is not None} | each.expected)
+    where = _where(members, hosts, each, view)
+    user, gpu = members[0].user, members[0].gpu if len(members) == 1 else None
+    models = Counter(finding.model for finding in found if finding.model)
+    who = list(dict.fromkeys(finding.who for finding in found if finding.who))
+    host_labels = dict(view.labels(hosts[0])) if len(hosts) == 1 else _shared(view, hosts) if each.is_storm else {}
+    facts = [
+        ("what", "; ".join(dict.fromkeys(finding.figure for finding in found[:NAMED] if finding.figure))),
+        ("where", _places(members, hosts)),
+        (
+            "model",
+            ", ".join(f"{count} × {model}" if count > 1 else model for model, count in models.most_common(NAMED)),
+        ),
+        ("who", "; ".join(who[:NAMED]) or (user or "")),
+        ("again", f"time {each.times} in a row: it comes and goes" if each.times > 1 else ""),
+        ("likely cause", rule.cause),
+        ("next step", rule.next),
+    ]
+    labels = {
+        **host_labels,
+        "rule": rule.name,
+        "severity": rule.severity,
+        **({"host": hosts[0]} if len(hosts) == 1 else {}),
+        **({"gpu": str(gpu)} if gpu is not None else {}),
+        **({"user": user} if user is not None else {}),
+        **({"model": next(iter(models))} if len(models) == 1 else {}),
+    }
+    alert = replace(
+        each.alert,
+        host=hosts[0] if len(hosts) == 1 else None,
+        gpu=gpu,
+        title=f"{where}: {rule.title or rule.name}",
+        severity=rule.severity,
+        facts=tuple([fact for fact in facts if fact[1]]),
+        labels=labels,
+    )
+    return replace(each, alert=alert)
+
+
+def _where(members: Sequence[Subject], hosts: Sequence[str], each: Running, view: View) -> str:
+    first = members[0]
+    if first.thing is not None:
+        return first.thing
+    if not hosts:
+        return "this server"
+    count = len({(subject.host, subject.gpu) for subject in members})
+    if each.is_storm:
+        label = each.lead.removeprefix(f"{each.alert.rule} ")
+        if label != MANY:
+            return f"{len(hosts)} hosts of {label}"
+        return f"{len(hosts)} of {view.hosts} hosts"
+    place = _places(members, hosts) if len(hosts) == 1 else f"{count} GPUs on {len(hosts)} hosts"
+    return place if first.user is None else f"{first.user}, {place}"
+
+
+def _places(members: Sequence[Subject], hosts: Sequence[str]) -> str:
+    """Name hosts and GPUs: `gpu07 GPU 3`, `gpu07 GPUs 0, 1`, `gpu[01-40]`."""
+    if len(hosts) != 1:
+        return compress(list(hosts))
+    gpus = sorted({subject.gpu for subject in members if subject.gpu is not None})
+    if not gpus:
+        return hosts[0]
+    return f"{hosts[0]} GPU{'s' * (len(gpus) > 1)} {', '.join(map(str, gpus))}"
+
+
+def _shared(view: View, hosts: Sequence[str]) -> dict[str, str]:
+    """Return the labels that all of some hosts have alike."""
+    shared = dict(view.labels(hosts[0]))
+    for host in hosts[1:]:
+        labels = view.labels(host)
+        shared = {name: value for name, value in shared.items() if labels.get(name) == value}
+    return shared
+
+
+# ----------------------------------------------------------------------------------------------- after a restart
+
+
+def recall(remembered: Iterable[Remembered]) -> State:
+    """Return the state that goes on where an earlier life of the server ended."""
+    spells: dict[Key, Spell] = {}
+    running: dict[str, Running] = {}
+    past: dict[str, Past] = {}
+    for alert, memory in remembered:
+        try:
+            noted = json.loads(memory)
+            each = Running(
+                **{
+                    **noted,
+                    "alert": alert,
+                    "members": frozenset(Subject(*member) for member in noted["members"]),
+                    "expected": frozenset(noted["expected"]),
+                }
+            )
+        except (ValueError, TypeError, KeyError):  # of an earlier release: it is taken up anew
+            each = Running(
+                alert=alert,
+                members=frozenset((Subject(alert.host, alert.gpu, alert.user),)),
+                lead=alert.rule,
+                times=1,
+                hold_seconds=0.0,
+                joined_at=alert.began_at,
+                told_hosts=1,
+                told=1,
+            )
+        if alert.ended_at is not None:
+            past[each.lead] = Past(alert.ended_at, each.times)
+            continue
+        running[alert.id] = each
+        for subject in each.members:
+            spells[alert.rule, subject] = Spell(alert.began_at, Finding(""), None, alert.id)
+    return State(spells=spells, running=running, past=past)
