@@ -186,7 +186,27 @@ def test_many_of_one_kind_are_told_in_one_line(
 ) -> None:
     for number in range(5):
         post(make_snapshot(f"gpu{number}", [make_gpu(0, error="Xid 79")]))
-    assert "5 GPUs in error: gpu0 GPU 0, gpu1 GPU 0, gpu2 GPU 0 and 2 more" in get(client, "/").text
+    assert "5 GPUs on 5 hosts: Xid 79 (gpu0, gpu1, gpu2 and 2 more)" in get(client, "/").text
+
+
+def test_gpus_that_fare_alike_need_attention_in_one_line(
+    client: FlaskClient, post: Post, make_snapshot: Any, make_gpu: Any
+) -> None:
+    for host in range(3):
+        post(make_snapshot(f"gpu{host}", [make_gpu(index, error="too hot") for index in range(4)]))
+    post(make_snapshot("gpu3", [make_gpu(index, error="Xid 48") for index in range(2)]))
+    post(make_snapshot("gpu4", [make_gpu(0, error="Xid 79"), make_gpu(1, error="Xid 62")]))
+    text = get(client, "/").text
+    assert "12 GPUs on 3 hosts: too hot (gpu0, gpu1, gpu2)" in text
+    assert "gpu3, 2 GPUs: Xid 48" in text
+    assert "gpu4 GPU 0: Xid 79" in text
+    assert "1 more GPU in error" in text
+
+
+def test_a_browser_that_asks_for_the_icon_of_the_site_gets_one(client: FlaskClient) -> None:
+    answer = client.get("/favicon.ico")
+    assert (answer.status_code, answer.mimetype) == (200, "image/svg+xml")
+    assert "<svg" in answer.text
 
 
 def test_the_title_and_the_icon_carry_the_state(
@@ -254,7 +274,7 @@ def test_a_host_page_shows_processes_disks_and_what_collectors_said(
     )
     text = re.sub(r"\s+", " ", get(client, "/host/gpu01").text)
     for said in (
-        "alice 4242 train 2.0 GiB – 2 h 1 min C 17",
+        "alice 4242 train 2.0 GiB 2 h 1 min C 17",
         "84 °C warm",
         "97 of 100 GiB full",
         "failed mount hangs",

@@ -38,6 +38,7 @@ NAV = (
     ("Slurm", "slurm", ("slurm",)),
     ("History", "history", ("history",)),
     ("Waste", "waste", ("waste",)),
+    ("Status", "status", ("status",)),
 )
 """The pages that exist, as the frame names them: name, path, and the pages below it, its own first."""
 
@@ -318,6 +319,7 @@ def blueprint(
     def theme_css() -> Response:
         return assets.answer("theme.css", immutable=False) or abort(404)
 
+    @pages.get("/favicon.ico")  # what a browser asks for beside whatever is no page: a badge, a JSON body
     @pages.get("/icon.svg")
     @needs("public")
     def icon() -> Response:

@@ -333,14 +333,7 @@ def attention(hosts: Sequence[HostView], now: float) -> list[Note]:
     ]
     names = [str(note.host) for note in unreadable]
     notes += _together(unreadable, "error", f"{len(unreadable)} hosts cannot read their GPUs", names)
-    broken = [
-        Note(state="error", text=_broken(host, gpu, now), host=host.host, gpu=gpu.gpu.index)
-        for host in ordered
-        for gpu in host.gpus
-        if gpu.state == "error"
-    ]
-    names = [f"{note.host} GPU {note.gpu}" for note in broken]
-    notes += _together(broken, "error", f"{len(broken)} GPUs in error", names)
+    notes += _broken_gpus([(host, gpu) for host in ordered for gpu in host.gpus if gpu.state == "error"], now)
     shut = [
         Note(state="drained", text=f"{host.host} drained: {words.cut(host.drained)}", host=host.host)
         for host in ordered
@@ -355,11 +348,37 @@ def attention(hosts: Sequence[HostView], now: float) -> list[Note]:
     return notes
 
 
-def _broken(host: HostView, view: GpuView, now: float) -> str:
+def _broken_gpus(broken: Sequence[tuple[HostView, GpuView]], now: float) -> list[Note]:
+    """Say a few broken GPUs one by one; of many those that fare alike in one line: `12 GPUs on 3 hosts too hot: …`."""
+    if len(broken) <= NAMED:
+        return [_broken(host, view, now) for host, view in broken]
+    alike: dict[str, list[tuple[HostView, GpuView]]] = {}
+    for host, view in broken:
+        reason = "missing" if view.missing_since is not None else words.cut(view.gpu.error or "error")
+        alike.setdefault(reason, []).append((host, view))
+    notes, said = [], 0
+    for reason, found in sorted(alike.items(), key=lambda each: -len(each[1]))[:NAMED]:
+        said += len(found)
+        on = list(dict.fromkeys(host.host for host, _ in found))
+        if len(found) == 1:
+            notes.append(_broken(*found[0], now))
+        elif len(on) == 1:
+            notes.append(Note(state="error", text=f"{on[0]}, {len(found)} GPUs: {reason}", host=on[0]))
+        else:
+            text = f"{len(found)} GPUs on {len(on)} hosts: {reason} ({_named(on)})"
+            notes.append(Note(state="error", text=text))
+    if said < len(broken):
+        notes.append(Note(state="error", text=f"{words.plural(len(broken) - said, 'more GPU')} in error"))
+    return notes
+
+
+def _broken(host: HostView, view: GpuView, now: float) -> Note:
     name = f"{host.host} GPU {view.gpu.index}"
     if view.missing_since is not None:
-        return f"{name} missing for {words.age(now - view.missing_since)}"
-    return f"{name}: {words.cut(view.gpu.error or 'error')}"
+        text = f"{name} missing for {words.age(now - view.missing_since)}"
+    else:
+        text = f"{name}: {words.cut(view.gpu.error or 'error')}"
+    return Note(state="error", text=text, host=host.host, gpu=view.gpu.index)
 
 
 def _together(notes: list[Note], state: State, many: str, names: list[str]) -> list[Note]:

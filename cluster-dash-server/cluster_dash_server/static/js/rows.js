@@ -250,12 +250,7 @@ export function attention(hosts, now) {
     "hosts cannot read their GPUs",
   );
   const gpus = hosts.flatMap((host) => host.gpus.map((gpu) => ({ host, gpu })));
-  const broken = gpus.filter(({ gpu }) => gpu.state === "error").map(({ host, gpu }) => {
-    const name = `${host.host} GPU ${gpu.index}`;
-    const text = missing(gpu) ? `${name} missing for ${age(now - gpu.since)}` : `${name}: ${cut(gpu.error || "error")}`;
-    return { name, text, href: `${hostLink(host.host)}#gpu-${gpu.index}` };
-  });
-  together(broken, "error", "GPUs in error");
+  notes.push(...brokenGpus(gpus.filter(({ gpu }) => gpu.state === "error"), now, all("error")));
   const shut = hosts.filter((host) => !isSilent(host) && host.drained !== null);
   together(
     shut.map((host) => ({ name: host.host, text: `${host.host} drained: ${cut(host.drained)}`, href: hostLink(host.host) })),
@@ -268,6 +263,32 @@ export function attention(hosts, now) {
     const said = on.map(([user, number]) => `${user} ${number}`);
     notes.push({ state: "held", text: `${held.length} held${said.length ? ` (${named(said)})` : ""}`, href: all("held") });
   }
+  return notes;
+}
+
+/** A few broken GPUs one by one; of many those that fare alike in one line. */
+function brokenGpus(gpus, now, everywhere) {
+  const alone = ({ host, gpu }) => {
+    const name = `${host.host} GPU ${gpu.index}`;
+    const text = missing(gpu) ? `${name} missing for ${age(now - gpu.since)}` : `${name}: ${cut(gpu.error || "error")}`;
+    return { state: "error", text, href: `${hostLink(host.host)}#gpu-${gpu.index}` };
+  };
+  if (gpus.length <= NAMED) return gpus.map(alone);
+  const alike = new Map();
+  for (const each of gpus) {
+    const reason = missing(each.gpu) ? "missing" : cut(each.gpu.error || "error");
+    if (!alike.has(reason)) alike.set(reason, []);
+    alike.get(reason).push(each);
+  }
+  const groups = [...alike].sort(([, one], [, other]) => other.length - one.length).slice(0, NAMED);
+  const notes = groups.map(([reason, found]) => {
+    const on = [...new Set(found.map(({ host }) => host.host))];
+    if (found.length === 1) return alone(found[0]);
+    if (on.length === 1) return { state: "error", text: `${on[0]}, ${found.length} GPUs: ${reason}`, href: hostLink(on[0]) };
+    return { state: "error", text: `${found.length} GPUs on ${on.length} hosts: ${reason} (${named(on)})`, href: everywhere };
+  });
+  const left = gpus.length - groups.reduce((sum, [, found]) => sum + found.length, 0);
+  if (left) notes.push({ state: "error", text: `${plural(left, "more GPU")} in error`, href: everywhere });
   return notes;
 }
 
