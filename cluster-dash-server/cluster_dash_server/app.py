@@ -133,7 +133,7 @@ def create_app(settings: Settings | None = None, clock: Callable[[], float] = ti
         settings=settings.history,
         privacy=settings.privacy,
         clock=clock,
-        last_seen=lambda hosts: [restart.remember(known) for known in whole.known(hosts)],
+        last_seen=lambda hosts: restart.newest(whole.known(hosts), all_of_slurm),
     )
     events = EventLog(settings.states, ledger=history)
     xids, counts = XidCounts(), PostCounts()
@@ -153,7 +153,7 @@ def create_app(settings: Settings | None = None, clock: Callable[[], float] = ti
         requires_tokens=settings.ingest.require_tokens,
         allows_plaintext=settings.ingest.allow_plaintext_tokens,
     )
-    slurm = Slurm(settings.slurm, cluster.place)
+    all_of_slurm = slurm = Slurm(settings.slurm, cluster.place)
     slurm.known_by(cluster.knows)
     veil, veil_for_some = looking.veils(settings, folder)
     ingest = Ingest(
@@ -166,8 +166,8 @@ def create_app(settings: Settings | None = None, clock: Callable[[], float] = ti
         history=history,
         veil=None if veil is None else veil.snapshot,
     )
-    control = Control(folder, cluster, events, clock, tokens, history)
-    start = _Start(history, cluster, events, control, clock)
+    control = Control(folder, cluster, events, clock, tokens, history, slurm)
+    start = _Start(history, cluster, events, control, slurm, clock)
     app = Flask(__name__, static_folder=None)
     app.url_map.merge_slashes = False  # its redirect names the Host header, which anybody can forge
     app.extensions["control"] = control
@@ -348,13 +348,20 @@ class _Start:
     """
 
     def __init__(
-        self, history: History, cluster: Cluster, events: EventLog, control: Control, clock: Callable[[], float]
+        self,
+        history: History,
+        cluster: Cluster,
+        events: EventLog,
+        control: Control,
+        slurm: Slurm,
+        clock: Callable[[], float],
     ) -> None:
         self.is_done = False
         self._history = history
         self._cluster = cluster
         self._events = events
         self._control = control
+        self._slurm = slurm
         self._clock = clock
         self._lock = threading.Lock()
 
@@ -370,6 +377,7 @@ class _Start:
             except StoreError as error:
                 raise ConfigError(str(error)) from error
             self._cluster.begin_with(restart.recall(last_seen))
+            restart.recall_slurm(last_seen, self._slurm)
             self._events.begin_with(events, self._clock())
             self._control.start()
             self.is_done = True

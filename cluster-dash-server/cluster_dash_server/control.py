@@ -20,7 +20,8 @@ from typing import Protocol
 from cluster_dash_server.cluster import Cluster
 from cluster_dash_server.events import EventLog
 from cluster_dash_server.hostlist import HostlistError, matcher
-from cluster_dash_server.restart import stripped, unnamed
+from cluster_dash_server.restart import stripped, unnamed, unnamed_block
+from cluster_dash_server.slurm import Slurm
 from cluster_dash_server.snapshot import Json, printable
 from cluster_dash_server.store import Ledger, Store, StoreError
 from cluster_dash_server.tokens import Tokens, obey
@@ -111,6 +112,7 @@ class Control:
         clock: Unix s.
         tokens: what `token` commands change.
         history: what `prune` prunes, and what forgets users.
+        slurm: what forgets users, too.
 
     Attributes:
         commands: further ones by name, each a function of what the command says.
@@ -124,7 +126,9 @@ class Control:
         clock: Callable[[], float],
         tokens: Tokens,
         history: _Past,
+        slurm: Slurm,
     ) -> None:
+        self._slurm = slurm
         self.commands: dict[str, Callable[[Json], Json]] = {}
         self._tokens = tokens
         self._history = history
@@ -190,6 +194,7 @@ class Control:
         if begin:
             for name in self._cluster.names():
                 self._cluster.amend(name, partial(unnamed, user=user))
+            self._slurm.amend(partial(unnamed_block, user=user))
             self._events.forget_user(user)
             self._history.forget_user(user, partial(stripped, user=user))
             log.info("a user is being forgotten")

@@ -1,19 +1,24 @@
-"""What the live view begins with after a restart: the newest snapshot of each host, and moments."""
+"""What the live view begins with after a restart: the newest snapshot of each host, moments, and what Slurm said."""
 
 import dataclasses
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from cluster_dash_server.cluster import KnownGpu, KnownHost
-from cluster_dash_server.inflate import InflateError, unpack
+from cluster_dash_server.inflate import InflateError, pack, unpack
 from cluster_dash_server.privacy import Unnaming
-from cluster_dash_server.snapshot import Gpu, dumps, loads, read
+from cluster_dash_server.slurm import Slurm
+from cluster_dash_server.snapshot import Gpu, Json, dumps, loads, read
 from cluster_dash_server.states import DEFAULT_INTERVAL_SECONDS
 from cluster_dash_server.store import LastSeen
 
 log = logging.getLogger(__name__)
 
+OF_SLURM = "slurm/"
+"""What stands before a cluster's name in the place of a host's, which holds no slash."""
+SLURM_SECONDS = 10.0
+"""For how long after it came a block of Slurm's is written with the snapshots of its host: one comes a minute."""
 _NAMES = [field.name for field in dataclasses.fields(Gpu)]
 
 
@@ -35,9 +40,41 @@ def remember(known: KnownHost) -> LastSeen:
     )
 
 
+def newest(known: Sequence[KnownHost], slurm: Slurm) -> list[LastSeen]:
+    """Return what to write of hosts, and of Slurm where a block has just come from one of them."""
+    came_at = {each.seen.host: each.seen.received_at for each in known}
+    blocks = [
+        LastSeen(
+            host=OF_SLURM + cluster,
+            received_at=told.received_at,
+            skew_seconds=None,
+            packed=told.packed,
+            known=dumps(told.host),
+        )
+        for cluster, told in slurm.told().items()
+        if told.host in came_at and came_at[told.host] - told.received_at < SLURM_SECONDS
+    ]
+    return [*map(remember, known), *blocks]
+
+
+def recall_slurm(kept: Iterable[LastSeen], slurm: Slurm) -> None:
+    """Tell Slurm's part what it was told before, at the time when that came: it has its age."""
+    # the newest last: a cluster may have told its name only then
+    for last in sorted(kept, key=lambda each: each.received_at):
+        if last.host.startswith(OF_SLURM):
+            try:
+                block: Any = loads(unpack(last.packed))
+                host: Any = loads(last.known)
+                slurm.offer(host, block, last.received_at)
+            except (InflateError, ValueError, TypeError, KeyError, IndexError, AttributeError):
+                log.warning("what Slurm said last could not be read back: it is shown when a mole tells it again")
+
+
 def recall(kept: Iterable[LastSeen]) -> Iterator[KnownHost]:
     """Give what was known of each host; one that cannot be read is left out, and comes back with its next post."""
     for last in kept:
+        if last.host.startswith(OF_SLURM):
+            continue
         try:
             yield _recalled(last)
         except (InflateError, ValueError, TypeError, KeyError, IndexError):
@@ -84,14 +121,24 @@ def unnamed(known: KnownHost, user: str) -> KnownHost:
     return dataclasses.replace(known, seen=seen, gpus=gpus)
 
 
+def unnamed_block(block: Json, user: str) -> Json:
+    """Return what Slurm said without the name of a user."""
+    found: Json = Unnaming(user).snapshot({"gpu": {}, "slurm": block})["slurm"]
+    return found
+
+
 def stripped(last: LastSeen, user: str) -> LastSeen:
     """Return a newest snapshot without the name of a user; the same object where it is not in it."""
     try:
         if not _may_hold(last.known, user) and not _may_hold(unpack(last.packed), user):
             return last
+        if last.host.startswith(OF_SLURM):
+            block: Any = loads(unpack(last.packed))
+            left = unnamed_block(block, user)
+            return last if left == block else dataclasses.replace(last, packed=pack(dumps(left)))
         known = _recalled(last)
         found = unnamed(known, user)
-    except (InflateError, ValueError, TypeError, KeyError, IndexError):
+    except (InflateError, ValueError, TypeError, KeyError, IndexError, AttributeError):
         return dataclasses.replace(last, packed=b"", known=b"")  # it could not be read back at a start, either
     return last if found is known else remember(found)
 

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from cluster_dash_server.hostlist import HostlistError, expand
-from cluster_dash_server.snapshot import Gpu, SnapshotError
+from cluster_dash_server.inflate import pack, unpack
+from cluster_dash_server.snapshot import Gpu, SnapshotError, dumps, loads
 from cluster_dash_server.states import Allotment, JobOnGpu
 from cluster_dash_server.tables import TEXTS, fault
 
@@ -359,6 +360,14 @@ class _Join:
         return None
 
 
+class Told(NamedTuple):
+    """What the newest picture of a cluster was read from: whose mole told it, when it came, and the block, packed."""
+
+    host: str
+    received_at: float
+    packed: bytes
+
+
 class Slurm:
     """The newest picture of each cluster of Slurm. Thread-safe; knows no clock.
 
@@ -374,6 +383,7 @@ class Slurm:
         self._place = place
         self._lock = threading.Lock()
         self._pictures: dict[str, Picture] = {}
+        self._told: dict[str, Told] = {}
         self._senders: dict[str, tuple[str, float]] = {}  # host: its cluster, and when it last told of it
         self._joins: dict[str, _Join] = {}
         self._knows: Callable[[str], bool] = lambda _: False
@@ -393,18 +403,32 @@ class Slurm:
             before = self._senders.get(host, ("", 0.0))[0]
             picture = read(host, block, received_at, before)
             if before != picture.cluster and not before:
-                self._pictures.pop("", None)
-                self._joins.pop("", None)
+                for of_cluster in (self._pictures, self._told, self._joins):
+                    of_cluster.pop("", None)
             self._senders[host] = (picture.cluster, received_at)
             known = self._pictures.get(picture.cluster)
             if known is not None and known.host != host and known.collected_at > picture.collected_at:
                 return
             self._pictures[picture.cluster] = picture
+            self._told[picture.cluster] = Told(host, received_at, pack(dumps(block)))
             self._joins[picture.cluster] = _Join(places_of(picture), picture.nodes or (), self._hosts)
             moments = [each.at for each in self._pictures.values() if each.at is not None]
             trusted = max(TRUSTED_SECONDS, TRUSTED_INTERVALS * picture.interval_seconds)
             until = max(moments, default=received_at) + trusted
         self._place(self.place_of, until)
+
+    def told(self) -> dict[str, Told]:
+        """Return what the newest picture of each cluster was read from, to begin with after a restart."""
+        with self._lock:
+            return dict(self._told)
+
+    def amend(self, change: Callable[[Json], Json]) -> None:
+        """Change what was told last of each cluster, where it differs then."""
+        for told in self.told().values():
+            block: Any = loads(unpack(told.packed))
+            found = change(block)
+            if found != block:
+                self.offer(told.host, found, told.received_at)
 
     def place_of(self, host: str) -> Place | None:
         """Return the node of a host, None where it is none."""

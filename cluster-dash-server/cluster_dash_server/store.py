@@ -136,8 +136,10 @@ class LastSeen:
     """The newest snapshot of a host and what the live view knew beyond it, to begin with after a restart.
 
     Attributes:
-        packed: the snapshot, as in `snapshot.Seen.packed`.
-        known: what else there is to know, as JSON: since when its GPUs are free or idle, which are missing.
+        host: its name; `slurm/` and the name of a cluster, which no host can have: the newest of what Slurm said there.
+        packed: the snapshot, as in `snapshot.Seen.packed`; Slurm's block.
+        known: what else there is to know, as JSON: since when its GPUs are free or idle, which are missing; whose mole
+            told the block.
     """
 
     host: str

@@ -17,6 +17,7 @@ from cluster_dash_server.control import Control, ControlError, Forget, ask, data
 from cluster_dash_server.events import EventLog
 from cluster_dash_server.history.memory import MemoryStore
 from cluster_dash_server.settings import Settings
+from cluster_dash_server.slurm import Slurm
 from cluster_dash_server.snapshot import Seen
 from cluster_dash_server.states import Thresholds
 from cluster_dash_server.tokens import TokenFile, Tokens
@@ -48,7 +49,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def running(cluster: Cluster, events: EventLog, folder: Path) -> Control:
-    server = Control(folder, cluster, events, lambda: NOW, tokens_of(folder), MemoryStore(lambda: NOW))
+    server = Control(folder, cluster, events, lambda: NOW, tokens_of(folder), MemoryStore(lambda: NOW), Slurm())
     server.start()
     return server
 
@@ -156,7 +157,7 @@ def test_a_line_that_is_no_command_is_answered(running: Control, folder: Path, l
 def test_a_socket_that_a_killed_server_left_is_taken_over(cluster: Cluster, events: EventLog, folder: Path) -> None:
     with socket.socket(socket.AF_UNIX) as left:
         left.bind(str(folder / control.SOCKET))
-    Control(folder, cluster, events, lambda: NOW, tokens_of(folder), MemoryStore(lambda: NOW)).start()
+    Control(folder, cluster, events, lambda: NOW, tokens_of(folder), MemoryStore(lambda: NOW), Slurm()).start()
     assert ask(folder, {"forget": {"hosts": "gpu01"}})["success"] is True
 
 
@@ -164,7 +165,9 @@ def test_a_second_server_leaves_the_first_its_socket(
     running: Control, folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     other = Cluster(Thresholds())
-    Control(folder, other, EventLog(Thresholds()), lambda: NOW, tokens_of(folder), MemoryStore(lambda: NOW)).start()
+    Control(
+        folder, other, EventLog(Thresholds()), lambda: NOW, tokens_of(folder), MemoryStore(lambda: NOW), Slurm()
+    ).start()
     assert "another server listens there" in caplog.text
     assert ask(folder, {"forget": {"hosts": "gpu01"}})["forgotten"] == ["gpu01"]
 
@@ -173,8 +176,10 @@ def test_a_server_that_cannot_listen_serves_without(
     cluster: Cluster, events: EventLog, folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (folder / "file").touch()
-    Control(folder / "file", cluster, events, lambda: NOW, tokens_of(folder), MemoryStore(lambda: NOW)).start()
-    Control(folder / ("x" * 120), cluster, events, lambda: NOW, tokens_of(folder), MemoryStore(lambda: NOW)).start()
+    Control(folder / "file", cluster, events, lambda: NOW, tokens_of(folder), MemoryStore(lambda: NOW), Slurm()).start()
+    Control(
+        folder / ("x" * 120), cluster, events, lambda: NOW, tokens_of(folder), MemoryStore(lambda: NOW), Slurm()
+    ).start()
     assert caplog.text.count("cannot reach this server") == 2
 
 
