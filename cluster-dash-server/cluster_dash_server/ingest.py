@@ -1,6 +1,7 @@
 """A post, from bytes to the live view: a pure function of the request and the clock. Knows no HTTP library."""
 
 import logging
+import math
 import threading
 import time
 from collections import deque
@@ -27,6 +28,9 @@ LINES_A_MINUTE = 100
 LARGE_BODY_BYTES = 2**20
 LARGE_BODIES = 2
 """Bodies above that size which are worked on at once: each takes some ten times its size while it is."""
+RELAYED = "relayed-dates"
+"""The header of a batch that a relay has put together: when each line was sent by its mole's clock, Unix s, `-` where
+it did not say. Such a batch is of live posts, and its answer holds the answer to each of them."""
 REFUSALS = (SnapshotError, AuthError, InflateError, Refused)
 """What a snapshot may be refused with; each has a `status` and a `text`."""
 
@@ -68,7 +72,7 @@ class Post:
     """One request to store a snapshot.
 
     Attributes:
-        headers: by lower-case name; `authorization`, `content-encoding` and `date` are read.
+        headers: by lower-case name; `authorization`, `content-encoding`, `date` and `relayed-dates` are read.
         waited_seconds: how long it has lain here until a thread was free.
     """
 
@@ -157,25 +161,31 @@ class Ingest:
             return late
         try:
             body = self._open(post, self.limits.inflated_bytes)
-            taken = self._take(body, post, self._clock())
+            taken = self._take(body, post, self._clock(), date(post.headers.get("date")))
         except REFUSALS as refusal:
             return self._refuse(refusal, post)
-        answer: Json = {"success": True, "msg": "stored result"}
+        return Answer(status=200, body=self._said_of(taken))
+
+    def _said_of(self, taken: _Taken) -> Json:
+        """Word the answer to one snapshot that was taken."""
+        said: Json = {"success": True, "msg": "stored result"}
         if taken.boot_id is not None:
-            answer |= {"duplicate": taken.duplicate, "next_seconds": taken.next_seconds}
+            said |= {"duplicate": taken.duplicate, "next_seconds": taken.next_seconds}
             if self._history is not None and self._history.keeps:
-                answer["durable_seq"] = self._history.durable_seq(taken.host, taken.boot_id, taken.oldest_seq)
-        return Answer(status=200, body=answer)
+                said["durable_seq"] = self._history.durable_seq(taken.host, taken.boot_id, taken.oldest_seq)
+        return said
 
     def batch(self, post: Post) -> Answer:
         """Take many snapshots, one a line, each for itself; never raises.
 
         The answer names each line that was refused, with the status it would have had alone. Where not one line could
         be taken for want of room, or while other batches have their turn, the whole batch is answered 429; while
-        history can't be written, 503.
+        history can't be written, 503. What a relay has put together are live posts, which wait for neither.
         """
         if (late := self._too_late(post)) is not None:
             return late
+        if RELAYED in post.headers:
+            return self._batch(post)
         if self._history is not None and self._history.keeps and self._history.trouble is not None:
             return refused(503, f"history: {self._history.trouble}: try again later")
         wait_seconds = self._pace.begin_backlog()
@@ -204,25 +214,33 @@ class Ingest:
                 raise SnapshotError(f"body: {len(lines)} lines, limit {self.limits.batch_lines}", 413)
             if not lines:
                 raise SnapshotError("body: no snapshot in it")
+            relayed = post.headers.get(RELAYED)
+            sent_at = [date(post.headers.get("date"))] * len(lines) if relayed is None else _dates(relayed, len(lines))
         except REFUSALS as refusal:
             return self._refuse(refusal, post)
         now = self._clock()
         duplicates = 0
         rejected: list[Json] = []
+        answers: list[Json] = []
         boots: dict[tuple[str, str], int | None] = {}
         for number, line in enumerate(lines):
             try:
-                taken = self._take(line, post, now)
+                taken = self._take(line, post, now, sent_at[number])
                 duplicates += taken.duplicate
-                if taken.boot_id is not None:
+                if relayed is not None:
+                    answers.append({"status": 200, **self._said_of(taken)})
+                elif taken.boot_id is not None:
                     boots[taken.host, taken.boot_id] = taken.oldest_seq
             except REFUSALS as refusal:
                 rejected.append({"line": number, "status": refusal.status, "msg": refusal.text})
-        if len(rejected) == len(lines) and all(each["status"] == 429 for each in rejected):
+                answers.append({"status": refusal.status, **refused(refusal.status, refusal.text).body})
+        if relayed is None and len(rejected) == len(lines) and all(each["status"] == 429 for each in rejected):
             return refused(429, rejected[0]["msg"])
         if rejected:
             log.info("refused %d of %d lines from %s", len(rejected), len(lines), post.caller.peer)
         body = {"accepted": len(lines) - len(rejected) - duplicates, "duplicates": duplicates, "rejected": rejected}
+        if relayed is not None:
+            return Answer(status=200, body={"success": True, **body, "answers": answers})
         return Answer(status=200, body={"success": True, **body, "durable": self._durable(boots)})
 
     def _durable(self, boots: Mapping[tuple[str, str], int | None]) -> list[Json]:
@@ -247,14 +265,14 @@ class Ingest:
             raise SnapshotError(f"body: {len(body)} bytes, limit {inflated_bytes}", 413)
         return body
 
-    def _take(self, body: bytes, post: Post, received_at: float) -> _Taken:
+    def _take(self, body: bytes, post: Post, received_at: float, sent_at: float | None) -> _Taken:
         """Take one snapshot; return what its answer tells."""
         if len(body) <= LARGE_BODY_BYTES:
-            return self._take_now(body, post, received_at)
+            return self._take_now(body, post, received_at, sent_at)
         with self._large_bodies:
-            return self._take_now(body, post, received_at)
+            return self._take_now(body, post, received_at, sent_at)
 
-    def _take_now(self, body: bytes, post: Post, received_at: float) -> _Taken:
+    def _take_now(self, body: bytes, post: Post, received_at: float, sent_at: float | None) -> _Taken:
         snapshot, presented, compact = decode(body)
         if presented in (None, ""):
             presented = bearer(post.headers.get("authorization"))
@@ -274,7 +292,6 @@ class Ingest:
             snapshot = self._veil(snapshot)
             compact = dumps(snapshot)
             block = snapshot.get("slurm")
-        sent_at = date(post.headers.get("date"))
         skew_seconds = None if sent_at is None else sent_at - received_at
         seen = read(snapshot, received_at=received_at, skew_seconds=skew_seconds, compact=compact)
         spool = snapshot.get("spool") or {}
@@ -371,3 +388,19 @@ def date(header: str | None) -> float | None:
         return parsedate_to_datetime(header).timestamp()
     except (ValueError, OverflowError):
         return None
+
+
+def _dates(relayed: str, count: int) -> list[float | None]:
+    """Return the moments that a relay names for the lines of its batch.
+
+    Raises:
+        SnapshotError: 400: not one for each line, or no numbers.
+    """
+    parts = [part.strip() for part in relayed.split(",")]
+    try:
+        moments = [None if part == "-" else float(part) for part in parts]
+    except ValueError:
+        moments = []
+    if len(moments) != count or not all(each is None or math.isfinite(each) for each in moments):
+        raise SnapshotError(f"Relayed-Dates: expected {count} moments (Unix s, or -), one for each line")
+    return moments

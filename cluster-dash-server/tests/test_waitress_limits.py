@@ -131,3 +131,15 @@ def test_who_sends_a_byte_now_and_then_is_sent_away_all_the_same(sent_first: byt
             pytest.fail("the connection stays")
     server.close()
     thread.join(5)
+
+
+def test_a_relay_keeps_its_connection_and_a_mole_does_not(port: int) -> None:
+    kept = []
+    for headers in ({}, {"Relayed-Dates": "-"}):
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+        connection.request("POST", "/api/v1/snapshots", b"{}", headers)
+        answer = connection.getresponse()
+        answer.read()
+        kept.append(answer.getheader("Connection"))
+        connection.close()
+    assert kept == ["close", None]

@@ -11,7 +11,7 @@ from werkzeug.exceptions import ClientDisconnected, RequestEntityTooLarge
 from werkzeug.wsgi import get_input_stream
 
 from cluster_dash_server.auth import Auth, AuthError
-from cluster_dash_server.ingest import Answer, Ingest, Post, refused
+from cluster_dash_server.ingest import RELAYED, Answer, Ingest, Post, refused
 from cluster_dash_server.snapshot import SnapshotError, decode, dumps, printable
 from cluster_dash_server.viewers import needs
 from cluster_dash_server.web.edge import Reply, Way, caller_of
@@ -24,7 +24,12 @@ log = logging.getLogger(__name__)
 
 ENROL_BYTES = 4096
 """The largest wish to enrol: a code, a name, an id."""
-_HEADERS = {"authorization": "HTTP_AUTHORIZATION", "content-encoding": "HTTP_CONTENT_ENCODING", "date": "HTTP_DATE"}
+_HEADERS = {
+    "authorization": "HTTP_AUTHORIZATION",
+    "content-encoding": "HTTP_CONTENT_ENCODING",
+    "date": "HTTP_DATE",
+    RELAYED: "HTTP_RELAYED_DATES",
+}
 _STATUS_LINES = {status.value: f"{status.value} {status.phrase}" for status in HTTPStatus}
 
 

@@ -66,7 +66,7 @@ class RequestParser(HTTPRequestParser):  # type: ignore[misc]
         if b"\ncontent-length" in lower and b"\ntransfer-encoding" in lower:
             raise ParsingError("both Content-Length and Transfer-Encoding")
         super().parse_header(header_plus)
-        if self.command == "POST":
+        if self.command == "POST" and b"\nrelayed-dates:" not in lower:  # a relay has one connection for many hosts
             # waitress asks every open connection at every turn: with 3,000 idle ones a post costs three times as much
             self.connection_close = True
             self.headers["CONNECTION"] = "close"
