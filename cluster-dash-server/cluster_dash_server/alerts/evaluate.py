@@ -90,7 +90,7 @@ class View:
     gone: Callable[[str], str | None] = lambda host: None
     labels: Callable[[str], Mapping[str, str]] = lambda host: {}
     sizes: Callable[[], Mapping[tuple[str, str], int]] = dict
-    silenced: Callable[[Alert], float | None] = lambda alert: None
+    silenced: "Callable[[Running], float | None]" = lambda running: None
 
 
 class Spell(NamedTuple):
@@ -284,7 +284,7 @@ def _at_the_end(each: Running, rules: Mapping[str, Rule], view: View) -> tuple[t
     why = {view.gone(subject.host) for subject in each.members if subject.host is not None}
     if each.alert.rule not in rules:
         why = {"its rule is switched off"}
-    return (*facts, *[("ended", reason) for reason in why if reason is not None])
+    return (*facts, *[("why it ended", reason) for reason in why if reason is not None])
 
 
 # -------------------------------------------------------------------------------------------------------- alerts
@@ -456,7 +456,7 @@ class _Makes:
             told_hosts=len(hosts),
         )
         running = _told_anew(rule, self._view, self._spells, running)
-        silenced_until = self._view.silenced(running.alert)
+        silenced_until = self._view.silenced(running)
         is_told = silenced_until is None
         running = replace(running, alert=replace(running.alert, silenced_until=silenced_until), told=int(is_told))
         self._running[blank.id] = running
@@ -472,7 +472,7 @@ class _Makes:
 def _heed_silences(view: View, running: dict[str, Running], steps: list[Step], new: set[str]) -> None:
     """Note which alerts are silenced; one that no longer is and goes on is told of."""
     for name, each in list(running.items()):
-        until = view.silenced(each.alert)
+        until = view.silenced(each)
         if name in new or until == each.alert.silenced_until:
             continue
         is_over = until is None

@@ -1,0 +1,313 @@
+"""The loop that acts: looks at what has changed, evaluates, and keeps what came of it in the book."""
+
+import logging
+import threading
+from collections.abc import Callable, Iterable, Sequence
+
+from cluster_dash_server.alerts.book import Addressed, Book, BookError, Maintenance, Silence, Transition
+from cluster_dash_server.alerts.evaluate import Finding, Key, Running, State, Step, Subject, View, evaluate, recall
+from cluster_dash_server.alerts.look import Disklog, Looker, labels_of, waiting_jobs
+from cluster_dash_server.alerts.routing import Owners, at_once, notice_of, receivers_of, silenced_until
+from cluster_dash_server.alerts.rules import Rule
+from cluster_dash_server.cluster import Cluster, HostView
+from cluster_dash_server.events import EventLog
+from cluster_dash_server.hostlist import HostlistError, matcher
+from cluster_dash_server.receivers import Receiver
+from cluster_dash_server.slurm import Slurm
+
+log = logging.getLogger(__name__)
+
+ROUND_SECONDS = 5.0
+LOOK_SECONDS = 60.0
+"""A host is looked at when it changes, when its state does by time alone, and at least so often."""
+GRACE_INTERVALS, GRACE_SECONDS = 3, 120.0
+"""After a start nothing is said of a host that has not posted yet, for so many of its intervals, at least so long."""
+NEW_GRACE_SECONDS = 900.0
+"""For so long after a start a host that nobody remembers may still come back: three intervals of the first agents."""
+PAUSE_SECONDS = 60.0
+"""A loop that was held up for so long (suspend, a stopped process) begins as after a start: it was the server that did
+not listen."""
+REMEMBERED_SECONDS = 2 * 86_400.0
+SIZES_SECONDS = 60.0
+
+Said = Callable[[float], Iterable[tuple[str, str | None, str]]]
+"""Tells facts of the cluster and of this server that hold at a time: the fact, what it is about, and in words."""
+
+
+class Watch:
+    """Evaluates in rounds. One thread calls `round`; the others may be called by any.
+
+    Args:
+        cluster: the live view.
+        events: what happened of late.
+        slurm: what Slurm says.
+        book: where alerts are kept.
+        rules: those that are on.
+        clock: Unix s.
+        receivers: who may be told.
+        owners: who of them, and of the users it concerns, is told when.
+        said: what holds of the cluster and this server.
+        public_url: where people reach the dashboard.
+    """
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        events: EventLog,
+        slurm: Slurm,
+        book: Book,
+        rules: Sequence[Rule],
+        *,
+        clock: Callable[[], float],
+        receivers: Sequence[Receiver] = (),
+        owners: Owners = at_once,
+        said: Said = lambda now: (),
+        public_url: str | None = None,
+    ) -> None:
+        self.trouble: str | None = None
+        """Why nothing is evaluated now; None: it is."""
+        self.evaluated_at: float | None = None
+        """When a round was last done and kept (Unix s)."""
+        self._cluster = cluster
+        self._events = events
+        self._slurm = slurm
+        self._book = book
+        self._clock = clock
+        self._receivers = receivers
+        self._owners = owners
+        self._said = said
+        self._public_url = public_url
+        self._disks = Disklog()
+        self._rules: Sequence[Rule] = ()
+        self._looker = Looker((), self._disks)
+        self._new_rules: Sequence[Rule] | None = rules
+        self._state: State | None = None
+        self._listening_since = float("-inf")
+        self._round_at = float("-inf")
+        self._change = 0
+        self._look_at: dict[str, float] = {}  # by host: when to look again at the latest
+        self._found: dict[str, dict[Key, Finding]] = {}  # by host: what was found at the last look
+        self._sizes: tuple[float, dict[tuple[str, str], int]] = (float("-inf"), {})
+        self._stops = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def take_up(self, rules: Sequence[Rule]) -> None:
+        """Go by other rules from the next round on."""
+        self._new_rules = rules
+
+    def start(self) -> None:
+        """Evaluate from now on, in a thread of its own."""
+        self._thread = threading.Thread(target=self._run, name="alerts", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End, when the round under way is done."""
+        self._stops.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stops.wait(ROUND_SECONDS):
+            try:
+                self.round()
+            except Exception as error:  # whatever it is: alerts must not end for good while the server lives
+                if not isinstance(error, BookError):
+                    log.exception("a fault in evaluating alerts")
+                self._say(str(error) or type(error).__name__)
+            else:
+                self._say(None)
+
+    def _say(self, trouble: str | None) -> None:
+        if trouble != self.trouble:
+            if trouble is None:
+                log.info("alerts are evaluated again")
+            else:
+                log.error("alerts are not evaluated: %s", trouble)
+        self.trouble = trouble
+
+    # ------------------------------------------------------------------------------------------------- a round
+
+    def round(self) -> None:
+        """Look, evaluate, and keep what came of it.
+
+        Raises:
+            BookError: it cannot be kept; then the next round comes to it again.
+        """
+        now = self._clock()
+        if self._state is None:
+            self._state = recall(self._book.remembered(now - REMEMBERED_SECONDS))
+        if not 0 <= now - self._round_at <= PAUSE_SECONDS:
+            self._listening_since = now
+            self._look_at = dict.fromkeys(self._look_at, now)
+        self._round_at = now
+        if self._new_rules is not None:
+            self._rules, self._new_rules = self._new_rules, None
+            self._looker = Looker(self._rules, self._disks)
+            self._look_at = dict.fromkeys(self._look_at, now)
+        self._look_around(now)
+        moment = _Moment(self, now)
+        state, steps = evaluate(self._rules, moment.view(), self._state, now)
+        if steps:
+            rules = {rule.name: rule for rule in self._rules}
+            self._book.commit([self._transition(step, rules.get(step.running.alert.rule), moment) for step in steps])
+        self._state = state
+        self.evaluated_at = now
+
+    def _look_around(self, now: float) -> None:
+        """Look at the hosts that have changed, or may have by time alone."""
+        change = self._cluster.changes
+        names = set(self._cluster.changed_since(self._change))
+        self._change = change
+        names.update([name for name, at in self._look_at.items() if at <= now])
+        known = self._cluster.names()
+        if len(known) != len(self._look_at):
+            for name in self._look_at.keys() - known:
+                del self._look_at[name]
+                self._found.pop(name, None)
+            self._disks.keep(known)
+        for name in names & known:
+            host = self._cluster.host(name, now)
+            found: dict[Key, Finding] = {}
+            if host is not None:
+                self._disks.note(name, host.seen.disks, now)
+                if self.is_heard(host, now):
+                    found = self._looker.host(host, now)
+            if found:
+                self._found[name] = found
+            else:
+                self._found.pop(name, None)
+            next_at = self._cluster.next_change_at(name, now)
+            self._look_at[name] = now + LOOK_SECONDS if next_at is None else min(next_at, now + LOOK_SECONDS)
+
+    def is_heard(self, host: HostView, now: float) -> bool:
+        """Say whether this life of the server has listened for long enough to judge a host."""
+        grace = max(GRACE_SECONDS, GRACE_INTERVALS * host.interval_seconds)
+        return host.seen.received_at >= self._listening_since or now - self._listening_since > grace
+
+    def _transition(self, step: Step, rule: Rule | None, moment: "_Moment") -> Transition:
+        running, now = step.running, moment.now
+        notices: Sequence[Addressed] = ()
+        if step.is_told:
+            notice = notice_of(
+                running.alert, "resolved" if step.kind == "ended" else "firing", running.told, self._public_url
+            )
+            receivers = receivers_of(running, rule, self._receivers, moment.host, now)
+            notices = self._owners(running.alert, notice, receivers, now)
+        return Transition(
+            kind=step.kind,
+            alert=running.alert,
+            at=now,
+            memory=running.memory(),
+            notices=tuple(notices),
+            takes_back=step.takes_back,
+        )
+
+    def found(self, moment: "_Moment") -> dict[Key, Finding]:
+        """Return all that holds."""
+        found: dict[Key, Finding] = {}
+        for each in self._found.values():
+            found.update(each)
+        now = moment.now
+        back = self._looker.event_seconds
+        if back:
+            found.update(self._looker.events(self._events.newest(begin=now - back), moment.host, now))
+        said = list(self._said(now))
+        if self._looker.wants("jobs_wait"):
+            for picture in self._slurm.pictures(now):
+                if not picture.is_late(now):
+                    said += waiting_jobs(picture)
+        found.update(self._looker.cluster(said))
+        return found
+
+    def sizes(self, now: float) -> dict[tuple[str, str], int]:
+        """Return how many hosts have each label."""
+        if now - self._sizes[0] > SIZES_SECONDS:
+            sizes: dict[tuple[str, str], int] = {}
+            for host in self._cluster.hosts(now):
+                for label in labels_of(host).items():
+                    sizes[label] = sizes.get(label, 0) + 1
+            self._sizes = now, sizes
+        return self._sizes[1]
+
+    def is_unknown(self, rule: str, subject: Subject, moment: "_Moment") -> bool:
+        """Say whether nobody knows if a condition holds."""
+        if subject.host is None:
+            return False
+        host = moment.host(subject.host)
+        if host is None:
+            return self.is_new
+        if not self.is_heard(host, moment.now):
+            return True
+        return self._looker.is_unknown(rule, subject, host, moment.now)
+
+    @property
+    def is_new(self) -> bool:
+        """Whether hosts that nobody remembers may still come back after the start."""
+        return self._round_at - self._listening_since <= NEW_GRACE_SECONDS
+
+    @property
+    def book(self) -> Book:
+        """Where alerts are kept."""
+        return self._book
+
+    @property
+    def cluster(self) -> Cluster:
+        """The live view."""
+        return self._cluster
+
+
+class _Moment:
+    """What one round knows: each host is looked up once."""
+
+    def __init__(self, watch: Watch, now: float) -> None:
+        self.now = now
+        self._watch = watch
+        self._hosts: dict[str, HostView | None] = {}
+        self._silences: list[Silence] = watch.book.silences(now)
+        self._maintenance = [(_matching(each), each) for each in watch.book.maintenance(now)]
+
+    def view(self) -> View:
+        """Return what there is to judge."""
+        watch, now = self._watch, self.now
+        silences = self._silences
+
+        def silenced(running: Running) -> float | None:
+            return silenced_until(running, silences, self.host, now) if silences else None
+
+        return View(
+            found=watch.found(self),
+            hosts=len(watch.cluster),
+            is_unknown=lambda rule, subject: watch.is_unknown(rule, subject, self),
+            gone=self.gone,
+            labels=self.labels,
+            sizes=lambda: watch.sizes(now),
+            silenced=silenced,
+        )
+
+    def host(self, name: str) -> HostView | None:
+        """Return a host as it stands, None where it is not known."""
+        if name not in self._hosts:
+            self._hosts[name] = self._watch.cluster.host(name, self.now)
+        return self._hosts[name]
+
+    def labels(self, name: str) -> dict[str, str]:
+        """Return the labels of a host."""
+        host = self.host(name)
+        return {} if host is None else labels_of(host)
+
+    def gone(self, name: str) -> str | None:
+        """Return why a host raises nothing; None: it may."""
+        for means, maintenance in self._maintenance:
+            if means(name):
+                reason = f": {maintenance.reason}" if maintenance.reason else ""
+                return f"maintenance, by {maintenance.by}{reason}"
+        if not self._watch.cluster.knows(name) and not self._watch.is_new:
+            return "the host was forgotten"
+        return None
+
+
+def _matching(maintenance: Maintenance) -> Callable[[str], bool]:
+    try:
+        return matcher(maintenance.hosts)
+    except HostlistError:  # it was checked when it was made; a wrong one means nothing
+        return lambda name: False
