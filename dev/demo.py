@@ -52,7 +52,7 @@ def main() -> int:
             server_options=["-c", settings, "--data", Path(folder, "data")],
             poster=[
                 *(MOLE / ".venv/bin/cluster-dash-mole", "simulate", "--server", "{url}"),
-                *("--faults", "--quiet", "--slurm"),
+                *("--faults", "--quiet", "--slurm", "--past", "24"),
                 *("--hosts", str(options.hosts), "--interval", str(INTERVAL_SECONDS), "--seed", str(options.seed)),
             ],
             environment={

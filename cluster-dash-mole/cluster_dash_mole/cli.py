@@ -187,6 +187,7 @@ def _add_simulate(parser: argparse.ArgumentParser) -> None:
         "--faults", action="store_true", help="let things go wrong: lost GPUs, silent hosts, full disks"
     )
     parser.add_argument("--slurm", action="store_true", help="let one host tell of a Slurm: queue, nodes, jobs")
+    parser.add_argument("--past", type=_hours, default=0.0, metavar="H", help="tell history of the H hours before, too")
     parser.add_argument("--seconds", type=_seconds, metavar="S", help="end by itself after so long")
     parser.add_argument("--auth-code-file", type=Path, metavar="FILE", help="a file that holds the passcode")
     parser.add_argument("--quiet", action="store_true", help="do not say every 5 s how it goes")
@@ -212,6 +213,18 @@ def _seconds(text: str) -> float:
     return seconds
 
 
+def _hours(text: str) -> float:
+    try:
+        hours = float(text)
+    except ValueError:
+        hours = -1.0
+    if not 0 <= hours <= 168:
+        raise argparse.ArgumentTypeError(
+            f"got {text!r}, expected hours, >= 0 and <= 168: a server keeps a week of them"
+        )
+    return hours
+
+
 def _simulate(given: argparse.Namespace) -> int:
     from cluster_dash_mole import simulate  # a mole that runs has no use for it: memory
 
@@ -231,6 +244,7 @@ def _simulate(given: argparse.Namespace) -> int:
                 quiet=given.quiet,
                 as_json=given.json,
                 slurm=given.slurm,
+                past_seconds=3600 * given.past,
             )
         )
     except ValueError as error:

@@ -6,6 +6,7 @@ import math
 import resource
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,9 +16,11 @@ from cluster_dash_mole import __version__
 from cluster_dash_mole.mole import Row, SendError, SystemClock
 from cluster_dash_mole.senders.http import HttpSender
 from cluster_dash_mole.senders.http.exchange import CONNECT_SECONDS, Address, parse_address
+from cluster_dash_mole.simulate import past
 from cluster_dash_mole.simulate.fleet import Fleet, SimulatedHost
 from cluster_dash_mole.simulate.slurm import INTERVAL_SECONDS, SimulatedSlurm
 from cluster_dash_mole.simulate.swarm import Swarm, Tally
+from cluster_dash_mole.simulate.work import BEFORE_SECONDS
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +37,7 @@ _MENDS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Simulation:
-    """What to simulate: a fleet, and how to post it. `seconds` None: for ever."""
+    """What to simulate: a fleet, and how to post it. `seconds` None: for ever; `past_seconds`: also what was before."""
 
     address: Address
     auth_code: str
@@ -47,6 +50,7 @@ class Simulation:
     quiet: bool
     as_json: bool
     slurm: bool = False
+    past_seconds: float = 0.0
 
 
 def run(simulation: Simulation) -> None:
@@ -63,6 +67,7 @@ def run(simulation: Simulation) -> None:
         interval_seconds=simulation.interval_seconds,
         began_at=began_at,
         faults=simulation.faults,
+        before_seconds=max(BEFORE_SECONDS, simulation.past_seconds),
     )
     hosts = fleet.build()
     slurm = SimulatedSlurm(hosts, seed=simulation.seed, began_at=began_at) if simulation.slurm else None
@@ -81,6 +86,8 @@ def run(simulation: Simulation) -> None:
         _say(f"{hostname}: {fault}")
     if len(faults) > _MOST_NAMED:
         _say(f"… and {len(faults) - _MOST_NAMED} more hosts with faults")
+    if simulation.past_seconds:
+        threading.Thread(target=_tell_past, args=(simulation, fleet, clock), daemon=True).start()
     began, cpu_before = time.monotonic(), time.process_time()
     try:
         swarm.run(simulation.seconds, _keep_quiet if simulation.quiet else _say)
@@ -147,17 +154,34 @@ def read_auth_code(file: Path | None, from_environment: str | None) -> str:
 
 
 def _try_first(host: SimulatedHost, simulation: Simulation, clock: SystemClock) -> None:
-    """Post the first snapshot as a mole does, whose sender knows what each refusal means."""
-    address = simulation.address
-    url = f"http://{address.authority}{address.path}"
+    """Post the first snapshot as a mole does."""
     snapshot = host.snapshot(clock.now(), 1)
-    sender = HttpSender(address=url, auth_code=simulation.auth_code, clock=clock, environ={})
     try:
         if snapshot is not None:
-            sender.send(snapshot)
+            _sender(simulation, clock).send(snapshot)
     except SendError as error:
+        url = f"http://{simulation.address.authority}{simulation.address.path}"
         mend = _MENDS.get(error.row)
         raise SendError(f"{url}: {error}" + (f": {mend}" if mend else ""), row=error.row) from error
+
+
+def _tell_past(simulation: Simulation, fleet: Fleet, clock: SystemClock) -> None:
+    """Tell what was before the night, beside the live posts."""
+    found = past.snapshots(fleet, simulation.past_seconds)
+    hours = simulation.past_seconds / 3600
+    try:
+        told = past.tell(_sender(simulation, clock), found, clock)
+    except SendError as error:
+        _say(f"the past {hours:g} h are not in history: {error}")
+    else:
+        _say(f"the past {hours:g} h are in history: {told:,} snapshots")
+
+
+def _sender(simulation: Simulation, clock: SystemClock) -> HttpSender:
+    """Return a mole's own sender, which knows what each refusal means."""
+    address = simulation.address
+    url = f"http://{address.authority}{address.path}"
+    return HttpSender(address=url, auth_code=simulation.auth_code, clock=clock, environ={})
 
 
 def _peer(address: Address) -> tuple[int, object]:

@@ -32,6 +32,7 @@ class Fleet:
         interval_seconds: between two snapshots of a host.
         began_at: when the night began (Unix s); its faults count from there.
         faults: whether the night has any.
+        before_seconds: how long before the night it can be asked for.
     """
 
     seed: int
@@ -40,6 +41,7 @@ class Fleet:
     interval_seconds: float
     began_at: float
     faults: bool
+    before_seconds: float = BEFORE_SECONDS
 
     def build(self) -> "list[SimulatedHost]":
         """Return its hosts."""
@@ -84,7 +86,9 @@ class SimulatedHost:
         held = 2 if fault is Fault.HELD else 0
         for count in _partition(random, fleet.gpus, alone=held):
             forgotten = len(self._turns) < held
-            turns = Turns(Random(random.getrandbits(64)), down=down, forgotten=forgotten)
+            turns = Turns(
+                Random(random.getrandbits(64)), down=down, forgotten=forgotten, before_seconds=fleet.before_seconds
+            )
             self._turns.append((turns, count))
             self._gpus += [self._gpu(random, len(self._gpus) + each, turns) for each in range(count)]
         self._broken = random.randrange(fleet.gpus) if fleet.gpus else None

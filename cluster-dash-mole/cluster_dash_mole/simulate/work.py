@@ -11,7 +11,7 @@ USERS = (
 )
 
 BEFORE_SECONDS = 8 * 3600.0
-"""How long the fleet has been at work when the night begins: its jobs are of all ages then."""
+"""How long the fleet has been at work at least when the night begins: its jobs are of all ages then."""
 BUSY_SHARE = 0.68
 """The share of time that a GPU is given to a job, about."""
 LOADING_SECONDS = 25.0
@@ -99,6 +99,7 @@ class Turns:
         random: decides everything.
         down: from when until when the host is down (s of the night): it kills what runs, and nothing begins; or None.
         forgotten: whether a notebook sits there all night.
+        before_seconds: how long before the night the work begins.
 
     Attributes:
         job: that of the moment last advanced to.
@@ -106,16 +107,24 @@ class Turns:
         loads: how many CPU cores it kept busy for each GPU in the 1, 5 and 15 minutes before.
     """
 
-    def __init__(self, random: Random, *, down: tuple[float, float] | None, forgotten: bool) -> None:
+    def __init__(
+        self,
+        random: Random,
+        *,
+        down: tuple[float, float] | None,
+        forgotten: bool,
+        before_seconds: float = BEFORE_SECONDS,
+    ) -> None:
         self._random = random
         self._down_at, self._up_at = down or (math.inf, math.inf)
         self._settled = [0.0] * (1 + len(LOAD_AVG_SECONDS))  # heat and loads when this turn began, of 1
-        self._began = -BEFORE_SECONDS
+        self._began = -before_seconds
         self.job: Job | None = None
         self.heat, *self.loads = self._settled
+        self._notebook: Job | None = None
         if forgotten:
-            self.job = self._job(NOTEBOOK, started=-random.uniform(1, 6) * 3600, minutes=math.inf)
-            self._ends = math.inf
+            self._notebook = self._job(NOTEBOOK, started=-random.uniform(1, 6) * 3600, minutes=math.inf)
+            self._ends = self._notebook.started
         else:
             self._ends = self._began + random.uniform(0, 1800)
 
@@ -147,9 +156,12 @@ class Turns:
         ]
 
     def _start(self) -> None:
-        (kind,) = self._random.choices(KINDS, [each.weight for each in KINDS])
-        minutes = kind.minutes * math.exp(self._random.gauss(0, 0.6))
-        self.job = self._job(kind, started=self._began, minutes=minutes)
+        if self._notebook is None:
+            (kind,) = self._random.choices(KINDS, [each.weight for each in KINDS])
+            minutes = kind.minutes * math.exp(self._random.gauss(0, 0.6))
+            self.job = self._job(kind, started=self._began, minutes=minutes)
+        else:
+            self.job = self._notebook
         self._ends = self.job.ended
 
     def _job(self, work: Work, *, started: float, minutes: float) -> Job:
