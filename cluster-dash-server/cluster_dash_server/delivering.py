@@ -179,10 +179,8 @@ class Delivery:
         try:
             for each in rows:
                 self._deliver(way, each)
-        except Exception as error:  # the outbox, or a notifier's slip: one receiver's trouble is not the others'
-            log.exception("notices for %s: %s", rows[0].receiver, type(error).__name__)
-            way.rests_until = self._clock() + MOST_SECONDS
-            way.why = type(error).__name__
+        except Exception as error:  # whatever keeps notices; what was taken is in mind, and noted by a later round
+            self._say(str(error) or type(error).__name__)
         finally:
             with self._lock:
                 way.busy = False
@@ -207,6 +205,10 @@ class Delivery:
             self._notifier(each.receiver).send(each.notice)
         except NotifyError as error:
             self._not_taken(way, each, self._clock(), error)
+            return
+        except Exception as error:  # a notifier's slip: said like any other trouble of this receiver
+            log.exception("notices: a slip in telling %s", each.receiver)
+            self._not_taken(way, each, self._clock(), NotifyError(f"a slip of this server: {type(error).__name__}"))
             return
         if way.failures:
             log.info("notices: %s takes them again", each.receiver)
@@ -248,4 +250,3 @@ class Delivery:
             for row in tuple(self._taken):
                 self._outbox.sent(row, self._clock())
                 self._taken.discard(row)
-

@@ -107,8 +107,8 @@ def request(
                 connection.sock = _context(ca_file).wrap_socket(plain, server_hostname=host)
             with connection.sock:
                 connection.request(method, path, body, {**(headers or {}), "Host": parts.netloc, "Connection": "close"})
-                answer = connection.getresponse()
-                status, retry_after = answer.status, _retry_after(answer)
+                with connection.getresponse() as answer:
+                    status, retry_after = answer.status, _retry_after(answer)
     except ssl.SSLCertVerificationError as error:
         raise NotifyError(f"{where}: its certificate does not hold: {error.verify_message}") from None
     except (OSError, http.client.HTTPException) as error:
