@@ -18,20 +18,25 @@ from cluster_dash_server.auth import Auth, Limiter, Passcode, Proxies, names_loo
 from cluster_dash_server.cluster import Cluster, KnownHost
 from cluster_dash_server.control import Control, data_folder
 from cluster_dash_server.digest import Nights
+from cluster_dash_server.errands import Errands, Morning
 from cluster_dash_server.events import EventLog
 from cluster_dash_server.groups import Groups
 from cluster_dash_server.history.kept import History
 from cluster_dash_server.ingest import Answer, Ingest
+from cluster_dash_server.ledger.kept import KeptBook
+from cluster_dash_server.ledger.line import LineFile
 from cluster_dash_server.live import Live
 from cluster_dash_server.metrics import Metrics, PostCounts, XidCounts
 from cluster_dash_server.narrowed import Narrowed
 from cluster_dash_server.received import Reception
+from cluster_dash_server.receivers import minute_of_day
 from cluster_dash_server.settings import ConfigError, Reading, Settings
 from cluster_dash_server.slurm import Slurm
 from cluster_dash_server.snapshot import Seen, checker
 from cluster_dash_server.store import StoreError
 from cluster_dash_server.tokens import TokenError, TokenFile, Tokens
 from cluster_dash_server.viewers import scope_of
+from cluster_dash_server.waiting import Waiting
 from cluster_dash_server.web import (
     api,
     charts,
@@ -44,6 +49,7 @@ from cluster_dash_server.web import (
     pages,
     past_parts,
     post,
+    relay,
     sign_in,
     status,
     waitress_limits,
@@ -53,6 +59,7 @@ from cluster_dash_server.web import (
 from cluster_dash_server.web import digest as digest_page
 from cluster_dash_server.web import history as history_pages
 from cluster_dash_server.web import slurm as slurm_pages
+from cluster_dash_server.web import waiting as waiting_page
 from cluster_dash_server.web.history import Past
 from cluster_dash_server.web.views import QueryError
 
@@ -127,6 +134,8 @@ def create_app(settings: Settings | None = None, clock: Callable[[], float] = ti
     """
     is_loaded_by_others = settings is None  # flask, waitress-serve: nobody tells the application that it serves
     settings = load_settings() if settings is None else settings
+    if settings.relay.to is not None:
+        return relay.application(settings, version=VERSION, headers=SECURITY_HEADERS.items(), clock=clock)
     folder = data_folder(settings.server.data, os.environ)
     history = History(
         folder,
@@ -167,13 +176,17 @@ def create_app(settings: Settings | None = None, clock: Callable[[], float] = ti
         veil=None if veil is None else veil.snapshot,
     )
     control = Control(folder, cluster, events, clock, tokens, history, slurm)
-    start = _Start(history, cluster, events, control, slurm, clock)
+    kept_book = KeptBook(folder, clock)
+    errands = Errands({}, clock)
+    start = _Start(history, kept_book, cluster, events, control, slurm, errands, clock)
     app = Flask(__name__, static_folder=None)
     app.url_map.merge_slashes = False  # its redirect names the Host header, which anybody can forge
     app.extensions["control"] = control
     app.extensions["tokens"] = tokens
     app.extensions["start"] = start
     app.extensions["history"] = history
+    app.extensions["book"] = kept_book
+    app.extensions["errands"] = errands
     if app.debug:
         _keep_the_debugger_at_home()
     app.config["MAX_CONTENT_LENGTH"] = settings.limits.body_bytes
@@ -185,6 +198,10 @@ def create_app(settings: Settings | None = None, clock: Callable[[], float] = ti
             own = (*own, f"A part of history is lost: {history.loss}.")
         if start.is_done and history.trouble is not None:
             own = (*own, f"History is not written: {history.trouble}. The live view goes on.")
+        if kept_book.trouble is not None and settings.alerts.receivers:
+            own = (*own, f"No alerts are kept, and nobody is told of any: {kept_book.trouble}.")
+        for receiver, (_, why) in kept_book.book.failing().items() if kept_book.is_open else ():
+            own = (*own, f"Notices do not reach {receiver}: {why}.")
         is_open = gate.rules.mode == "open"
         return (*own, *auth.notices(clock(), from_afar=reached.from_afar, is_open=is_open))
 
@@ -206,7 +223,6 @@ def create_app(settings: Settings | None = None, clock: Callable[[], float] = ti
     narrowed = privacy.by_viewer(Narrowed(lives[0], life), Narrowed(lives[1], f"{life}v"))
     live = privacy.by_viewer(*lives)
     cluster = privacy.by_viewer(cluster, veiled)
-    slurm_of_all = slurm
     slurm = privacy.by_viewer(slurm, privacy.veiled_slurm(slurm, veil_for_some))
     past_of_all = privacy.by_viewer(history, privacy.veiled_past(history, veil_for_some))
     looks = api.way(live, narrowed, clock, viewers.note)
@@ -227,9 +243,31 @@ def create_app(settings: Settings | None = None, clock: Callable[[], float] = ti
             zone=zone,
         )
 
-    all_nights = nights(whole, history, slurm_of_all)
+    all_nights = nights(whole, history, all_of_slurm)
     control.commands["digest"] = lambda wish: digest_command.obey(all_nights, wish, clock())
     app.register_blueprint(digest_page.blueprint(nights(cluster, past_of_all, slurm), clock))
+
+    def link(path: str) -> str | None:
+        url = settings.server.public_url
+        return None if url is None else f"{url.rstrip('/')}/{path}"
+
+    waiting = Waiting(
+        LineFile(folder),
+        allowed=settings.alerts.waiting_to,
+        put=kept_book.book.put,
+        link=link,
+        trouble=lambda: kept_book.trouble,
+    )
+    morning = Morning(
+        all_nights,
+        put=kept_book.book.put,
+        receivers=settings.alerts.digest_to,
+        minute_of_day=minute_of_day(settings.alerts.digest_at),
+        link=link,
+    )
+    errands.rounds["tell me when free"] = lambda now: waiting.round(lambda: whole.hosts(now), now)
+    errands.rounds["the digest"] = morning.round
+    app.register_blueprint(waiting_page.blueprint(waiting, clock, Proxies(settings.server.trusted_proxies), zone))
     app.register_blueprint(pages.blueprint(cluster, events, clock, site, past.view_at))
     app.register_blueprint(slurm_pages.blueprint(slurm, cluster, clock, site.name))
     app.register_blueprint(openapi.blueprint(VERSION, settings.server.base_path))
@@ -350,14 +388,18 @@ class _Start:
     def __init__(
         self,
         history: History,
+        book: KeptBook,
         cluster: Cluster,
         events: EventLog,
         control: Control,
         slurm: Slurm,
+        errands: Errands,
         clock: Callable[[], float],
     ) -> None:
         self.is_done = False
         self._history = history
+        self._book = book
+        self._errands = errands
         self._cluster = cluster
         self._events = events
         self._control = control
@@ -379,6 +421,9 @@ class _Start:
             self._cluster.begin_with(restart.recall(last_seen))
             restart.recall_slurm(last_seen, self._slurm)
             self._events.begin_with(events, self._clock())
+            self._book.start(has_folder=self._history.keeps)
+            if self._book.is_open:
+                self._errands.start()
             self._control.start()
             self.is_done = True
 

@@ -106,6 +106,7 @@ class Asked:
         session: the cookie.
         proxy_says: what the header holds in which a trusted proxy names the viewer.
         csrf: gives what the page handed back, None where it did not; asked only where something is to change.
+        sends_json: its body says that it is JSON: a page of another site cannot say so without asking us first.
     """
 
     caller: Caller
@@ -114,6 +115,12 @@ class Asked:
     session: str | None = None
     proxy_says: str | None = None
     csrf: Callable[[], str | None] = lambda: None
+    sends_json: bool = False
+
+    @property
+    def is_by_a_program(self) -> bool:
+        """Whether surely no browser sent it: curl says nothing of a page, and a form of a page cannot send JSON."""
+        return self.sends_json and self.caller.origin is None and self.caller.fetch_site is None
 
 
 class Users(Protocol):
@@ -233,6 +240,7 @@ class Gate:
         self._clock = clock
         self._key = secrets.token_bytes(32)
         self._anonymous = Viewer(name=None, scopes=READING, sees_names=not rules.hides_names)
+        self._at_home = Viewer(name=None, scopes=_SCOPES_OF["operator"], sees_names=not rules.hides_names)
 
     def admit(self, asked: Asked, scope: Scope) -> Viewer:
         """Let a request pass, and remember as `current` who asks.
@@ -254,8 +262,8 @@ class Gate:
             return NOBODY
         if looks_like(bearer, "read"):
             return self._program(str(bearer), asked)
-        if self.rules.mode == "open":
-            return self._anonymous
+        if self.rules.mode == "open":  # nobody says who they are: only who sits at this machine may change anything
+            return self._at_home if asked.caller.here else self._anonymous
         person = self._person(asked)
         if person is not None:
             return person
@@ -351,6 +359,8 @@ class Gate:
 
     def _refuse_other_sites(self, asked: Asked, viewer: Viewer) -> None:
         """Refuse what a page of another site wants to change in the name of who looks at it."""
+        if asked.is_by_a_program:
+            return
         if not from_own_page(asked.caller):
             raise Denied(403, "Origin: only a page of this server may ask for that")
         if viewer.csrf and not hmac.compare_digest(viewer.csrf, asked.csrf() or ""):

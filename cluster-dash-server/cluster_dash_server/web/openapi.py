@@ -11,6 +11,7 @@ from flask import Blueprint, Flask, Response, current_app
 from cluster_dash_server.snapshot import schema_text
 from cluster_dash_server.viewers import needs
 from cluster_dash_server.web.api import json_response
+from cluster_dash_server.web.lists import MOST_GPUS
 
 Json = dict[str, Any]
 
@@ -27,6 +28,7 @@ class Operation:
         gives: the members that its JSON object always has; None: it gives no JSON object.
         types: what else it may answer with.
         refusals: statuses other than 200.
+        takes: the members of the JSON object that it is sent: the schema of each; what must be there ends with `*`.
     """
 
     says: str
@@ -34,6 +36,7 @@ class Operation:
     gives: tuple[str, ...] | None = ()
     types: tuple[str, ...] = ()
     refusals: tuple[int, ...] = ()
+    takes: Mapping[str, Json] = field(default_factory=dict)
 
 
 Q = {"q": "a filter, as in the field of the overview; what it cannot mean is said in `problems`"}
@@ -90,6 +93,28 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
         gives=("at", "gpus", "hosts"),
         types=(TEXT, CSV),
         refusals=(400,),
+    ),
+    ("get", "/api/v1/waiting"): Operation(
+        says="Who waits for free GPUs, in the order in which they are told.", gives=("at", "waiting"), refusals=(503,)
+    ),
+    ("post", "/api/v1/waiting"): Operation(
+        says="Tell me when GPUs are free: one message, once they have been free for a minute.",
+        takes={
+            "to*": {"type": "string", "description": "an address, or the name of a receiver, as the settings allow"},
+            "count": {"type": "integer", "minimum": 1, "maximum": MOST_GPUS, "description": "so many on one host"},
+            "mem": {"type": "string", "description": "so much free on each: 40G is 40 × 2^30 bytes"},
+            "model": {"type": "string", "description": "a part of the model's name"},
+            "q": {"type": "string", "description": Q["q"]},
+            "until": {"type": "string", "description": "a moment, such as now+12h"},
+        },
+        gives=("success", "id", "key", "until", "ahead"),
+        refusals=(400, 429, 503),
+    ),
+    ("delete", "/api/v1/waiting/{number}"): Operation(
+        says="Wait no longer.",
+        takes={"key": {"type": "string", "description": "what the answer to the wish gave"}},
+        gives=("success",),
+        refusals=(400, 404, 503),
     ),
     ("get", "/api/v1/events"): Operation(
         says="What happened, newest first.",
@@ -217,7 +242,12 @@ def _operation(path: str, method: str, operation: Operation) -> Json:
             **{str(status): {"description": _REFUSALS[status], "content": refusal} for status in _statuses(operation)},
         },
     }
-    if method == "post":
+    if operation.takes:
+        members = {name.rstrip("*"): schema for name, schema in operation.takes.items()}
+        needed = [name.rstrip("*") for name in operation.takes if name.endswith("*")]
+        whole = {"type": "object", "required": needed, "properties": members}
+        described["requestBody"] = {"required": True, "content": {"application/json": {"schema": whole}}}
+    elif method == "post":
         described["requestBody"] = {"required": True, "content": _body(path)}
     return described
 

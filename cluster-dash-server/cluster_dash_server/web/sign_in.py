@@ -34,6 +34,7 @@ def reader(gate: Gate, proxy_header: str) -> "Callable[[WSGIEnvironment], Asked]
             proxy_says=environ.get(proxy_key),
             # only Flask's routes change anything, and so its request is at hand where this is asked
             csrf=lambda: request.headers.get("X-CSRF-Token") or request.form.get("csrf"),
+            sends_json=environ.get("CONTENT_TYPE", "").partition(";")[0].strip().lower() == "application/json",
         )
 
     return asked_of

@@ -1,0 +1,93 @@
+"""The book of this server: opened when it serves; before that, and where it cannot be, it raises `BookError`."""
+
+import atexit
+import contextlib
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+from cluster_dash_server.alerts.book import Book, BookError
+from cluster_dash_server.history import folder as data_folder
+from cluster_dash_server.ledger.sqlite import FILE, SqliteBook
+
+log = logging.getLogger(__name__)
+
+
+class KeptBook:
+    """Holds the file of alerts; `book` is a `Book` from the beginning on, so that the parts of the server can have it.
+
+    Args:
+        folder: the data folder.
+        clock: Unix s.
+    """
+
+    def __init__(self, folder: Path, clock: Callable[[], float]) -> None:
+        self.trouble: str | None = None
+        """Why no alerts are kept, though the server serves; None: they are, or it does not yet."""
+        self.book = cast(Book, _Opened(self))
+        self._folder = folder
+        self._clock = clock
+        self._file: SqliteBook | None = None
+        self._lock: int | None = None
+
+    def start(self, *, has_folder: bool) -> None:
+        """Open it, once, in the process that serves.
+
+        Args:
+            has_folder: this process has taken the data folder already.
+        """
+        try:
+            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if not has_folder:
+                self._lock = data_folder.take(self._folder)
+            is_network = data_folder.file_system(self._folder) in data_folder.NETWORK_FILE_SYSTEMS
+            self._file = SqliteBook(self._folder / FILE, self._clock, wal=not is_network)
+        except (data_folder.FolderHeld, BookError) as error:
+            self.trouble = str(error)
+        except OSError as error:
+            self.trouble = f"{self._folder}: {error.strerror}: choose another folder, --data"
+        if self.trouble is not None:
+            log.warning("no alerts are kept, and nobody is told of any: %s", self.trouble)
+            return
+        atexit.register(self.close)
+
+    def close(self) -> None:
+        """Close it."""
+        file, self._file = self._file, None
+        if file is not None:
+            file.close()
+            atexit.unregister(self.close)
+        lock, self._lock = self._lock, None
+        if lock is not None:
+            with contextlib.suppress(OSError):
+                os.close(lock)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether alerts can be asked for and kept."""
+        return self._file is not None
+
+    def opened(self) -> SqliteBook:
+        """Return the file.
+
+        Raises:
+            BookError: it is not open.
+        """
+        if self._file is None:
+            raise BookError(self.trouble or "no alerts are kept until the server serves")
+        return self._file
+
+
+class _Opened:
+    """Asks the file that is open by then."""
+
+    def __init__(self, kept: KeptBook) -> None:
+        self._kept = kept
+
+    def __getattr__(self, name: str) -> Any:
+        def ask(*args: Any, **named: Any) -> Any:
+            return getattr(self._kept.opened(), name)(*args, **named)
+
+        return ask

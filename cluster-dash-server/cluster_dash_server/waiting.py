@@ -1,0 +1,401 @@
+"""Tell me when some are free: who waits for which GPUs, and whom to tell of those that have become free.
+
+They are served in the order in which they came: what one of them has been told of is kept from the others for a while,
+so that one free GPU does not call twenty people.
+"""
+
+import hmac
+import re
+import secrets
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple, Protocol
+from urllib.parse import quote
+
+from cluster_dash_server import filters, free
+from cluster_dash_server.cluster import GpuView, HostView
+from cluster_dash_server.notice import Notice
+from cluster_dash_server.receivers import PERSON
+from cluster_dash_server.snapshot import printable
+from cluster_dash_server.summary import model
+from cluster_dash_server.tokens import digest_of
+
+HOLDS_SECONDS = 60.0
+"""For so long GPUs are free before somebody is told of them: a job that ends is often followed by the next."""
+KEPT_SECONDS = 600.0
+"""For so long what one was told of is kept from the others, unless somebody takes it."""
+DEFAULT_HOURS, MOST_DAYS = 24.0, 30.0
+MOST_WAITING = 1_000
+MOST_OF_ONE = 5
+"""Wishes of one address that wait at a time, …"""
+MOST_A_DAY = 20
+"""… and messages to it in a day: no address can be flooded from here."""
+DAY_SECONDS = 86_400.0
+_ADDRESS = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}@[A-Za-z0-9](?:[A-Za-z0-9.-]{0,252}[A-Za-z0-9])?", re.ASCII)
+
+
+class WaitError(Exception):
+    """A wish that is not taken.
+
+    Attributes:
+        status: 400 (it cannot be meant), 403 (not to that address), 404 (there is none), 429 (too many) or 503.
+        text: why, and the mend.
+    """
+
+    def __init__(self, status: int, text: str) -> None:
+        super().__init__(text)
+        self.status = status
+        self.text = text
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wait:
+    """Somebody waits for GPUs.
+
+    Attributes:
+        wish: how many on one host, which model, how much free memory.
+        q: a filter in the grammar of all pages; empty: any host.
+        receiver: who is told: the name of a receiver, or `mailto:` and an address.
+        key: the digest of what ends it: known to who asked.
+        asked_at: their place in the line is by it (Unix s).
+        until: when they no longer want to know.
+    """
+
+    id: int
+    wish: free.Wish
+    q: str
+    receiver: str
+    key: bytes
+    asked_at: float
+    until: float
+
+
+class Called(NamedTuple):
+    """A GPU that somebody was told of."""
+
+    host: str
+    gpu: int
+    uuid: str | None
+    at: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Line:
+    """All that is known of those who wait.
+
+    Attributes:
+        waits: in the order in which they came.
+        called: GPUs that somebody was told of, and that nobody has taken since.
+        told: when whom (the receiver) was told, in the last day.
+        last_id: of the newest wait there ever was.
+    """
+
+    waits: tuple[Wait, ...] = ()
+    called: tuple[Called, ...] = ()
+    told: tuple[tuple[str, float], ...] = ()
+    last_id: int = 0
+
+
+class Found(NamedTuple):
+    """GPUs for one who waits."""
+
+    wait: Wait
+    host: str
+    gpus: tuple[GpuView, ...]
+
+
+class KeptLine(Protocol):
+    """Where the line is kept over a restart."""
+
+    def read(self) -> Line:
+        """Return what was written last.
+
+        Raises:
+            WaitError: 503: it cannot be read.
+        """
+
+    def write(self, line: Line) -> None:
+        """Keep it in place of what was.
+
+        Raises:
+            WaitError: 503: it cannot be written.
+        """
+
+
+def serve(line: Line, hosts: Sequence[HostView], now: float) -> list[Found]:
+    """Say who is to be told of what now: pure.
+
+    Each in turn is given GPUs that fit and that nobody before was given or has been told of lately. They are told once
+    those have been free for HOLDS_SECONDS; until then nobody behind them is given these.
+    """
+    taken = {(each.host, each.gpu) for each in _kept_back(line.called, hosts, now)}
+    found = []
+    for wait in line.waits:
+        if wait.until <= now:
+            continue
+        meant = _meant(wait, hosts, taken, now)
+        offers = free.find([_lasting(host, now) for host in meant], wait.wish)
+        is_told = bool(offers)
+        offers = offers or free.find(meant, wait.wish)
+        if not offers:
+            continue
+        gpus = offers[0].gpus[: wait.wish.count]
+        taken.update((offers[0].host, gpu.gpu.index) for gpu in gpus)
+        if is_told:
+            found.append(Found(wait, offers[0].host, gpus))
+    return found
+
+
+def _kept_back(called: Iterable[Called], hosts: Sequence[HostView], now: float) -> list[Called]:
+    """Return the GPUs that are kept for who was told of them: as long as nobody takes them, and not for ever."""
+    states = {(host.host, gpu.gpu.index): gpu for host in hosts for gpu in host.gpus}
+    kept = []
+    for each in called:
+        gpu = states.get((each.host, each.gpu))
+        if now - each.at < KEPT_SECONDS and gpu is not None and gpu.state == "free" and gpu.gpu.uuid == each.uuid:
+            kept.append(each)
+    return kept
+
+
+def _meant(wait: Wait, hosts: Sequence[HostView], taken: set[tuple[str, int]], now: float) -> list[HostView]:
+    """Return the hosts that a wish is about, without the GPUs that others have."""
+    wanted = filters.parse(wait.q)
+    found = []
+    for host in hosts:
+        marks = wanted.means(host, now) if wanted.terms else [True] * len(host.gpus)
+        if marks is None:
+            continue
+        left = [
+            gpu
+            for gpu, is_meant in zip(host.gpus, marks, strict=True)
+            if is_meant and gpu.state == "free" and (host.host, gpu.gpu.index) not in taken
+        ]
+        if len(left) >= wait.wish.count:
+            found.append(replace(host, gpus=tuple(left)))
+    return found
+
+
+def _lasting(host: HostView, now: float) -> HostView:
+    lasting = [gpu for gpu in host.gpus if gpu.free_since is not None and now - gpu.free_since >= HOLDS_SECONDS]
+    return replace(host, gpus=tuple(lasting))
+
+
+# -------------------------------------------------------------------------------------------------- whom one may tell
+
+
+def receiver_of(to: str, allowed: Sequence[str]) -> str:
+    """Return the receiver that an address means: the name of one, or an address of a mail domain.
+
+    Args:
+        to: what somebody wrote.
+        allowed: `[alerts] waiting_to`.
+
+    Raises:
+        WaitError: 400 or 403.
+    """
+    to = to.strip()
+    if not allowed:
+        raise WaitError(403, "to: this server tells nobody: its [alerts] waiting_to is empty")
+    if to in allowed and not to.startswith("@"):
+        return to
+    shown = ", ".join(f"an address {each}" if each.startswith("@") else each for each in allowed)
+    if _ADDRESS.fullmatch(to) is None or ".." in to:
+        raise WaitError(400, f"to: got {printable(to, 64)!r}, expected {shown}")
+    name, _, domain = to.rpartition("@")
+    if f"@{domain.lower()}" not in {each.lower() for each in allowed}:
+        raise WaitError(403, f"to: this server writes to no address of {printable(domain, 64)}; expected {shown}")
+    return f"{PERSON}{name}@{domain.lower()}"
+
+
+def shown(receiver: str, *, in_full: bool) -> str:
+    """Return how a receiver is shown: an address to who may know it, to others its first letter and its domain."""
+    address = receiver.removeprefix(PERSON)
+    if in_full or address == receiver:
+        return address
+    name, _, domain = address.rpartition("@")
+    return f"{name[:1]}…@{domain}"
+
+
+# ---------------------------------------------------------------------------------------------------------- the line
+
+
+class Waiting:
+    """Those who wait. Thread-safe.
+
+    Args:
+        kept: where they are kept.
+        allowed: `[alerts] waiting_to`.
+        put: puts notices into the outbox, each with its receiver; a known receiver and key are left out.
+        link: makes the address of a page of its path; None: the site has no address of its own.
+        trouble: says why nobody could be told now; None: they can.
+    """
+
+    def __init__(
+        self,
+        kept: KeptLine,
+        *,
+        allowed: Sequence[str],
+        put: Callable[[Sequence[tuple[str, Notice]], float], None],
+        link: Callable[[str], str | None],
+        trouble: Callable[[], str | None] = lambda: None,
+    ) -> None:
+        self.allowed = tuple(allowed)
+        self._kept = kept
+        self._put = put
+        self._link = link
+        self._trouble = trouble
+        self._lock = threading.Lock()
+        self._read: Line | None = None
+
+    def add(self, wish: free.Wish, *, q: str, to: str, until: float, now: float) -> tuple[Wait, str]:
+        """Let somebody wait; return that, and the key that ends it.
+
+        Raises:
+            WaitError: 400, 403, 429 or 503.
+        """
+        trouble = self._trouble()
+        if trouble is not None:
+            raise WaitError(503, f"alerts: nobody is told of anything now: {trouble}")
+        problems = filters.parse(q).problems
+        if problems:
+            raise WaitError(400, f"q: {problems[0]}")
+        if not now < until <= now + MOST_DAYS * DAY_SECONDS:
+            raise WaitError(400, f"until: expected a moment from now on, within {MOST_DAYS:.0f} days")
+        receiver = receiver_of(to, self.allowed)
+        key = secrets.token_urlsafe(16)
+        with self._lock:
+            line = self._current(now)
+            self._refuse_too_many(line, receiver, now)
+            wait = Wait(
+                id=line.last_id + 1,
+                wish=wish,
+                q=q,
+                receiver=receiver,
+                key=digest_of(key),
+                asked_at=now,
+                until=until,
+            )
+            self._keep(replace(line, waits=(*line.waits, wait), last_id=wait.id))
+        return wait, key
+
+    def _refuse_too_many(self, line: Line, receiver: str, now: float) -> None:
+        if len(line.waits) >= MOST_WAITING:
+            raise WaitError(429, f"count: {MOST_WAITING} wait already")
+        if not receiver.startswith(PERSON):
+            return
+        if sum(each.receiver == receiver for each in line.waits) >= MOST_OF_ONE:
+            raise WaitError(429, f"to: {MOST_OF_ONE} wishes of this address wait already: end one")
+        if sum(told == receiver and now - at < DAY_SECONDS for told, at in line.told) >= MOST_A_DAY:
+            raise WaitError(429, f"to: this address has had {MOST_A_DAY} messages in a day: that is enough")
+
+    def end(self, id_: int, now: float, *, key: str | None, may_end_any: bool = False) -> Wait:
+        """Let somebody wait no longer.
+
+        Raises:
+            WaitError: 403, 404 or 503.
+        """
+        with self._lock:
+            line = self._current(now)
+            wait = next((each for each in line.waits if each.id == id_), None)
+            if wait is None:
+                raise WaitError(404, f"id: nobody waits under {id_}")
+            if not may_end_any and not hmac.compare_digest(digest_of(key or ""), wait.key):
+                raise WaitError(403, "key: it is not that of this wish")
+            self._keep(replace(line, waits=tuple([each for each in line.waits if each.id != id_])))
+        return wait
+
+    def waits(self, now: float) -> tuple[Wait, ...]:
+        """Return who waits, in the order in which they are served.
+
+        Raises:
+            WaitError: 503.
+        """
+        with self._lock:
+            return self._current(now).waits
+
+    def round(self, hosts: Callable[[], Sequence[HostView]], now: float) -> list[Found]:
+        """Tell whoever's turn it is; call it every few seconds.
+
+        Raises:
+            WaitError: 503.
+        """
+        with self._lock:
+            line = self._current(now)
+            if not line.waits and not line.called:
+                return []
+            views = hosts()
+            called = tuple(_kept_back(line.called, views, now))
+            if called != line.called:  # somebody took one, or nobody did: it is no longer kept for who was told of it
+                line = replace(line, called=called)
+                self._keep(line)
+            found = serve(line, views, now)
+            if found:
+                # told first and noted then: after a crash in between the same notices come to the outbox, and are known
+                self._put([(each.wait.receiver, self._notice(each, now)) for each in found], now)
+                ids = {each.wait.id for each in found}
+                news = [Called(each.host, gpu.gpu.index, gpu.gpu.uuid, now) for each in found for gpu in each.gpus]
+                self._keep(
+                    replace(
+                        line,
+                        waits=tuple([each for each in line.waits if each.id not in ids]),
+                        called=(*called, *news),
+                        told=(*line.told, *((each.wait.receiver, now) for each in found)),
+                    )
+                )
+            return found
+
+    def _current(self, now: float) -> Line:
+        """Return the line without those who wait no longer."""
+        if self._read is None:
+            self._read = self._kept.read()
+        line = self._read
+        told = tuple([each for each in line.told if now - each[1] < DAY_SECONDS])
+        return replace(line, waits=tuple([each for each in line.waits if each.until > now]), told=told)
+
+    def _keep(self, line: Line) -> None:
+        self._kept.write(line)
+        self._read = line
+
+    def _notice(self, found: Found, now: float) -> Notice:
+        wait, first = found.wait, found.gpus[0]
+        names = sorted({model(gpu.gpu) for gpu in found.gpus})
+        indices = ", ".join(str(gpu.gpu.index) for gpu in found.gpus)
+        what = " and ".join(names)
+        least = min((mib for gpu in found.gpus if (mib := free.free_mem(gpu)) is not None), default=None)
+        since = max((gpu.free_since or now for gpu in found.gpus), default=now)
+        facts = [
+            ("Free", f"{len(found.gpus)} × {what}"),
+            ("Where", f"{found.host} GPU {indices}"),
+            *([] if least is None else [("Memory free on each", f"{least / 1024:.0f} GiB")]),
+            ("You asked for", words_of(wait)),
+            (
+                "What now",
+                f"for {KEPT_SECONDS / 60:.0f} minutes nobody else who waits is told of them; to wait on, ask again",
+            ),
+        ]
+        return Notice(
+            key=f"free:{wait.id}:{wait.asked_at:.0f}",
+            kind="free",
+            alert=None,
+            rule="free",
+            severity="info",
+            title=f"{len(found.gpus)} × {what} free on {found.host}",
+            facts=tuple(facts),
+            text="",
+            link=self._link(f"host/{quote(found.host, safe='')}"),
+            actions=(),
+            labels={"rule": "free", "host": found.host, "gpu": str(first.gpu.index), "model": names[0]},
+            begun_at=since,
+            ended_at=None,
+        )
+
+
+def words_of(wait: Wait) -> str:
+    """Say what somebody waits for: `2 on one host, H100, 40 GiB free, part:gpu`."""
+    wish = wait.wish
+    said = [f"{wish.count} on one host" if wish.count > 1 else "1 GPU"]
+    said += [wish.model] if wish.model else []
+    said += [f"{wish.free_mem / 1024:g} GiB free on each"] if wish.free_mem else []
+    said += [wait.q] if wait.q else []
+    return ", ".join(said)

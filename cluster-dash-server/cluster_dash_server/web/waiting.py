@@ -1,0 +1,192 @@
+"""Tell me when some are free: the page `/waiting`, its form, and `/api/v1/waiting`."""
+
+import logging
+from collections.abc import Callable, Mapping
+from datetime import UTC, tzinfo
+
+from flask import Blueprint, Response, redirect, render_template, request, url_for
+from werkzeug.wrappers import Response as Answer
+
+from cluster_dash_server import free
+from cluster_dash_server.auth import Limiter, Proxies
+from cluster_dash_server.snapshot import Json, printable
+from cluster_dash_server.viewers import Viewer, current, needs
+from cluster_dash_server.waiting import DEFAULT_HOURS, Wait, WaitError, Waiting, shown, words_of
+from cluster_dash_server.web.api import failure, json_response
+from cluster_dash_server.web.edge import caller_of
+from cluster_dash_server.web.history import html
+from cluster_dash_server.web.lists import count, moment, size_mib
+from cluster_dash_server.web.views import QueryError
+
+log = logging.getLogger(__name__)
+
+A_MINUTE = 10
+"""Wishes of one client in a minute."""
+LONGEST = {"model": 64, "q": 2_000, "to": 320, "mem": 16, "until": 64}
+UNTILS = (("4 hours", "now+4h"), ("24 hours", "now+24h"), ("3 days", "now+3d"), ("7 days", "now+7d"))
+
+
+def blueprint(waiting: Waiting, clock: Callable[[], float], proxies: Proxies, zone: tzinfo = UTC) -> Blueprint:
+    """Build the routes.
+
+    Args:
+        waiting: those who wait.
+        clock: Unix s.
+        proxies: whose word counts on who asks.
+        zone: in which days begin.
+    """
+    routes = Blueprint("waiting", __name__, template_folder="../templates")
+    limiter = Limiter(A_MINUTE)
+    routes.add_app_template_filter(words_of, "wish_words")
+
+    @routes.app_context_processor
+    def whom() -> dict[str, object]:
+        """Give the overview what its form needs."""
+        return {"waiting_to": waiting.allowed, "untils": UNTILS}
+
+    @routes.errorhandler(WaitError)
+    def refused(error: WaitError) -> Response | tuple[str, int]:
+        if request.path.startswith("/api/"):
+            return failure(error.status, error.text)
+        return render_template("error.html", title="This cannot be done", text=error.text), error.status
+
+    def asked(said: Mapping[str, object], now: float) -> tuple[Wait, str]:
+        """Take a wish; see `Waiting.add`.
+
+        Raises:
+            QueryError: something in it cannot be understood.
+            WaitError: see there.
+        """
+        if limiter.is_too_many(limiter.failed(proxies.address(caller_of(request.environ)))):
+            raise WaitError(429, f"request: more than {A_MINUTE} wishes in a minute: try again in a minute")
+        given = {name: _text(said, name) for name in LONGEST}
+        number = said.get("count", "1")
+        wish = free.Wish(
+            count=count(str(number) if isinstance(number, int | str) and number is not True else "true"),
+            free_mem=size_mib("mem", given["mem"] or "0G"),
+            model=given["model"],
+        )
+        until = moment("until", given["until"] or f"now+{DEFAULT_HOURS:.0f}h", now, zone)
+        wait, key = waiting.add(wish, q=given["q"], to=given["to"], until=until, now=now)
+        log.info("audit: %s waits, asked for by %s", wait.id, _who())
+        return wait, key
+
+    @routes.get("/api/v1/waiting")
+    @needs("state:read")
+    def those_who_wait() -> Response:
+        now = clock()
+        return json_response({"at": now, "waiting": [_row(each, current.get()) for each in waiting.waits(now)]})
+
+    @routes.post("/api/v1/waiting")
+    @needs("state:read")
+    def tell_me() -> Response:
+        now = clock()
+        try:
+            wait, key = asked(_object(), now)
+        except QueryError as error:
+            return failure(400, str(error))
+        ahead = [each.id for each in waiting.waits(now)].index(wait.id)
+        return json_response({"success": True, "id": wait.id, "key": key, "until": wait.until, "ahead": ahead})
+
+    @routes.delete("/api/v1/waiting/<number>")
+    @needs("state:read")
+    def no_longer(number: str) -> Response:
+        try:
+            key = _text(_object(), "key", 64)
+        except QueryError as error:
+            return failure(400, str(error))
+        waiting.end(_number(number), clock(), key=key, may_end_any="operate" in current.get().scopes)
+        log.info("audit: %s waits no longer, at the wish of %s", printable(number, 16), _who())
+        return json_response({"success": True})
+
+    @routes.get("/waiting")
+    @needs("state:read")
+    def page() -> Response:
+        now = clock()
+        key, number = request.args.get("key", ""), request.args.get("id", "")
+        mine = next((each for each in waiting.waits(now) if str(each.id) == number), None)
+        return _page(now, mine=mine if mine is not None and key else None, key=key)
+
+    @routes.post("/waiting")
+    @needs("state:read")
+    def form() -> Answer:
+        now = clock()
+        try:
+            wait, key = asked(request.form, now)
+        except (QueryError, WaitError) as error:
+            status = error.status if isinstance(error, WaitError) else 400
+            answer = _page(now, problem=str(error))
+            answer.status_code = status
+            return answer
+        return redirect(url_for("waiting.page", id=wait.id, key=key), 303)
+
+    @routes.post("/waiting/end")
+    @needs("state:read")
+    def end() -> Answer:
+        number = request.form.get("id", "")
+        may_end_any = "operate" in current.get().scopes
+        waiting.end(_number(number), clock(), key=request.form.get("key"), may_end_any=may_end_any)
+        log.info("audit: %s waits no longer, at the wish of %s", printable(number, 16), _who())
+        return redirect(url_for("waiting.page"), 303)
+
+    def _page(now: float, *, mine: Wait | None = None, key: str = "", problem: str = "") -> Response:
+        viewer = current.get()
+        waits = waiting.waits(now)
+        return html(
+            "waiting.html",
+            page="waiting",
+            now=now,
+            json_path="api/v1/waiting",
+            problem=problem,
+            said=request.form if request.method == "POST" else request.args,
+            mine=mine,
+            key=key,
+            ahead=0 if mine is None else waits.index(mine),
+            told=None if mine is None else shown(mine.receiver, in_full=True),
+            rows=[_row(each, viewer) for each in waits],
+            may_end_any="operate" in viewer.scopes,
+        )
+
+    return routes
+
+
+def _object() -> Json:
+    body = request.get_json(silent=True)
+    if not isinstance(body, dict):
+        raise QueryError("body: expected a JSON object, sent with Content-Type: application/json")
+    return body
+
+
+def _text(said: Mapping[str, object], name: str, longest: int | None = None) -> str:
+    value = said.get(name)
+    longest = LONGEST[name] if longest is None else longest
+    if value is None:
+        return ""
+    if not isinstance(value, str) or len(value) > longest:
+        raise QueryError(f"{name}: got {printable(str(value), 64)!r}, expected a text of at most {longest} characters")
+    return value.strip()
+
+
+def _number(text: str) -> int:
+    if text.isascii() and text.isdigit() and len(text) < 16:
+        return int(text)
+    raise WaitError(404, f"id: nobody waits under {printable(text, 16)}")
+
+
+def _who() -> str:
+    return printable(current.get().name or "who has not signed in", 64)
+
+
+def _row(wait: Wait, viewer: Viewer) -> Json:
+    in_full = "operate" in viewer.scopes
+    return {
+        "id": wait.id,
+        "asked_at": wait.asked_at,
+        "until": wait.until,
+        "count": wait.wish.count,
+        "model": wait.wish.model or None,
+        "free_mem": wait.wish.free_mem or None,
+        "q": wait.q or None,
+        "to": shown(wait.receiver, in_full=in_full) if viewer.sees_names else None,
+        "text": words_of(wait),
+    }
