@@ -49,7 +49,6 @@ from cluster_dash_server.web import (
     pages,
     past_parts,
     post,
-    relay,
     sign_in,
     status,
     waitress_limits,
@@ -134,8 +133,6 @@ def create_app(settings: Settings | None = None, clock: Callable[[], float] = ti
     """
     is_loaded_by_others = settings is None  # flask, waitress-serve: nobody tells the application that it serves
     settings = load_settings() if settings is None else settings
-    if settings.relay.to is not None:
-        return relay.application(settings, version=VERSION, headers=SECURITY_HEADERS.items(), clock=clock)
     folder = data_folder(settings.server.data, os.environ)
     history = History(
         folder,
