@@ -13,6 +13,7 @@ TOP = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(TOP))
 
 from bench import (  # noqa: E402 - the folder is no installed package
+    alerts,
     browser,
     fleet,
     history,
@@ -37,6 +38,7 @@ CASES: dict[str, Callable[[int], list[Figure]]] = {
     "mole": mole.run,
     "simulate": simulate.run,
     "history": history.run,
+    "alerts": alerts.run,
 }
 
 

@@ -439,6 +439,10 @@ class Cluster:
             known = [each for each in self._hosts.values() if not self._has_departed(each, now)]
         return [self._view(each, now) for each in sorted(known, key=lambda each: each.seen.host)]
 
+    def node(self, name: str, now: float) -> Place | None:
+        """Return what Slurm says of a host, None where it says nothing, or not of late."""
+        return self._places.get(name) if now < self._places_until else None
+
     def known(self, names: Iterable[str]) -> list[KnownHost]:
         """Return what is known of hosts; those that are not are left out."""
         found = [self._hosts.get(name) for name in names]
@@ -487,7 +491,7 @@ class Cluster:
 
     def _view(self, known: KnownHost, now: float) -> HostView:
         silent = silence(now - known.seen.received_at, known.interval_seconds, self.thresholds)
-        place = self._places.get(known.seen.host) if now < self._places_until else None
+        place = self.node(known.seen.host, now)
         allotted = [None] * len(known.gpus) if place is None else place.of([each.gpu for each in known.gpus])
         gpus = tuple(
             [self._gpu_view(each, known, silent, now, slurm) for each, slurm in zip(known.gpus, allotted, strict=True)]

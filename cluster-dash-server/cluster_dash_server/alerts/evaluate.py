@@ -183,9 +183,8 @@ def evaluate(rules: Sequence[Rule], view: View, state: State, now: float) -> tup
     past = {lead: each for lead, each in state.past.items() if now - each.ended_at <= _longest(rules)}
     steps: list[Step] = []
     before = {name: (each.members, each.expected) for name, each in running.items()}
-    there = (
-        {(name, subject.host) for name, subject in spells} if any(each.expected for each in running.values()) else set()
-    )
+    awaited = {each.alert.rule for each in running.values() if each.expected}
+    there = {(name, subject.host) for name, subject in spells if name in awaited} if awaited else set()
     for name in list(running):
         _thin_out(name, by_name, view, spells, there, running, past, steps, now)
     _raise(by_name, view, spells, running, past, steps, now)

@@ -34,6 +34,7 @@ class Fact:
         words: what it can be compared with by `=`; empty: it is no word.
         since: since when it has been so (Unix s); None: since it was first seen.
         of_users: it concerns those who have the GPU, each for themselves.
+        may: says, without knowing states and what Slurm makes of a GPU, whether it may hold; None: `read` can say so.
     """
 
     of: Of
@@ -44,6 +45,11 @@ class Fact:
     words: tuple[str, ...] = ()
     since: Callable[[HostView, GpuView | None, float], float | None] = lambda host, gpu, now: None
     of_users: bool = False
+    may: Read | None = None
+
+
+def _perhaps(host: HostView, gpu: GpuView | None, now: float) -> Value:
+    return True
 
 
 def span(seconds: float) -> str:
@@ -235,7 +241,7 @@ def _yes(name: str) -> Say:
     return lambda host, gpu, now: name
 
 
-def _figure(name: str) -> Fact:
+def _figure(name: str, may: Read | None = None) -> Fact:
     """Make a fact of a figure that filters know, too."""
     number = filters.NUMBERS[name]
 
@@ -249,6 +255,7 @@ def _figure(name: str) -> Fact:
         read=number.value,
         say=say,
         number=number.read,
+        may=may,
     )
 
 
@@ -283,7 +290,8 @@ FACTS: Mapping[str, Fact] = {
     ),
     "node_drained": Fact(of="host", help="Slurm has its node drained", read=_node_drained, say=_say_node),
     "node_down": Fact(of="host", help="Slurm has its node down", read=_node_down, say=_say_node),
-    **{name: _figure(name) for name in ("cpu", "load", "free", "gpus")},
+    **{name: _figure(name) for name in ("cpu", "load", "gpus")},
+    "free": _figure("free", _perhaps),
     "error": Fact(
         of="gpu",
         help="it is in error, lost, or missing",
@@ -297,6 +305,7 @@ FACTS: Mapping[str, Fact] = {
         read=_state,
         say=lambda host, gpu, now: "" if gpu is None else gpu.state,
         words=("error", "drained", "held", "busy", "unknown", "free"),
+        may=_perhaps,
     ),
     "throttled": Fact(of="gpu", help="it runs slower for heat or a power brake", read=_throttled, say=_say_throttled),
     "slowdown_margin": Fact(
@@ -341,6 +350,7 @@ FACTS: Mapping[str, Fact] = {
         number=filters.seconds,
         since=_idle_since,
         of_users=True,
+        may=_idle_since,
     ),
     "allocated_unused": Fact(
         of="gpu",
@@ -348,6 +358,7 @@ FACTS: Mapping[str, Fact] = {
         read=_unused,
         say=_say_unused,
         of_users=True,
+        may=lambda host, gpu, now: host.place is not None and gpu is not None and gpu.gpu.working == 0,
     ),
     **{name: _figure(name) for name in ("mem", "free_mem", "util", "temp", "power", "idle")},
     "xid": Fact(of="gpu", help="an Xid of this class was told", words=XID_CLASSES),

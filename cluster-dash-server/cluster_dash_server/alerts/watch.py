@@ -9,11 +9,12 @@ from cluster_dash_server.alerts.evaluate import Finding, Key, Running, State, St
 from cluster_dash_server.alerts.look import Disklog, Looker, labels_of, waiting_jobs
 from cluster_dash_server.alerts.routing import Owners, at_once, notice_of, receivers_of, silenced_until
 from cluster_dash_server.alerts.rules import Rule
-from cluster_dash_server.cluster import Cluster, HostView
+from cluster_dash_server.cluster import Cluster, HostView, KnownHost
 from cluster_dash_server.events import EventLog
 from cluster_dash_server.hostlist import HostlistError, matcher
 from cluster_dash_server.receivers import Receiver
 from cluster_dash_server.slurm import Slurm
+from cluster_dash_server.states import silence
 
 log = logging.getLogger(__name__)
 
@@ -125,6 +126,10 @@ class Watch:
                 log.error("alerts are not evaluated: %s", trouble)
         self.trouble = trouble
 
+    def look_at_all(self) -> None:
+        """Look at every host in the next round, changed or not."""
+        self._look_at = dict.fromkeys(self._look_at, float("-inf"))
+
     # ------------------------------------------------------------------------------------------------- a round
 
     def round(self) -> None:
@@ -138,12 +143,12 @@ class Watch:
             self._state = recall(self._book.remembered(now - REMEMBERED_SECONDS))
         if not 0 <= now - self._round_at <= PAUSE_SECONDS:
             self._listening_since = now
-            self._look_at = dict.fromkeys(self._look_at, now)
+            self.look_at_all()
         self._round_at = now
         if self._new_rules is not None:
             self._rules, self._new_rules = self._new_rules, None
             self._looker = Looker(self._rules, self._disks)
-            self._look_at = dict.fromkeys(self._look_at, now)
+            self.look_at_all()
         self._look_around(now)
         moment = _Moment(self, now)
         state, steps = evaluate(self._rules, moment.view(), self._state, now)
@@ -165,13 +170,13 @@ class Watch:
                 del self._look_at[name]
                 self._found.pop(name, None)
             self._disks.keep(known)
-        for name in names & known:
-            host = self._cluster.host(name, now)
-            found: dict[Key, Finding] = {}
-            if host is not None:
-                self._disks.note(name, host.seen.disks, now)
-                if self.is_heard(host, now):
-                    found = self._looker.host(host, now)
+        for each in self._cluster.known(names):
+            name = each.seen.host
+            self._disks.note(name, each.seen.disks, now)
+            host: HostView | None = None
+            if self.is_heard(each, now) and self._may_find(each, now):
+                host = self._cluster.host(name, now)
+            found = {} if host is None else self._looker.host(host, now)
             if found:
                 self._found[name] = found
             else:
@@ -179,7 +184,13 @@ class Watch:
             next_at = self._cluster.next_change_at(name, now)
             self._look_at[name] = now + LOOK_SECONDS if next_at is None else min(next_at, now + LOOK_SECONDS)
 
-    def is_heard(self, host: HostView, now: float) -> bool:
+    def _may_find(self, known: KnownHost, now: float) -> bool:
+        silent_seconds = now - known.seen.received_at
+        return silence(silent_seconds, known.interval_seconds, self._cluster.thresholds) is not None or (
+            self._looker.may_find(known, self._cluster.node(known.seen.host, now), now)
+        )
+
+    def is_heard(self, host: HostView | KnownHost, now: float) -> bool:
         """Say whether this life of the server has listened for long enough to judge a host."""
         grace = max(GRACE_SECONDS, GRACE_INTERVALS * host.interval_seconds)
         return host.seen.received_at >= self._listening_since or now - self._listening_since > grace
