@@ -5,7 +5,7 @@ import difflib
 import operator
 import re
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -121,13 +121,24 @@ KEYS: Mapping[str, dataclasses.Field[Any]] = {
 """The keys of a rule's section, as they are written."""
 
 
-def load(file: Path | None = None) -> tuple[Rule, ...]:
+def load(file: Path | None = None, *, receivers: Collection[str] | None = None) -> tuple[Rule, ...]:
     """Return the rules that are on: the shipped ones, changed and added to by a site's file.
+
+    Args:
+        file: the site's own; None: it has none.
+        receivers: the names of those there are; None: they are not looked at.
 
     Raises:
         RulesError: see there.
     """
-    return tuple([rule for rule in read(file) if rule.enabled])
+    found = tuple([rule for rule in read(file) if rule.enabled])
+    for rule in found:
+        for name in rule.to:
+            if receivers is not None and name not in receivers:
+                near = difflib.get_close_matches(name, list(receivers), n=1, cutoff=0.5)
+                mend = f"did you mean {near[0]}?" if near else f"known here: {', '.join(receivers) or 'none'}"
+                raise RulesError(f"{file}: [{rule.name}] to: no receiver is called {name}, {mend}")
+    return found
 
 
 def read(file: Path | None = None) -> tuple[Rule, ...]:
