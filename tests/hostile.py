@@ -9,6 +9,7 @@ import random
 import socket
 import time
 import zlib
+from collections import Counter
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -298,3 +299,15 @@ def until(true: Callable[[], bool], seconds: float) -> bool:
             return True
         time.sleep(0.05)
     return False
+
+
+def fuzz(port: int, count: int, seed: int) -> Counter[int]:
+    """Send so many generated requests; fail at the first that is answered otherwise than the judge says."""
+    rng, statuses = random.Random(seed), Counter[int]()
+    for number in range(count):
+        case = generate(rng)
+        said = say(port, request_of(case))
+        statuses[said.status] += 1
+        assert said.status in (200, 400, 401, 403, 413, 415, 422, 429), (seed, number, said)
+        assert (said.status == 200) is case.is_good, (seed, number, said, case.headers, case.body[:2000])
+    return statuses

@@ -3,7 +3,6 @@
 import contextlib
 import gzip
 import json
-import random
 import re
 import socket
 import threading
@@ -11,6 +10,8 @@ import time
 import urllib.request
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import pytest
 import zstandard
 
 from cluster_dash_server.control import ask
-from tests.hostile import PASSCODE, Case, Said, generate, good, hear, request_of, say, until
+from tests.hostile import PASSCODE, Case, Said, fuzz, good, hear, request_of, say, until
 from tests.processes import PATIENCE, Listening, snapshot, start_server
 
 
@@ -204,52 +205,46 @@ class Steady:
         self._ends.set()
         self._thread.join()
 
-    def p99(self) -> float:
-        return sorted(self.took)[int(len(self.took) * 0.99)]
+
+def bombard(count: int, seed: int, rounds: int, quiet_seconds: float) -> None:
+    """Send so many generated posts from another process, and good ones meanwhile and between: the quiet reference."""
+    with (
+        start_server(environment={"CLUSTER_DASH_INGEST__PASSCODE": PASSCODE}) as server,
+        ProcessPoolExecutor(1, get_context("spawn")) as attacker,
+    ):
+        port = int(server.url.rpartition(":")[2])
+        attacker.submit(fuzz, port, min(2000, count // 5), seed).result()
+        before = server.memory_mib()
+        statuses, quiet, attacked = Counter[int](), list[float](), list[float]()
+        for number in range(rounds):
+            with Steady(port) as alone:
+                time.sleep(quiet_seconds)
+            with Steady(port) as steady:
+                statuses += attacker.submit(fuzz, port, count // rounds, seed + 1 + number).result()
+            assert alone.refused + steady.refused == []
+            quiet += alone.took
+            attacked += steady.took
+        grown = server.memory_mib() - before
+        print(sorted(statuses.items()), f"p99 {p99(quiet):.4f} -> {p99(attacked):.4f} s, {grown:+.1f} MiB")  # noqa: T201
+        assert sum(statuses.values()) == count
+        assert statuses[200] > count / 30
+        assert grown < 50
+        assert b"Traceback" not in server.output
+        # 0.1 s beside: of a short run the p99 is nearly its slowest post, and a busy machine makes some slow
+        assert p99(attacked) < 2 * p99(quiet) + (0.1 if count < 50_000 else 0)
 
 
-def fuzz(port: int, count: int, seed: int) -> Counter[int]:
-    """Send so many generated requests; fail at the first that is answered otherwise than the judge says."""
-    rng, statuses = random.Random(seed), Counter[int]()
-    for number in range(count):
-        case = generate(rng)
-        said = say(port, request_of(case))
-        statuses[said.status] += 1
-        assert said.status in (200, 400, 401, 403, 413, 415, 422, 429), (seed, number, said)
-        assert (said.status == 200) is case.is_good, (seed, number, said, case.headers, case.body[:2000])
-    return statuses
+def p99(took: list[float]) -> float:
+    return sorted(took)[int(len(took) * 0.99)]
 
 
 def test_of_generated_posts_exactly_the_good_ones_are_taken() -> None:
-    with start_server(environment={"CLUSTER_DASH_INGEST__PASSCODE": PASSCODE}) as server:
-        port = int(server.url.rpartition(":")[2])
-        fuzz(port, 200, seed=1)
-        before = server.memory_mib()
-        with Steady(port) as steady:
-            statuses = fuzz(port, 1500, seed=2)
-        assert statuses[200] > 50
-        assert sum(statuses.values()) - statuses[200] > 1000
-        assert steady.refused == []
-        assert server.memory_mib() - before < 50
-        assert b"Traceback" not in server.output
+    bombard(1500, seed=1, rounds=3, quiet_seconds=1)
 
 
 @pytest.mark.soak
-def test_100_000_generated_posts_neither_stop_nor_swell_the_server() -> None:
-    with start_server(environment={"CLUSTER_DASH_INGEST__PASSCODE": PASSCODE}) as server:
-        port = int(server.url.rpartition(":")[2])
-        fuzz(port, 2000, seed=3)
-        before = server.memory_mib()
-        # the reference: as many posts at the same pace, all of them good
-        with Steady(port) as alone:
-            for number in range(5000):
-                assert say(port, good(f"gpu{number % 20:02}")).status == 200
-        with Steady(port) as steady:
-            statuses = fuzz(port, 100_000, seed=4)
-        print(statuses, f"p99 {alone.p99() * 1e3:.1f} -> {steady.p99() * 1e3:.1f} ms", server.memory_mib() - before)  # noqa: T201
-        assert steady.refused == []
-        assert steady.p99() < 2 * alone.p99()
-        assert server.memory_mib() - before < 50
+def test_100_000_generated_posts() -> None:
+    bombard(100_000, seed=30, rounds=20, quiet_seconds=10)
 
 
 # -------------------------------------------------------------------------------------------------- too much of it
@@ -295,6 +290,51 @@ def test_invented_host_names_leave_real_hosts_current() -> None:
         assert steady.refused == []
         assert get(port, "/readyz")["hosts"] == 300
         assert get(port, "/api/v1/hosts/steady")["received_at"] > time.time() - 5
+
+
+def flood(port: int, first: int, count: int, sender: str | None) -> Counter[int]:
+    """Post so many invented names, 100 in a body; `sender` is the address of a machine behind the trusted proxy."""
+    statuses = Counter[int]()
+    headers = () if sender is None else (("X-Forwarded-For", sender),)
+    for start in range(first, first + count, 100):
+        lines = [
+            b'{"hostname":"invented-%d","timestamp":1,"cpu":{},"gpu":{},"auth_code":"%s"}' % (number, PASSCODE.encode())
+            for number in range(start, start + 100)
+        ]
+        said = say(port, post(b"\n".join(lines), *headers, path="/api/v1/snapshots"), seconds=60)
+        statuses[said.status] += 1
+        assert said.status in (200, 429, 503), said
+    return statuses
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("sender", [None, "203.0.113.7"], ids=["from here", "from afar"])
+def test_a_million_invented_host_names(sender: str | None) -> None:
+    limits = {
+        "CLUSTER_DASH_INGEST__PASSCODE": PASSCODE,
+        "CLUSTER_DASH_SERVER__TRUSTED_PROXIES": "127.0.0.1",
+    }
+    real = [f"gpu{number:02}" for number in range(20)]
+    with start_server(environment=limits) as server, ProcessPoolExecutor(1, get_context("spawn")) as attacker:
+        port = int(server.url.rpartition(":")[2])
+        for host in real:
+            assert say(port, good(host)).status == 200
+        with Steady(port, 0.1) as steady:
+            flooding = attacker.submit(flood, port, 0, 1_000_000, sender)
+            memory = server.memory_mib()
+            while not flooding.done():
+                for host in real:
+                    assert say(port, good(host)).status == 200
+                now, told = time.time(), get(port, "/api/v1/cluster")["hosts"]
+                seen = dict(zip(told["host"], told["last_at"], strict=True))
+                assert all(now - seen[host] < 60 for host in real)
+                time.sleep(2)
+            statuses = flooding.result()
+        print(statuses, f"{memory:.0f} -> {server.memory_mib():.0f} MiB", get(port, "/readyz")["hosts"])  # noqa: T201
+        assert steady.refused == []
+        assert statuses[429] > 9_000
+        assert get(port, "/readyz")["hosts"] <= 10_000
+        assert server.memory_mib() - memory < 500
 
 
 def test_200_slow_senders_hold_up_nobody_and_are_sent_away(port: int) -> None:
