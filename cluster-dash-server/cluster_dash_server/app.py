@@ -28,12 +28,15 @@ from cluster_dash_server.ledger.line import LineFile
 from cluster_dash_server.live import Live
 from cluster_dash_server.metrics import Metrics, PostCounts, XidCounts
 from cluster_dash_server.narrowed import Narrowed
+from cluster_dash_server.owners import KEY_FILE as LINKS_KEY
+from cluster_dash_server.owners import Owners
 from cluster_dash_server.received import Reception
 from cluster_dash_server.receivers import minute_of_day
 from cluster_dash_server.settings import ConfigError, Reading, Settings
 from cluster_dash_server.slurm import Slurm
 from cluster_dash_server.snapshot import Seen, checker
 from cluster_dash_server.store import StoreError
+from cluster_dash_server.telling import Telling
 from cluster_dash_server.tokens import TokenError, TokenFile, Tokens
 from cluster_dash_server.viewers import scope_of
 from cluster_dash_server.waiting import Waiting
@@ -44,6 +47,7 @@ from cluster_dash_server.web import (
     first_history,
     lists,
     metrics,
+    needed,
     openapi,
     packing,
     pages,
@@ -197,13 +201,13 @@ def create_app(settings: Settings | None = None, clock: Callable[[], float] = ti
             own = (*own, f"History is not written: {history.trouble}. The live view goes on.")
         if kept_book.trouble is not None and settings.alerts.receivers:
             own = (*own, f"No alerts are kept, and nobody is told of any: {kept_book.trouble}.")
-        for receiver, (_, why) in kept_book.book.failing().items() if kept_book.is_open else ():
-            own = (*own, f"Notices do not reach {receiver}: {why}.")
+        own = (*own, *telling.notices())
         is_open = gate.rules.mode == "open"
         return (*own, *auth.notices(clock(), from_afar=reached.from_afar, is_open=is_open))
 
     def failing() -> list[dict[str, str]]:
-        return [] if history.trouble is None else [{"part": "history", "why": history.trouble}]
+        found = [] if history.trouble is None else [{"part": "history", "why": history.trouble}]
+        return found + [{"part": "notices", "why": why} for why in telling.notices()]
 
     site = pages.Site(name=settings.site.name, version=VERSION, notices=notices, keeps_history=lambda: history.keeps)
     reception, viewers = Reception(clock), status.Viewers()
@@ -243,6 +247,26 @@ def create_app(settings: Settings | None = None, clock: Callable[[], float] = ti
     all_nights = nights(whole, history, all_of_slurm)
     control.commands["digest"] = lambda wish: digest_command.obey(all_nights, wish, clock())
     app.register_blueprint(digest_page.blueprint(nights(cluster, past_of_all, slurm), clock))
+
+    telling = Telling(
+        settings.alerts,
+        kept_book.book,
+        site=settings.site.name,
+        zone=zone,
+        clock=clock,
+        public_url=settings.server.public_url,
+    )
+    control.commands["notify-test"] = telling.test
+    start.with_book.append(telling.start)
+    owners = Owners(
+        settings.alerts,
+        lambda: privacy.kept_key(folder, LINKS_KEY),
+        kept_book.book,
+        clock,
+        zone,
+        settings.server.public_url,
+    )
+    app.register_blueprint(needed.blueprint(owners))
 
     def link(path: str) -> str | None:
         url = settings.server.public_url
@@ -295,6 +319,7 @@ def create_app(settings: Settings | None = None, clock: Callable[[], float] = ti
                 lambda: history.trouble,
                 version=VERSION,
                 users=settings.metrics.users,
+                receivers_failing=lambda: len(telling.failing()),
             ),
             cluster,
             events,
@@ -394,6 +419,8 @@ class _Start:
         clock: Callable[[], float],
     ) -> None:
         self.is_done = False
+        self.with_book: list[Callable[[], None]] = []
+        """What begins where alerts are kept."""
         self._history = history
         self._book = book
         self._errands = errands
@@ -421,6 +448,8 @@ class _Start:
             self._book.start(has_folder=self._history.keeps)
             if self._book.is_open:
                 self._errands.start()
+                for begin in self.with_book:
+                    begin()
             self._control.start()
             self.is_done = True
 

@@ -18,6 +18,7 @@ from cluster_dash_server import (
     digest_command,
     forget_command,
     logs,
+    notify_command,
     past_command,
     token_command,
     user_command,
@@ -99,6 +100,14 @@ def _parser() -> argparse.ArgumentParser:
     for name in ("export", "backup", "restore", "prune"):
         commands.choices[name].set_defaults(run=past)
     digest_command.add_command(commands, [kept]).set_defaults(run=digest)
+    command = commands.add_parser(
+        "notify-test",
+        parents=[kept],
+        help="send a message to receivers of alerts, by the way of a real one",
+        description="Send a message to receivers of alerts, by the very way that a real one takes: the running server's.",
+    )
+    notify_command.add_arguments(command)
+    command.set_defaults(run=notify_test)
     command = commands.add_parser(
         "user",
         help="add and remove people who sign in by a password",
@@ -208,6 +217,24 @@ def token(options: argparse.Namespace) -> int:
         return EXIT_PROBLEM
     token_command.show(answer, wish, options)
     return EXIT_DONE
+
+
+def notify_test(options: argparse.Namespace) -> int:
+    """Have the running server send a test message, and print what became of it.
+
+    Raises:
+        ConfigError: a setting that cannot be used.
+    """
+    folder = past_command.folder_of(options, _load_settings(options))
+    try:
+        answer = control.ask(folder, {"notify-test": {"receiver": options.receiver}})
+    except control.ControlError as error:
+        log.error("%s", error)
+        return EXIT_REFUSED if error.refused else EXIT_NO_SERVER
+    if not answer["success"]:
+        log.error("%s", answer["msg"])
+        return EXIT_PROBLEM
+    return EXIT_DONE if notify_command.show(answer) else EXIT_PROBLEM
 
 
 def past(options: argparse.Namespace) -> int:

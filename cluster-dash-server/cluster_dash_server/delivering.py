@@ -7,9 +7,10 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, tzinfo
+from typing import NamedTuple
 
 from cluster_dash_server.notice import Notice, Notifier, NotifyError, Outbox, Waiting
 from cluster_dash_server.receivers import PERSON, SEVERITIES, Receiver
@@ -24,9 +25,16 @@ ROUND_SECONDS = 1.0
 AT_ONCE = 20
 """Notices that one receiver gets in one go."""
 MOST_DUE = 1000
+MOST_OUTCOMES = 1000
 BUSY_SECONDS = 15.0
 """When a receiver is busy for longer than a round, what else waits for it is looked at again after so long."""
 HOUR_SECONDS = 3600.0
+
+
+class Outcome(NamedTuple):
+    """What became of a test; `why` None: the receiver took it."""
+
+    why: str | None
 
 
 @dataclass(slots=True)
@@ -116,6 +124,7 @@ class Delivery:
         self._jitter = jitter
         self._heartbeat = heartbeat
         self._ways: dict[str, _Way] = {}
+        self._outcomes: dict[tuple[str, str], Outcome] = {}
         self._taken: set[int] = set()  # rows that a receiver has, and the outbox does not know of yet
         self._lock = threading.Lock()
         self._wake = threading.Event()
@@ -191,7 +200,7 @@ class Delivery:
         now = self._clock()
         if each.row in self._taken:
             return
-        if now < way.rests_until:
+        if now < way.rests_until and each.notice.kind != "test":  # who tests may just have mended it
             if now - each.made_at > KEPT_SECONDS:
                 self._fail(each, now, way.why, None)
             else:
@@ -212,10 +221,11 @@ class Delivery:
             return
         if way.failures:
             log.info("notices: %s takes them again", each.receiver)
-        way.failures = 0
+        way.failures, way.rests_until = 0, 0.0
         with self._lock:
             self._taken.add(each.row)
         self._mark_taken()
+        self._came_out(each, None)
 
     def _notifier(self, name: str) -> Notifier:
         found = self._notifiers.get(name)
@@ -239,7 +249,23 @@ class Delivery:
             log.warning("notices: %s does not take them: %s", each.receiver, error)
         self._fail(each, now, str(error), None if is_over else way.rests_until)
 
+    def put(self, receivers: Sequence[str], notice: Notice) -> None:
+        """Put a notice into the outbox and begin to deliver it now."""
+        self._outbox.put([(receiver, notice) for receiver in receivers], self._clock())
+        self._wake.set()
+
+    def outcome(self, receiver: str, key: str) -> Outcome | None:
+        """Return what became of the last try of a test; None: it was not tried yet."""
+        return self._outcomes.get((receiver, key))
+
+    def _came_out(self, each: Waiting, why: str | None) -> None:
+        if each.notice.kind == "test":
+            if len(self._outcomes) >= MOST_OUTCOMES:
+                self._outcomes = {}
+            self._outcomes[each.receiver, each.notice.key] = Outcome(why)
+
     def _fail(self, each: Waiting, now: float, why: str, next_try_at: float | None) -> None:
+        self._came_out(each, why)
         if next_try_at is None:
             log.error("notices: given up for %s: %s: %s", each.receiver, each.notice.title, why)
         self._outbox.failed(each.row, now, why, next_try_at)

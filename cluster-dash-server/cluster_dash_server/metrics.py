@@ -118,6 +118,7 @@ class Metrics:
         trouble: why history is not written; None: it is, or is not wished.
         version: of the server.
         users: whether users are named.
+        receivers_failing: how many receivers do not take notices.
     """
 
     def __init__(
@@ -130,7 +131,9 @@ class Metrics:
         *,
         version: str,
         users: bool,
+        receivers_failing: Callable[[], int] = lambda: 0,
     ) -> None:
+        self._receivers_failing = receivers_failing
         self._cluster = cluster
         self._posts = posts
         self._xids = xids
@@ -167,7 +170,7 @@ class Metrics:
             of_gpus(hosts),
             of_users(hosts) if self._users else (),
             slurm_metrics.own(self._slurm.pictures(now), now),
-            of_server(self._posts(), self._xids(), self._trouble(), self._version),
+            of_server(self._posts(), self._xids(), self._trouble(), self._receivers_failing(), self._version),
         )
         parts = [section(family, samples, open_metrics=open_metrics) for family, samples in sections]
         return "".join([*parts, OPEN_METRICS_END if open_metrics else ""])
@@ -373,6 +376,7 @@ def of_server(
     posts: Mapping[tuple[str, int], int],
     xids: Mapping[tuple[str, str, str], int],
     trouble: str | None,
+    receivers_failing: int,
     version: str,
 ) -> Sections:
     """Give what the server says of itself."""
@@ -388,6 +392,7 @@ def of_server(
         ],
     )
     yield _gauge("history_failing", "1 where history is not written, though it is wished."), [("", int(bool(trouble)))]
+    yield _gauge("receivers_failing", "Receivers that do not take notices of alerts."), [("", receivers_failing)]
     yield _gauge("build_info", "The version of the server."), [(labels({"version": version}), 1)]
     for name, text, value in _process():
         kind = _counter if name.endswith("_total") else _gauge

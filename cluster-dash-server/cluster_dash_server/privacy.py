@@ -317,13 +317,13 @@ def by_viewer(named: T, nameless: T) -> T:
     return cast(T, _ByViewer(named, nameless))
 
 
-def kept_key(folder: Path) -> bytes:
-    """Return the key of the pseudonyms of a data folder; made where there is none.
+def kept_key(folder: Path, name: str = KEY_FILE) -> bytes:
+    """Return a key of a data folder, that of the pseudonyms unless another is named; made where there is none.
 
     Raises:
         OSError: it cannot be read or made.
     """
-    path = folder / KEY_FILE
+    path = folder / name
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     try:
         with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:

@@ -247,6 +247,9 @@ def read(
     values["alerts"] = _with_receivers(values["alerts"], environment, origins.get("alerts.receivers", source))
     settings = Settings(**values)
     _check_alerts(settings.alerts, origins, source)
+    if settings.alerts.owner_notices and settings.privacy.user_names == "pseudonym":
+        where = origins.get("alerts.owner_notices", source)
+        raise ConfigError(f'{where}: alerts.owner_notices: with privacy.user_names = "pseudonym" no owner is known')
     _check_nodes(settings.slurm, origins.get("slurm.hosts", source))
     _check_embed_from(settings.site.embed_from, origins.get("site.embed_from", source))
     _check_public_url(settings.server.public_url, origins.get("server.public_url", source))
