@@ -91,9 +91,9 @@ def _doing(gpu: Gpu, thresholds: Thresholds) -> float:
     """Return what a GPU does, as a place in DOINGS."""
     if gpu.error is not None:
         return _ERROR
-    in_use = memory_in_use(gpu, thresholds)
     if gpu.gpu_util is not None and gpu.gpu_util >= thresholds.busy_percent:
         return _BUSY
+    in_use = memory_in_use(gpu, thresholds)
     if gpu.working or in_use:
         return _BUSY if gpu.gpu_util is None else _IDLE
     if gpu.working is None and (in_use is None or gpu.gpu_util is None):
@@ -112,13 +112,13 @@ def _host_row(snapshot: Json, seen: Seen) -> list[float | None]:
 
 def _holders(entries: list[GpuEntry]) -> tuple[tuple[Holder, ...], list[float]]:
     """Return who has which GPU, and their memory (NaN where unknown): processes of one job of a user together."""
-    mem_of: dict[Holder, float] = {}
+    mem_of: dict[tuple[int, str, str | None], float] = {}
     for place, entry in enumerate(entries):
         for user, processes in (entry.get("users") or {}).items():
             for process in processes.values():
                 if process.get("type") == "G":
                     continue  # a desktop that is drawn has nobody's work in it
                 job, mem = process.get("job_id"), process.get("mem")
-                holder = Holder(place, user, None if job is None else str(job))
+                holder = (place, user, None if job is None else str(job))
                 mem_of[holder] = mem_of.get(holder, 0.0) + (NAN if mem is None else mem)
-    return tuple(mem_of), list(mem_of.values())
+    return tuple([Holder(*each) for each in mem_of]), list(mem_of.values())

@@ -10,7 +10,7 @@ import sys
 import threading
 import zlib
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from importlib import import_module
 from itertools import accumulate, chain, repeat
 from operator import mul, sub, truediv
@@ -23,7 +23,7 @@ _EMPTY, _CONSTANT, _DECIMAL, _PLAIN = range(4)
 _SCALES = (1.0, 10.0, 100.0, 1000.0)
 _CODES = {1: "B", 2: "H", 4: "I"}
 _ABOVE = bytes((*range(128, 256), *range(128)))
-"""Turns bytes from -128 on into bytes from 0 on."""
+"""Turns bytes from -128 on into bytes from 0 on, and back."""
 _HEAD = struct.Struct("<BBBBiI")
 """Kind, place in _SCALES, bytes of a difference, whether some are unknown, the least difference, bytes of the mask."""
 _LEVEL = 3
@@ -147,16 +147,19 @@ def _decode(packed: bytes, columns: int, length: int) -> list[Column]:
             raise ValueError(len(floats))
         return [Column(floats[at * length : (at + 1) * length], 1.0, masks[at]) for at in range(columns)]
     firsts = array("i", _native(body[: 4 * columns], "i"))
-    above = array(_CODES[size], _native(_unshuffled(body[4 * columns :], size), _CODES[size]))
+    if (size, least) == (1, -128):
+        above, least = array("b", body[4 * columns :].translate(_ABOVE)), 0
+    else:
+        above = array(_CODES[size], _native(_unshuffled(body[4 * columns :], size), _CODES[size]))
     if len(above) != columns * length:
         raise ValueError(len(above))
     found = []
     for at in range(columns):
-        steps: Iterable[int] = above[at * length : (at + 1) * length]
+        steps = above[at * length : (at + 1) * length].tolist()
         if least:
-            steps = map(least.__add__, steps)
-        numbers = list(accumulate(steps, initial=firsts[at]))
-        found.append(Column(numbers[1:], _SCALES[place], masks[at]))
+            steps = list(map(least.__add__, steps))
+        steps[0] += firsts[at]
+        found.append(Column(list(accumulate(steps)), _SCALES[place], masks[at]))
     return found
 
 

@@ -7,9 +7,9 @@ intervals; so each second of a GPU is counted once.
 import statistics
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import compress, groupby, pairwise
-from operator import mul
-from typing import NamedTuple
+from itertools import groupby, pairwise, repeat
+from operator import add, mul
+from typing import Any, NamedTuple
 
 from cluster_dash_server.store import DOINGS, GPU_METRICS, HOST_METRICS, Figures, GpuId, Holder, Use
 
@@ -27,7 +27,7 @@ SHARE = (
     *("util", "util_known", "memory_percent", "memory_known", "used_mem", "power_w"),
 )
 """The columns of a share: GPU-seconds in each state, and figures times the seconds for which they held."""
-_NO_SHARE = (0.0,) * len(SHARE)
+_SHARE_SEEN, _SHARE_BUSY, _SHARE_IDLE, _SHARE_UTIL = map(SHARE.index, ("seen", "busy", "idle", "util"))
 USAGE = ("held", "busy", "idle", "allocated", "util", "seen")
 """The columns of a usage, in GPU-seconds."""
 
@@ -92,25 +92,31 @@ def covers(rows: Sequence[Figures], begin: float, end: float) -> list[Cover]:
 
 def roll(rows: Sequence[Figures], begin: float, end: float) -> Rolled:
     """Add up rows of one host, oldest first, within a stretch of time."""
-    rolled = Rolled()
     held = covers(rows, begin, end)
     gpus, groups = rows[0].gpus, _groups(rows[0].gpus)
+    of_models: dict[tuple[int, str], list[float]] = {}
     for row, cover in zip(rows, held, strict=True):
         if row.gpus is not gpus:
             gpus, groups = row.gpus, _groups(row.gpus)
-        rates = _rates(row, groups)
+        rates = [(group.model, _rate(row, group)) for group in groups]
         minute = int(cover.begin // 60) * 60
         at = cover.begin
         while at < cover.end:
             until = min(cover.end, minute + 60)
+            seconds = until - at
             for model, rate in rates:
-                key = (minute, model)
-                seconds = until - at
-                rolled.minutes[key] = tuple(
-                    [sum_ + each * seconds for sum_, each in zip(rolled.minutes.get(key, _NO_SHARE), rate, strict=True)]
-                )
+                was = of_models.get((minute, model))
+                new = map(mul, rate, repeat(seconds))
+                of_models[minute, model] = list(new if was is None else map(add, was, new))
             at = until
             minute += 60
+    rolled = Rolled()
+    for (minute, model), sums in of_models.items():
+        share = tuple(sums)
+        _add(rolled.minutes, (minute, model), share)
+        _add(rolled.minutes, (minute, ""), share)
+        busy, idle, seen = sums[_SHARE_BUSY], sums[_SHARE_IDLE], sums[_SHARE_SEEN]
+        _add(rolled.usage, ("", model), (busy + idle, busy, idle, 0.0, sums[_SHARE_UTIL] / 100, seen))
     for first, after in _runs(rows):
         _add_usage(rolled.usage, rows[first:after], held[first:after])
     return rolled
@@ -129,11 +135,15 @@ def _runs(rows: Sequence[Figures]) -> Iterator[tuple[int, int]]:
 
 
 class _Group(NamedTuple):
-    """The GPUs of one model among those of a row: their places (None: all), and the memory of each."""
+    """The GPUs of one model among those of a row: their places (None: all), and the memory of each.
+
+    `total` is the memory that each of them has; None: they differ, or it is not known.
+    """
 
     model: str
     places: list[int] | None
     totals: list[float]
+    total: float | None
 
 
 def _groups(gpus: tuple[GpuId, ...]) -> list[_Group]:
@@ -142,17 +152,13 @@ def _groups(gpus: tuple[GpuId, ...]) -> list[_Group]:
         places.setdefault(gpu.model or "unknown", []).append(place)
     totals = [gpu.total_mem or 0.0 for gpu in gpus]
     if len(places) == 1:
-        return [_Group(model, None, totals) for model in places]
-    return [_Group(model, of_model, [totals[place] for place in of_model]) for model, of_model in places.items()]
+        return [_Group(model, None, totals, _common(totals)) for model in places]
+    groups = [(model, of_model, [totals[place] for place in of_model]) for model, of_model in places.items()]
+    return [_Group(model, of_model, of_gpus, _common(of_gpus)) for model, of_model, of_gpus in groups]
 
 
-def _rates(row: Figures, groups: list[_Group]) -> list[tuple[str, Share]]:
-    """Return what one second of a row adds to each minute's shares, by model and for all."""
-    rates = [(group.model, _rate(row, group)) for group in groups]
-    if len(rates) == 1:
-        return [("", rates[0][1]), *rates]
-    whole = tuple(map(sum, zip(*[rate for _, rate in rates], strict=True)))
-    return [("", whole), *rates] if rates else []
+def _common(totals: list[float]) -> float | None:
+    return totals[0] if totals[0] > 0 and totals.count(totals[0]) == len(totals) else None
 
 
 def _rate(row: Figures, group: _Group) -> Share:
@@ -168,16 +174,22 @@ def _rate(row: Figures, group: _Group) -> Share:
     if util != util:
         known = [each for each in utils if each == each]
         util, util_known = sum(known), float(len(known))
-    percents = [100 * mem / total for mem, total in zip(mems, totals, strict=True) if mem == mem and total > 0]
+    mem, total = sum(mems), group.total
+    if total is not None and mem == mem:
+        percent, percents = 100 * mem / total, float(len(mems))
+    else:
+        known = [100 * mem / total for mem, total in zip(mems, totals, strict=True) if mem == mem and total > 0]
+        percent, percents, mem = sum(known), float(len(known)), _known_sum(mems)
     light = sum(
-        each < LIGHT_PERCENT and 100 * mem < LIGHT_PERCENT * total  # a NaN is less than nothing
-        for each, mem, total in zip(utils, mems, totals, strict=True)
+        [
+            each < LIGHT_PERCENT and 100 * mem < LIGHT_PERCENT * total  # a NaN is less than nothing
+            for each, mem, total in zip(utils, mems, totals, strict=True)
+        ]
     )
     codes = doing.count
     return (
         *(float(len(doing)), float(codes(0.0)), float(codes(1.0)), float(codes(2.0)), float(codes(3.0))),
-        *(float(codes(4.0)), float(light), util, util_known, sum(percents), float(len(percents))),
-        *(_known_sum(mems), _known_sum(powers)),
+        *(float(codes(4.0)), float(light), util, util_known, percent, percents, mem, _known_sum(powers)),
     )
 
 
@@ -187,36 +199,32 @@ def _known_sum(values: Iterable[float]) -> float:
 
 
 def _add_usage(usage: dict[UsageKey, Share], rows: Sequence[Figures], held: Sequence[Cover]) -> None:
-    """Add the GPU-seconds of rows with the same GPUs and holders."""
-    gpus = rows[0].gpus
+    """Add the GPU-seconds of each user in rows with the same GPUs and holders."""
+    gpus, holders = rows[0].gpus, rows[0].holders
+    if not holders:
+        return
+    count, places_of = len(gpus), dict[UsageKey, list[int]]()
+    for place, user in dict.fromkeys([(holder.place, holder.user) for holder in holders]):
+        places_of.setdefault((user, gpus[place].model or "unknown"), []).append(place)
     seconds = [cover.end - cover.begin for cover in held]
     whole = sum(seconds)
-    of_place = []
-    for place, gpu in enumerate(gpus):
-        doing = [row.values[_DOING * len(gpus) + place] for row in rows]
-        utils = [row.values[_UTIL * len(gpus) + place] for row in rows]
-        idle, busy = _seconds(doing, _IDLE, seconds, whole), _seconds(doing, _BUSY, seconds, whole)
-        util = sum(map(mul, utils, seconds))
-        if util != util:
-            util = sum(each * second for each, second in zip(utils, seconds, strict=True) if each == each)
-        of_place.append((busy, idle, util / 100))
-        _add(usage, ("", gpu.model or "unknown"), (busy + idle, busy, idle, 0.0, util / 100, whole))
-    for place, user in dict.fromkeys((holder.place, holder.user) for holder in rows[0].holders):
-        busy, idle, util = of_place[place]
-        _add(usage, (user, gpus[place].model or "unknown"), (whole, busy, idle, 0.0, util, whole))
+    doings: list[Sequence[float]] = [row.values[_DOING * count : (_DOING + 1) * count] for row in rows]
+    utils: list[Sequence[float]] = [row.values[_UTIL * count : (_UTIL + 1) * count] for row in rows]
+    for key, places in places_of.items():
+        busy = idle = util = 0.0
+        for second, doing, of_gpus in zip(seconds, doings, utils, strict=True):
+            if len(places) < count:
+                doing, of_gpus = [doing[place] for place in places], [of_gpus[place] for place in places]
+            busy += second * doing.count(_BUSY)
+            idle += second * doing.count(_IDLE)
+            util += second * _known_sum(of_gpus)
+        gpu_seconds = len(places) * whole
+        _add(usage, key, (gpu_seconds, busy, idle, 0.0, util / 100, gpu_seconds))
 
 
-def _seconds(doing: list[float], code: float, seconds: list[float], whole: float) -> float:
-    """Return for how many seconds a GPU did one thing."""
-    count = doing.count(code)
-    if count in (0, len(doing)):
-        return whole if count else 0.0
-    return sum(compress(seconds, [each == code for each in doing]))
-
-
-def _add(usage: dict[UsageKey, Share], key: UsageKey, share: Share) -> None:
-    was = usage.get(key)
-    usage[key] = share if was is None else tuple(map(sum, zip(was, share, strict=True)))
+def _add(sums: dict[Any, Share], key: object, share: Share) -> None:
+    was = sums.get(key)
+    sums[key] = share if was is None else tuple(map(add, was, share))
 
 
 # ------------------------------------------------------------------------------------------------ who had which GPU
