@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import click
 from flask import Config, Flask, Response, render_template, request
@@ -15,6 +16,7 @@ from werkzeug.exceptions import HTTPException
 from cluster_dash_server import __version__, digest_command, looking, privacy, restart, when
 from cluster_dash_server import settings as settings_of_site
 from cluster_dash_server.auth import Auth, Limiter, Passcode, Proxies, names_loopback
+from cluster_dash_server.centre import Centre
 from cluster_dash_server.cluster import Cluster, KnownHost
 from cluster_dash_server.control import Control, data_folder
 from cluster_dash_server.digest import Nights
@@ -32,6 +34,7 @@ from cluster_dash_server.owners import KEY_FILE as LINKS_KEY
 from cluster_dash_server.owners import Owners
 from cluster_dash_server.received import Reception
 from cluster_dash_server.receivers import minute_of_day
+from cluster_dash_server.relay import Relay
 from cluster_dash_server.settings import ConfigError, Reading, Settings
 from cluster_dash_server.slurm import Slurm
 from cluster_dash_server.snapshot import Seen, checker
@@ -53,6 +56,7 @@ from cluster_dash_server.web import (
     pages,
     past_parts,
     post,
+    relay,
     sign_in,
     status,
     waitress_limits,
@@ -137,6 +141,8 @@ def create_app(settings: Settings | None = None, clock: Callable[[], float] = ti
     """
     is_loaded_by_others = settings is None  # flask, waitress-serve: nobody tells the application that it serves
     settings = load_settings() if settings is None else settings
+    if settings.relay.to is not None:
+        return _relay(settings, settings.relay.to, clock)
     folder = data_folder(settings.server.data, os.environ)
     history = History(
         folder,
@@ -386,6 +392,43 @@ def create_app(settings: Settings | None = None, clock: Callable[[], float] = ti
         app.wsgi_app = _started_by_a_request(app.wsgi_app, start)  # type: ignore[method-assign]
     waitress_limits.apply(settings.limits.body_bytes)
     return app
+
+
+def _relay(settings: Settings, to: str, clock: Callable[[], float]) -> Flask:
+    """Build a relay, which has no data folder and no viewers.
+
+    Raises:
+        ConfigError: the CA file cannot be used.
+    """
+    try:
+        live, aside = (Centre(to, ca_file=settings.relay.ca_file) for _ in range(2))
+    except OSError as error:
+        raise ConfigError(f"relay.ca_file: {settings.relay.ca_file}: {error.strerror or error}") from None
+    allows_plaintext = settings.ingest.allow_plaintext_tokens
+    # a centre on this machine is told that no token came here in the clear, or goes from here; else it sees for itself
+    is_here = to.startswith("http://") and names_loopback(urlsplit(to).netloc)
+    way = {"X-Forwarded-Proto": "https"} if is_here and not allows_plaintext else {}
+    passing = relay.Passing(
+        relay=Relay(
+            settings=settings.relay,
+            limits=settings.limits,
+            live=live,
+            aside=aside,
+            auth=Auth(
+                Passcode(None), proxies=Proxies(settings.server.trusted_proxies), allows_plaintext=allows_plaintext
+            ),
+            headers={"User-Agent": f"cluster-dash-relay/{VERSION}", **way},
+        ),
+        to=to,
+        name=settings.site.name,
+        version=VERSION,
+        base_path=settings.server.base_path,
+        trusted_hosts=settings.viewers.trusted_hosts,
+        reception=Reception(clock),
+        began_at=clock(),
+        clock=clock,
+    )
+    return relay.application(passing, SECURITY_HEADERS.items())
 
 
 def _tokens(folder: Path, clock: Callable[[], float]) -> Tokens:

@@ -22,6 +22,7 @@ from cluster_dash_server.app import VERSION, create_app
 from cluster_dash_server.logs import LogOptions
 from cluster_dash_server.port_holder import holder_of
 from cluster_dash_server.settings import ConfigError, Settings
+from cluster_dash_server.web import relay
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +68,7 @@ def by_granian(settings: Settings, log_options: LogOptions) -> None:
         port=settings.server.port,
         interface="wsgi",
         workers=1,  # the live view is in the memory of one process
-        blocking_threads=4,
+        blocking_threads=4 if settings.relay.to is None else relay.THREADS,
         # both count idle connections; with the defaults of 1,024, 3,000 moles hang
         backlog=8192,
         backpressure=20_000,

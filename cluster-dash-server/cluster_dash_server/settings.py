@@ -17,10 +17,11 @@ from urllib.parse import unquote, urlsplit
 import tomllib
 
 from cluster_dash_server import filters, notifiers, when
-from cluster_dash_server.auth import Proxies
+from cluster_dash_server.auth import Proxies, names_loopback
 from cluster_dash_server.history.kept import HistorySettings, PrivacySettings
 from cluster_dash_server.ingest import Limits
 from cluster_dash_server.receivers import AlertSettings, Receiver, minute_of_day, secret_path
+from cluster_dash_server.relay import RelaySettings
 from cluster_dash_server.slurm import SlurmSettings
 from cluster_dash_server.states import Thresholds
 
@@ -180,6 +181,7 @@ class Settings:
     site: SiteSettings = field(default_factory=SiteSettings)
     slurm: SlurmSettings = field(default_factory=SlurmSettings)
     alerts: AlertSettings = field(default_factory=AlertSettings)
+    relay: RelaySettings = field(default_factory=RelaySettings)
 
 
 def find_file(environment: Mapping[str, str]) -> Path | None:
@@ -254,6 +256,7 @@ def read(
     _check_embed_from(settings.site.embed_from, origins.get("site.embed_from", source))
     _check_public_url(settings.server.public_url, origins.get("server.public_url", source))
     _check_proxies(settings.server.trusted_proxies, origins.get("server.trusted_proxies", source))
+    _check_relay(settings.relay, origins.get("relay.to", source))
     _check_timezone(settings.site.timezone, origins.get("site.timezone", source))
     ingest = _with_passcode(settings.ingest, site or {})
     if ingest.passcode != settings.ingest.passcode:
@@ -359,6 +362,25 @@ def _check_public_url(url: str | None, source: str) -> None:
         usable = False
     if not usable:
         raise ConfigError(f"{source}: server.public_url: got {url!r}, expected http:// or https://, a host and a path")
+
+
+def _check_relay(relay: RelaySettings, source: str) -> None:
+    """Refuse a centre that cannot be reached so, or to which secrets would travel in the clear."""
+    if relay.to is None:
+        return
+    try:
+        parts = urlsplit(relay.to)
+        usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+        plain = not (parts.username or parts.password or parts.query or parts.fragment)
+    except ValueError:
+        usable = plain = False
+    if not (usable and plain):
+        raise ConfigError(f"{source}: relay.to: got an address of another form, expected https://HOST[:PORT][/PATH]")
+    if parts.scheme == "http" and not (names_loopback(parts.hostname or "") or relay.allow_plaintext):
+        raise ConfigError(
+            f"{source}: relay.to: got {relay.to!r}, and the secrets of all hosts would travel unencrypted: expected "
+            "https://, or relay.allow_plaintext = true"
+        )
 
 
 def _check_timezone(name: str | None, source: str) -> None:

@@ -47,6 +47,11 @@ def test_other_names_in_the_environment_are_nobody_s_business() -> None:
         ("[server]\nport = true", "server.port: got True, expected a whole number"),
         ("[states]\nbusy_percent = -1", "states.busy_percent: got -1, expected a number >= 0 <= 100"),
         ("[states]\nheld_seconds = inf", "states.held_seconds: got inf, expected a number >= 0"),
+        ("[relay]\nto = 'dash.example.org'", "relay.to: got an address of another form, expected https://HOST"),
+        ("[relay]\nto = 'https://me:secret@dash'", "relay.to: got an address of another form, expected https://HOST"),
+        ("[relay]\nto = 'https://dash:99999'", "relay.to: got an address of another form, expected https://HOST"),
+        ("[relay]\nto = 'http://dash.lab'", "relay.to: got 'http://dash.lab', and the secrets of all hosts would"),
+        ("[relay]\nlines = 101", "relay.lines: got 101, expected a whole number >= 1 <= 100"),
         ("[server]\npublic_url = 'lab/dash'", "server.public_url: got 'lab/dash', expected http://"),
         ("[server]\npublic_url = 'http://[x'", "server.public_url: got 'http://[x', expected http://"),
         ("[server]\nserver = 'apache'", "server.server: got 'apache', expected waitress or granian"),
@@ -175,3 +180,25 @@ def test_who_gets_the_digest_and_who_may_be_told_of_free_gpus_must_be_reachable(
     with pytest.raises(ConfigError) as refused:
         load(file, environment={})
     assert problem in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "to = 'https://dash.example.org/lab'",
+        "to = 'http://127.0.0.1:8080'",
+        "to = 'http://localhost:8080'",
+        "to = 'http://dash.lab'\nallow_plaintext = true",
+    ],
+)
+def test_a_relay_may_pass_on_where_nobody_can_listen_in(server_toml: Path, text: str) -> None:
+    server_toml.write_text(f"[relay]\n{text}")
+    assert load(server_toml, environment={}).relay.to is not None
+
+
+def test_a_ca_file_of_a_relay_that_cannot_be_used_is_named(tmp_path: Path) -> None:
+    settings = load(
+        environment={"CLUSTER_DASH_RELAY__TO": "https://dash", "CLUSTER_DASH_RELAY__CA_FILE": str(tmp_path / "no.pem")}
+    )
+    with pytest.raises(ConfigError, match=r"relay\.ca_file: .*no\.pem: No such file"):
+        app.create_app(settings)

@@ -4,14 +4,14 @@ import logging
 import time
 from collections.abc import Callable
 from http import HTTPStatus
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from flask import Blueprint, Response, request
 from werkzeug.exceptions import ClientDisconnected, RequestEntityTooLarge
 from werkzeug.wsgi import get_input_stream
 
 from cluster_dash_server.auth import Auth, AuthError
-from cluster_dash_server.ingest import RELAYED, Answer, Ingest, Post, refused
+from cluster_dash_server.ingest import RELAYED, Answer, Limits, Post, refused
 from cluster_dash_server.snapshot import SnapshotError, decode, dumps, printable
 from cluster_dash_server.viewers import needs
 from cluster_dash_server.web.edge import Reply, Way, caller_of
@@ -33,12 +33,28 @@ _HEADERS = {
 _STATUS_LINES = {status.value: f"{status.value} {status.phrase}" for status in HTTPStatus}
 
 
-def ways(ingest: Ingest, count: Callable[[Answer], None] = lambda _: None) -> tuple[Way, Way]:
+class Takes(Protocol):
+    """What takes snapshots: `Ingest`, or a relay."""
+
+    limits: Limits
+
+    def __call__(self, post: Post) -> Answer:
+        """Take one snapshot, or say why not; never raises."""
+
+    def batch(self, post: Post) -> Answer:
+        """Take many, one a line; never raises."""
+
+
+def ways(ingest: Takes, count: Callable[[Answer], None] = lambda _: None) -> tuple[Way, Way]:
     """Build the ways in front of Flask: one snapshot, and many; `count` is told of each answer."""
-    return (
-        Way("POST", "/", "ingest", lambda environ: _reply(ingest, ingest, count, environ)),
-        Way("POST", "/api/v1/snapshots", "ingest", lambda environ: _reply(ingest, ingest.batch, count, environ)),
-    )
+    return way("/", ingest, ingest, count), way("/api/v1/snapshots", ingest, ingest.batch, count)
+
+
+def way(
+    path: str, ingest: Takes, take: Callable[[Post], Answer], count: Callable[[Answer], None] = lambda _: None
+) -> Way:
+    """Build the way of one kind of post."""
+    return Way("POST", path, "ingest", lambda environ: _reply(ingest, take, count, environ))
 
 
 def blueprint(one: Way, many: Way) -> Blueprint:
@@ -86,7 +102,7 @@ def enrolment(auth: Auth, clock: Callable[[], float]) -> Blueprint:
 
 
 def _reply(
-    ingest: Ingest, take: Callable[[Post], Answer], count: Callable[[Answer], None], environ: "WSGIEnvironment"
+    ingest: Takes, take: Callable[[Post], Answer], count: Callable[[Answer], None], environ: "WSGIEnvironment"
 ) -> Reply:
     try:
         # The content type is not asked: `curl -d @file` says it is a form. One byte more than the limit: a chunked body

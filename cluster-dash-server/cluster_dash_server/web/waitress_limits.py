@@ -16,7 +16,6 @@ from waitress.utilities import Error
 from cluster_dash_server.snapshot import dumps
 
 LIMITS: dict[str, Any] = {
-    "threads": 8,
     "connection_limit": 10_000,
     "asyncore_use_poll": True,  # select() stops at file descriptor 1,024
     "backlog": 4096,
@@ -98,13 +97,14 @@ class Channel(HTTPChannel):  # type: ignore[misc]
             self.last_activity = since
 
 
-def apply(body_bytes: int) -> None:
+def apply(body_bytes: int, *, threads: int = 8) -> None:
     """Make the limits waitress' own defaults; what its caller sets explicitly still wins.
 
     Args:
         body_bytes: the largest body that is taken.
+        threads: requests that are worked on, or wait, at a time.
     """
-    for name, value in LIMITS.items():
+    for name, value in {**LIMITS, "threads": threads}.items():
         setattr(Adjustments, name, value)
     # Past its limit waitress answers and closes while the client still sends, and a reset may eat the answer. What is
     # a little too large is read to its end, so that the application's 413 arrives.
