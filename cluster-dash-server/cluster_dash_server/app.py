@@ -213,7 +213,7 @@ def create_app(settings: Settings | None = None, clock: Callable[[], float] = ti
 
     def failing() -> list[dict[str, str]]:
         found = [] if history.trouble is None else [{"part": "history", "why": history.trouble}]
-        return found + [{"part": "notices", "why": why} for why in telling.notices()]
+        return found if telling.trouble is None else [*found, {"part": "notices", "why": telling.trouble}]
 
     site = pages.Site(name=settings.site.name, version=VERSION, notices=notices, keeps_history=lambda: history.keeps)
     reception, viewers = Reception(clock), status.Viewers()

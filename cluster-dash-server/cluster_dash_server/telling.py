@@ -91,6 +91,14 @@ class Telling:
             found.append(f"Notices are not sent: {self.delivery.trouble}.")
         return found
 
+    @property
+    def trouble(self) -> str | None:
+        """Why not everybody is told, for who may not know whom; None: everybody is."""
+        if self.delivery.trouble is not None:
+            return "they are not sent: any page says why"
+        count = len(self.failing())
+        return f"{count} {'receiver does' if count == 1 else 'receivers do'} not take them" if count else None
+
     def test(self, wish: Json) -> Json:
         """Put a message for one receiver or all of them into the outbox, and say what became of it.
 

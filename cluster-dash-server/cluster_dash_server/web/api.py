@@ -96,7 +96,8 @@ def blueprint(
     def readyz() -> Response:
         parts = failing()
         body = {"success": not parts, "failing": parts, "hosts": len(cluster), "version": version}
-        return json_response(body, 503 if parts else 200)
+        # people look at the cluster all the same while a mail server is away
+        return json_response(body, 503 if any(part["part"] != "notices" for part in parts) else 200)
 
     @api.get("/data-out/gpu-data-simple")
     @needs("state:read")
