@@ -28,6 +28,8 @@ log = logging.getLogger("cluster_dash_mole")
 
 DONE, PROBLEM, UNREACHABLE, REFUSED, CONFIGURATION = 0, 1, 69, 77, 78
 ONE_SHOT_INTERVAL = 20.0  # gives a driver that sleeps the full 10 s to answer
+SHUTTING_DOWN = Path("/run/nologin")  # a machine that goes down says so: it may not come back, and is to be missed
+GOODBYE_SECONDS = 2.0  # for the word that the mole was stopped on purpose
 ONE_SHOT_CPU_SECONDS = 0.25  # a busy share needs two readings
 
 
@@ -313,6 +315,8 @@ def _run(config: Config) -> int:
         mole.run()
     finally:
         manager.stopping()
+        if not SHUTTING_DOWN.exists():
+            mole.say_goodbye(counter.next, GOODBYE_SECONDS)
         spool.close()
     return DONE
 

@@ -13,7 +13,7 @@ import time
 import zlib
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Protocol
 
 from cluster_dash_mole.host import Host, HostPast
@@ -306,6 +306,7 @@ class Mole:
         self._past = past
         self._events: list[dict[str, object]] = []
         self._once: dict[str, object] = {}
+        self._last: Snapshot | None = None
         self._alive = alive
         self._alive_seconds = alive_seconds
         self._failing: dict[str, str | None] = {}
@@ -339,9 +340,30 @@ class Mole:
 
     def round(self) -> None:
         """Take one snapshot and offer it to each lane."""
-        snapshot = self.snapshot()
+        snapshot = self._last = self.snapshot()
         for lane in self._lanes:
             lane.offer(snapshot)
+
+    def say_goodbye(self, count: Callable[[], int], within_seconds: float) -> None:
+        """Tell the server that this mole is stopped on purpose, if that server took what was sent last.
+
+        Nothing is read again: what reads may have been stopped, too.
+
+        Args:
+            count: gives the number of the last snapshot.
+            within_seconds: how long the server may take.
+        """
+        lane = self._lanes[0] if self._lanes else None
+        if lane is None or self._last is None or self._last.seq is None or not (lane.outcome and lane.outcome.ok):
+            return
+        general = self._last.parts.get("general")
+        said = {**(general if isinstance(general, Mapping) else {}), "stopping": True}
+        parts = {name: part for name, part in self._last.parts.items() if name != "slurm"}
+        goodbye = replace(self._last, timestamp=self._clock.now(), seq=count(), parts={**parts, "general": said})
+        lane.offer(goodbye)
+        until = self._clock.monotonic() + within_seconds
+        while lane.finished is not goodbye and lane.outcome.ok and self._clock.monotonic() < until:
+            self._clock.sleep(0.02)
 
     def snapshot(self) -> Snapshot:
         """Read everything once. A collector that fails costs its part of the snapshot only."""

@@ -144,6 +144,49 @@ def test_snapshots_have_an_identity_that_counts_by_one(clock: FakeClock) -> None
     ]
 
 
+def parting(clock: FakeClock, *answers: Exception) -> tuple[Mole, Scripted, Lane]:
+    sender = Scripted(*answers)
+    way = lane(sender, clock)
+    counted = Mole(
+        host=HOST,
+        collectors=[Fixed("cpu", Reading(parts={"cpu": {"num_cpus": 4}}))],
+        lanes=[way],
+        interval=5.0,
+        clock=clock,
+        count=iter(range(1, 100)).__next__,
+    )
+    counted.round()
+    way.step()
+    return counted, sender, way
+
+
+def test_a_mole_that_is_stopped_says_so_with_a_last_snapshot(clock: FakeClock) -> None:
+    counted, sender, way = parting(clock)
+    clock.pass_time(5)
+    clock.at_sleep = way.step
+    counted.say_goodbye(lambda: 7, 2.0)
+    last = sender.sent[-1]
+    assert last.seq == 7
+    assert last.parts["general"]["stopping"] is True  # type: ignore[index]
+    assert last.parts["cpu"] == {"num_cpus": 4}
+    assert "stopping" not in sender.sent[0].parts["general"]  # type: ignore[operator]
+
+
+def test_a_mole_whose_server_is_away_is_stopped_without_a_word(clock: FakeClock) -> None:
+    counted, sender, _ = parting(clock, SendError("refused", row=Row.TROUBLE))
+    before = clock.monotonic()
+    counted.say_goodbye(lambda: 7, 2.0)
+    assert clock.monotonic() == before
+    assert len(sender.sent) == 1
+
+
+def test_a_mole_that_is_stopped_waits_no_longer_than_it_may(clock: FakeClock) -> None:
+    counted, _, _ = parting(clock)
+    before = clock.monotonic()
+    counted.say_goodbye(lambda: 7, 2.0)
+    assert 2.0 <= clock.monotonic() - before < 2.1
+
+
 def test_without_a_counter_a_snapshot_has_no_identity_and_no_interval(clock: FakeClock) -> None:
     taken = Mole(host=HOST, collectors=[], lanes=[], interval=20, clock=clock).snapshot()
     assert (taken.boot_id, taken.seq, taken.interval_seconds) == (None, None, None)
