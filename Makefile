@@ -25,7 +25,7 @@ dev: $(SERVER) ## a server that starts anew when its source changes: http://loca
 test: setup ## everything CI runs, with real parts: NVML stand-in, processes, Chromium
 	dev/parts
 	$(MAKE) --no-print-directory check
-	$(BIN)/pytest -n 3 --dist loadfile -m "not soak and not clocked" tests
+	$(BIN)/pytest -n 4 --dist loadfile -m "not soak and not clocked" tests
 	$(BIN)/pytest -m "clocked and not soak" cluster-dash-server/tests cluster-dash-mole/tests tests
 
 check: setup ## the fast part of `make test`: format, lint, types, import rules, unit tests
