@@ -161,6 +161,15 @@ class Crew:
         """How many snapshots all of them hold that are older than the last two intervals."""
         return sum(max(0, mole.spool.holding().waiting - 2) for mole in self._moles)
 
+    def oldest(self) -> dict[str, int]:
+        """Return from which number on each mole still holds its snapshots: what is below is in history."""
+        found = {}
+        for mole in self._moles:
+            next_seq = mole.seq + 1  # asked first: what is taken meanwhile is not yet held
+            oldest_seq = mole.spool.oldest_seq(Source(mole.host.hostname, "boot"))
+            found[mole.host.hostname] = next_seq if oldest_seq is None else oldest_seq
+        return found
+
     def _noted(self, snapshot: Snapshot) -> Snapshot:
         snapshot = replace(snapshot, boot_id="boot")
         cpu = snapshot.parts["cpu"]
