@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 
 from cluster_dash_server.hostlist import compress
 from cluster_dash_server.snapshot import Json, printable
@@ -141,6 +142,7 @@ class Proxies:
         return str(ip if ip.version == 4 else ipaddress.ip_network((ip, 64), strict=False))
 
 
+@lru_cache(4096)
 def _ip(address: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     try:
         ip = ipaddress.ip_address(address.partition("%")[0])

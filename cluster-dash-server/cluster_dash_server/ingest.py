@@ -320,13 +320,13 @@ class Ingest:
 
     def _refuse_too_many(self, snapshot: Json) -> None:
         """Refuse what no real host has: pages and memory must stay bounded."""
-        users = [gpu.get("users") or {} for gpu in snapshot["gpu"].values()]
+        users = [found for gpu in snapshot["gpu"].values() if (found := gpu.get("users"))]
         counts = (
             ("gpu", "entries", len(snapshot["gpu"]), self.limits.gpus),
             (
                 "gpu.users",
                 "processes",
-                sum(len(each) for all_of in users for each in all_of.values()),
+                sum([len(each) for all_of in users for each in all_of.values()]),
                 self.limits.processes,
             ),
             ("gpu.users", "users", sum(map(len, users)), self.limits.processes),

@@ -82,10 +82,9 @@ def recall(kept: Iterable[LastSeen]) -> Iterator[KnownHost]:
 
 
 def _recalled(last: LastSeen) -> KnownHost:
-    plain = unpack(last.packed)
-    snapshot: Any = loads(plain)
+    snapshot: Any = loads(unpack(last.packed))
     known: Any = loads(last.known)
-    seen = read(snapshot, received_at=last.received_at, skew_seconds=last.skew_seconds, compact=plain)
+    seen = read(snapshot, received_at=last.received_at, skew_seconds=last.skew_seconds, packed=last.packed)
     gaps, kept = known
     gpus = []
     for place, idle_since, missing_since, free_since, whole in kept:

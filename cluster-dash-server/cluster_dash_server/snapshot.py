@@ -6,6 +6,7 @@ faster) and `jsonschema`, the reference that a test holds the other to and the f
 
 import json
 import re
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module, resources
@@ -145,6 +146,7 @@ loads, dumps = _json_engine()
 ORJSON_DEPTH = 254
 """Levels of nesting that orjson writes; it raises TypeError at one more (a test holds that)."""
 _AROUND = ORJSON_DEPTH - MAX_DEPTH
+_thread = threading.local()
 
 
 class _TopLevel(dict[str, object]):
@@ -210,13 +212,21 @@ def _dumps_no_deeper(snapshot: Json) -> bytes:
     orjson counts levels anyway: with so many brackets around the snapshot that only MAX_DEPTH are left, its limit is
     ours, for a tenth of what looking through the bytes costs.
     """
-    around: object = snapshot
-    for _ in range(_AROUND):
-        around = [around]
+    brackets: tuple[list[Any], list[Any]] | None = getattr(_thread, "brackets", None)
+    if brackets is None:
+        inmost: list[Any] = [None]
+        outmost = inmost
+        for _ in range(_AROUND - 1):
+            outmost = [outmost]
+        brackets = _thread.brackets = outmost, inmost
+    outmost, inmost = brackets
+    inmost[0] = snapshot
     try:
-        return dumps(around)[_AROUND:-_AROUND]
+        return dumps(outmost)[_AROUND:-_AROUND]
     except TypeError:
         raise _nested_too_deep() from None
+    finally:
+        inmost[0] = None
 
 
 def _refuse_a_key_given_twice(body: bytes, auth_code: object, compact: bytes) -> None:
@@ -507,11 +517,16 @@ def _possible(timestamp: float, received_at: float) -> float:
 
 
 def read(
-    snapshot: Json, *, received_at: float, skew_seconds: float | None = None, compact: bytes | None = None
+    snapshot: Json,
+    *,
+    received_at: float,
+    skew_seconds: float | None = None,
+    compact: bytes | None = None,
+    packed: bytes | None = None,
 ) -> Seen:
     """Take the facts out of a snapshot that the schema has passed and that holds no secret any more.
 
-    Where its JSON is at hand already, `compact` saves writing it again.
+    Where its JSON is at hand already, `compact` saves writing it again, and `packed` packing it.
 
     The entry `gpu_error` of agents without a driver is no GPU: its text becomes `Seen.gpu_error`.
     """
@@ -551,7 +566,7 @@ def read(
         disks=_disks(snapshot.get("disk") or {}),
         ephemeral=general.get("ephemeral") is True,
         events=tuple(snapshot.get("events") or ()),
-        packed=pack(dumps(snapshot) if compact is None else compact),
+        packed=pack(dumps(snapshot) if compact is None else compact) if packed is None else packed,
         stopping=general.get("stopping") is True,
         failing=_failing(collectors),
     )
