@@ -43,6 +43,7 @@ from cluster_dash_server.telling import Telling
 from cluster_dash_server.tokens import TokenError, TokenFile, Tokens
 from cluster_dash_server.viewers import scope_of
 from cluster_dash_server.waiting import Waiting
+from cluster_dash_server.web import alerts as alert_pages
 from cluster_dash_server.web import (
     api,
     charts,
@@ -238,7 +239,14 @@ def create_app(settings: Settings | None = None, clock: Callable[[], float] = ti
     app.register_blueprint(api.blueprint(cluster, narrowed, looks, clock, VERSION, failing))
     zone = when.zone(settings.site.timezone)
     app.register_blueprint(lists.blueprint(cluster, events, history, clock, zone))
-    past = Past(cluster, past_of_all, past_of_all, clock, zone)
+    past = Past(
+        cluster,
+        past_of_all,
+        past_of_all,
+        clock,
+        zone,
+        alerts=lambda begin, end: alert_pages.marks(kept_book.book, begin, end),
+    )
 
     def nights(of: Cluster, past_of: History, slurm_of: Slurm) -> Nights:
         return Nights(
@@ -248,6 +256,7 @@ def create_app(settings: Settings | None = None, clock: Callable[[], float] = ti
             cluster=of,
             pictures=slurm_of.pictures,
             zone=zone,
+            firing=lambda: alert_pages.open_titles(kept_book.book, clock()),
         )
 
     all_nights = nights(whole, history, all_of_slurm)
@@ -294,6 +303,7 @@ def create_app(settings: Settings | None = None, clock: Callable[[], float] = ti
     )
     errands.rounds["tell me when free"] = lambda now: waiting.round(lambda: whole.hosts(now), now)
     errands.rounds["the digest"] = morning.round
+    app.register_blueprint(alert_pages.blueprint(kept_book.book, clock, zone))
     app.register_blueprint(waiting_page.blueprint(waiting, clock, Proxies(settings.server.trusted_proxies), zone))
     app.register_blueprint(pages.blueprint(cluster, events, clock, site, past.view_at))
     app.register_blueprint(slurm_pages.blueprint(slurm, cluster, clock, site.name))

@@ -428,7 +428,7 @@ def _trend(night: Night, say: _Sayer) -> list[Line]:
     if free is None or mean is None:
         return []
     least, at = min((low, at) for low, at in zip(free.min, free.t, strict=True) if low is not None)
-    text = f"{_short(mean)} on average, at least {_short(least)} ({say.moment(max(at, night.span.begin))})"
+    text = f"{_short(mean)} on average, at least {least:.0f} ({say.moment(max(at, night.span.begin))})"
     if night.free_before is not None:
         text += f"; {_short(night.free_before)} on average the day before"
     return [Line(topic="Free", text=text, path="history")]
@@ -471,6 +471,9 @@ def _hand(night: Night, say: _Sayer) -> Iterable[tuple[str, str]]:
         longest = night.span.end - min(host.seen.received_at for host in silent)
         names = [host.host for host in silent]
         yield f"Silent: {compress(names)}, the longest for {_lasted(longest)}", _host_path(names)
+    blind = [host.host for host in hosts if host.silent is None and host.seen.gpu_error is not None]
+    if blind:
+        yield f"GPUs cannot be read: {compress(blind)}", _host_path(blind)
     broken = [f"{host.host} GPU {each.gpu.index}" for host in hosts for each in host.gpus if each.state == "error"]
     if broken:
         yield f"In error: {_few(broken)}", "?q=state:error"

@@ -138,6 +138,9 @@ class Book(Outbox, Protocol):
     def acknowledge(self, alert: str, by: str, at: float, note: str) -> bool:
         """Note that somebody sees to an alert; False where no such alert goes on."""
 
+    def withdraw(self, alert: str, by: str, at: float) -> bool:
+        """Take an acknowledgement back; False where no such alert goes on, or nobody had acknowledged it."""
+
     def silence(self, silence: Silence) -> int:
         """Keep a silence and return its id."""
 

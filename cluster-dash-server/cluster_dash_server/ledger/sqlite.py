@@ -170,6 +170,18 @@ class SqliteBook:
                 _note(db, alert, at, "acknowledged", by, note)
             return done.rowcount > 0
 
+    def withdraw(self, alert: str, by: str, at: float) -> bool:
+        """See `Book`."""
+        with self._writing() as db:
+            done = db.execute(
+                "UPDATE alerts SET acknowledged_by = NULL, acknowledged_at = NULL, acknowledged_note = NULL "
+                "WHERE id = ? AND ended_at IS NULL AND acknowledged_by IS NOT NULL",
+                (alert,),
+            )
+            if done.rowcount:
+                _note(db, alert, at, "withdrawn", by, "")
+            return done.rowcount > 0
+
     def commit(self, transitions: Sequence[Transition]) -> None:
         """See `Book`."""
         with self._writing() as db:

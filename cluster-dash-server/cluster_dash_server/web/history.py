@@ -20,6 +20,7 @@ from cluster_dash_server.store import (
     MOST_POINTS,
     USER_METRICS,
     By,
+    Event,
     EventQuery,
     Ledger,
     Series,
@@ -110,11 +111,19 @@ class Past:
         ledger: events, and who had which GPU.
         clock: Unix s.
         zone: in which days begin.
+        alerts: gives the alerts that were there between two moments, as marks.
     """
 
     def __init__(
-        self, cluster: Cluster, store: Store, ledger: Ledger, clock: Callable[[], float], zone: tzinfo
+        self,
+        cluster: Cluster,
+        store: Store,
+        ledger: Ledger,
+        clock: Callable[[], float],
+        zone: tzinfo,
+        alerts: Callable[[float, float], Sequence[Event]] = lambda begin, end: (),
     ) -> None:
+        self.alerts = alerts
         self.cluster = cluster
         self.store = store
         self.ledger = ledger
@@ -422,7 +431,12 @@ def _page(past: Past) -> dict[str, object]:
     metrics = _metrics(by, is_map=is_map)
     question = replace(question, step_seconds=_page_step(question, shown, is_map=is_map))
     events = past.ledger.events(EventQuery(begin=asked.begin, end=asked.end, hosts=question.hosts, most=MOST_EVENTS))
-    marks = timelines.marks(events, asked)
+    alerts = [
+        each
+        for each in past.alerts(asked.begin, asked.end)
+        if not each.host or question.hosts is None or each.host in question.hosts
+    ]
+    marks = timelines.marks([*events, *alerts], asked)
     meant = {(host.host, gpu.gpu.index) for host, gpu in view.gpus} if filtered and by == "gpu" else None
     figures = [_figure(past, question, metric, marks, meant, is_map=is_map) for metric in metrics]
     if len(figures) > 1:

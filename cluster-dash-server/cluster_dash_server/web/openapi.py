@@ -94,6 +94,40 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
         types=(TEXT, CSV),
         refusals=(400,),
     ),
+    ("get", "/api/v1/alerts"): Operation(
+        says="Alerts: those that go on, or those of a stretch of time.",
+        query={
+            "state": ("open", "all", "firing", "acknowledged", "silenced", "ended"),
+            **SPAN,
+            "format": ("json", "csv"),
+        },
+        gives=("at", "alerts"),
+        types=(CSV,),
+        refusals=(400, 503),
+    ),
+    ("post", "/api/v1/alerts/{alert}/acknowledgement"): Operation(
+        says="Say that you see to an alert.",
+        takes={"note": {"type": "string", "maxLength": 500}},
+        gives=("success",),
+        refusals=(400, 404, 503),
+    ),
+    ("delete", "/api/v1/alerts/{alert}/acknowledgement"): Operation(
+        says="Take that back.", gives=("success",), refusals=(404, 503)
+    ),
+    ("get", "/api/v1/silences"): Operation(
+        says="Silences that hold now or will.", gives=("at", "silences"), refusals=(503,)
+    ),
+    ("post", "/api/v1/silences"): Operation(
+        says="Let nobody be told of some alerts for a while.",
+        takes={
+            "filter*": {"type": "string", "description": "a filter, and rule:NAME"},
+            "reason*": {"type": "string", "maxLength": 500},
+            "until": {"type": "string", "description": "a moment, such as now+4h"},
+        },
+        gives=("success", "id", "until"),
+        refusals=(400, 503),
+    ),
+    ("delete", "/api/v1/silences/{number}"): Operation(says="End a silence.", gives=("success",), refusals=(404, 503)),
     ("get", "/api/v1/waiting"): Operation(
         says="Who waits for free GPUs, in the order in which they are told.", gives=("at", "waiting"), refusals=(503,)
     ),

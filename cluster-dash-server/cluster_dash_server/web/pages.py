@@ -38,6 +38,7 @@ NAV = (
     ("Slurm", "slurm", ("slurm",)),
     ("History", "history", ("history",)),
     ("Waste", "waste", ("waste",)),
+    ("Alerts", "alerts", ("alerts", "digest", "waiting")),
     ("Status", "status", ("status",)),
 )
 """The pages that exist, as the frame names them: name, path, and the pages below it, its own first."""

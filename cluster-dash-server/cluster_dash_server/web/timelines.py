@@ -310,6 +310,8 @@ def marks(events: Iterable[Event], span: Span) -> list[Json]:
 
 
 def _event(event: Event) -> str:
+    if event.kind == "alert":  # its title says where
+        return f"alert: {words.cut(event.text, 100)}"
     gpu = "" if event.gpu is None else f" GPU {words.cut(str(event.gpu), 20)}"
     text = event.text or event.kind.replace("_", " ")
     return f"{words.cut(event.host, 32)}{gpu}: {words.cut(text, 80)}"

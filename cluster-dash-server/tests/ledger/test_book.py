@@ -115,6 +115,15 @@ def test_only_what_goes_on_can_be_acknowledged(book: Book) -> None:
     assert not book.acknowledge("a1", "nora", NOW, "")
 
 
+def test_an_acknowledgement_can_be_taken_back_once(book: Book) -> None:
+    book.commit([began()])
+    assert not book.withdraw("a1", "nora", NOW)
+    book.acknowledge("a1", "nora", NOW, "")
+    assert book.withdraw("a1", "nora", NOW + 1)
+    assert book.firing()[0].acknowledged is None
+    assert not book.withdraw("a1", "nora", NOW + 2)
+
+
 def test_a_notice_waits_until_it_was_sent(book: Book) -> None:
     book.commit([began(to("ops", notice()))])
     (found,) = book.due(NOW, 10)

@@ -64,6 +64,9 @@ const xidsOf = (q, format) => `${base}api/v1/events${query({ kind: "xid", from: 
 export const xids = (q, signal) => get(xidsOf(q), (answer) => answer.json(), signal);
 export const xidsAsCsv = (q) => xidsOf(q, "csv");
 
+/** The alerts that nobody has taken on. @returns {Promise<{at: number, alerts: Object<string, any>[]}>} */
+export const openAlerts = (signal) => get(`${base}api/v1/alerts${query({ state: "firing" })}`, (answer) => answer.json(), signal);
+
 function query(parameters) {
   const said = Object.entries(parameters).filter(([, value]) => value);
   return said.length ? `?${said.map(([name, value]) => `${name}=${encodeURIComponent(value)}`).join("&")}` : "";

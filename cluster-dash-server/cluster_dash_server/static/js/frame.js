@@ -4,6 +4,7 @@ import * as api from "./api.js";
 import { patch } from "./dom.js";
 import { age, clock, moment } from "./format.js";
 import "./keys.js";
+import * as openAlerts from "./open-alerts.js";
 import { Poll } from "./poll.js";
 import { keep } from "./storage.js";
 
@@ -40,6 +41,7 @@ export function live(load) {
 export async function redraw(signal) {
   const fresh = await api.page(signal);
   sayMoments(fresh, momentOf(fresh));
+  openAlerts.show(openAlerts.countOf(fresh));
   document.title = fresh.title;
   patch(document.querySelector("main"), fresh.querySelector("main"));
   patch(document.getElementById("icon"), fresh.getElementById("icon"));
@@ -120,3 +122,4 @@ addEventListener("beforeprint", () => {
 sayMoments(document, Number(root.dataset.at));
 startCopyButton();
 startThemeButton();
+openAlerts.watch();

@@ -10,6 +10,7 @@ import { GLYPHS, age, clock, plural } from "./format.js";
 import { live } from "./frame.js";
 import { drawFree } from "./free.js";
 import { FleetMap } from "./map.js";
+import { titled } from "./open-alerts.js";
 import { attention, groupRow, hostRow, icon, iconLink, stateCounts, title } from "./rows.js";
 
 const ANNOUNCE_MS = 60_000;
@@ -59,7 +60,7 @@ function draw() {
   main.removeAttribute("aria-busy");
   say(byId("sentence"), cluster.summary);
   announce(cluster.summary);
-  document.title = title(hosts, document.documentElement.dataset.site);
+  document.title = titled(title(hosts, document.documentElement.dataset.site));
   const shape = iconLink(icon(hosts));
   if (byId("icon").getAttribute("href") !== shape) byId("icon").setAttribute("href", shape);
   drawFrame();

@@ -1,0 +1,378 @@
+"""Alerts: the page `/alerts`, what operators do there, `/api/v1/alerts` and `/api/v1/silences`."""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, tzinfo
+from typing import Literal, get_args
+
+from flask import Blueprint, Response, redirect, render_template, request, url_for
+from werkzeug.wrappers import Response as Answer
+
+from cluster_dash_server.alerts.book import Alert, Book, BookError, Silence
+from cluster_dash_server.alerts.routing import silence_of
+from cluster_dash_server.privacy import unnamed
+from cluster_dash_server.snapshot import Json, dumps, printable
+from cluster_dash_server.store import Event
+from cluster_dash_server.viewers import Viewer, current, needs
+from cluster_dash_server.web import views
+from cluster_dash_server.web.api import failure, json_response
+from cluster_dash_server.web.export import csv_response
+from cluster_dash_server.web.history import html
+from cluster_dash_server.web.lists import moment
+from cluster_dash_server.web.views import QueryError
+
+log = logging.getLogger(__name__)
+
+Standing = Literal["firing", "acknowledged", "silenced", "ended"]
+STANDINGS: tuple[Standing, ...] = get_args(Standing)
+COLUMNS = (
+    *("id", "state", "rule", "severity", "title", "host", "gpu", "user", "began_at", "ended_at"),
+    *("acknowledged", "silenced_until", "facts", "labels"),
+)
+STATE_OF = {"critical": "error", "warning": "held", "info": "busy"}
+"""The colours of a state in which a severity is shown; the word stands beside it."""
+HISTORY_SECONDS = 86_400.0
+MOST_ALERTS, MOST_SHOWN = 10_000, 200
+MOST_TEXT, MOST_FILTER = 500, 2_000
+MOST_SILENT_DAYS = 366
+UNTILS = (
+    ("1 hour", "now+1h"),
+    ("4 hours", "now+4h"),
+    ("1 day", "now+1d"),
+    ("7 days", "now+7d"),
+    ("30 days", "now+30d"),
+)
+UNKNOWN_NAMES = ("who",)
+"""Facts that name people: who may not know them is not told these."""
+
+
+class NoSuch(Exception):
+    """What is to be changed is not there (any more); the text says what."""
+
+
+def standing(alert: Alert, now: float) -> Standing:
+    """Say how an alert stands."""
+    if alert.ended_at is not None:
+        return "ended"
+    if alert.silenced_until is not None and alert.silenced_until > now:
+        return "silenced"
+    return "firing" if alert.acknowledged is None else "acknowledged"
+
+
+def open_count(book: Book, now: float) -> int:
+    """Count the alerts that nobody has taken on; 0 where none can be asked for: the pages say why."""
+    return len(open_titles(book, now))
+
+
+def open_titles(book: Book, now: float) -> list[str]:
+    """Return the titles of the alerts that nobody has taken on, the gravest first."""
+    try:
+        found = [each for each in book.firing() if standing(each, now) == "firing"]
+    except BookError:
+        return []
+    return [each.title for each in sorted(found, key=_gravity)]
+
+
+def seen_by(alert: Alert, viewer: Viewer) -> Alert:
+    """Return an alert as a viewer may know it: without names of people where they may not."""
+    if viewer.sees_names:
+        return alert
+    facts = [(name, text) for name, text in alert.facts if name not in UNKNOWN_NAMES]
+    acknowledged = alert.acknowledged
+    nameless = replace(
+        alert,
+        user=None,
+        facts=tuple(facts),
+        labels={name: text for name, text in alert.labels.items() if name != "user"},
+        acknowledged=None if acknowledged is None else replace(acknowledged, by="somebody", note=""),
+    )
+    if alert.user is None:
+        return nameless
+    return replace(
+        nameless,
+        title=unnamed(alert.title, alert.user),
+        facts=tuple([(name, unnamed(text, alert.user)) for name, text in facts]),
+    )
+
+
+def marks(book: Book, begin: float, end: float) -> list[Event]:
+    """Return the alerts that began between two moments as marks of a chart, as the viewer may know them."""
+    try:
+        found = [seen_by(each, current.get()) for each in book.history(begin, end, MOST_SHOWN)]
+    except BookError:
+        return []
+    return [
+        Event(at=each.began_at, host=each.host or "", gpu=each.gpu, kind="alert", code=each.rule, text=each.title)
+        for each in found
+        if begin <= each.began_at <= end
+    ]
+
+
+def blueprint(book: Book, clock: Callable[[], float], zone: tzinfo = UTC) -> Blueprint:
+    """Build the routes.
+
+    Args:
+        book: where alerts are kept.
+        clock: Unix s.
+        zone: in which days begin.
+    """
+    routes = Blueprint("alerts", __name__, template_folder="../templates")
+
+    @routes.app_context_processor
+    def count() -> dict[str, object]:
+        """Tell every page how many alerts nobody has taken on."""
+        return {"open_alerts": open_count(book, clock()) if "state:read" in current.get().scopes else 0}
+
+    @routes.errorhandler(BookError)
+    def no_book(error: BookError) -> Response | tuple[str, int]:
+        if request.path.startswith("/api/"):
+            return failure(503, f"alerts: {error}")
+        return render_template("error.html", title="Alerts cannot be shown", text=str(error)), 503
+
+    @routes.errorhandler(NoSuch)
+    def not_there(error: NoSuch) -> Response | tuple[str, int]:
+        if request.path.startswith("/api/"):
+            return failure(404, str(error))
+        return render_template("error.html", title="This is not there any more", text=str(error)), 404
+
+    # ------------------------------------------------------------------------------------------------- reading
+
+    def asked(now: float) -> list[Alert]:
+        """Return the alerts that the request means, newest first: those that go on, or those of a stretch of time."""
+        state = views.choice("state", ("open", "all", *STANDINGS))
+        if request.args.get("from") or state in ("all", "ended"):
+            begin = moment("from", request.args.get("from") or "now-24h", now, zone)
+            end = moment("to", request.args.get("to") or "now", now, zone)
+            found = book.history(begin, end, MOST_ALERTS)
+        else:
+            found = book.firing()
+        if state in STANDINGS:
+            found = [each for each in found if standing(each, now) == state]
+        return [seen_by(each, current.get()) for each in found]
+
+    @routes.get("/api/v1/alerts")
+    @needs("state:read")
+    def alerts() -> Response:
+        form, now = views.choice("format", ("json", "csv")), clock()
+        rows = [_row(each, now) for each in asked(now)]
+        if form == "csv":
+            return csv_response(COLUMNS, ([_flat(row[column]) for column in COLUMNS] for row in rows))
+        return json_response({"at": now, "alerts": rows})
+
+    @routes.get("/api/v1/silences")
+    @needs("state:read")
+    def silences() -> Response:
+        now = clock()
+        return json_response({"at": now, "silences": [_silence(each, current.get()) for each in book.silences(now)]})
+
+    @routes.get("/alerts")
+    @needs("state:read")
+    def page() -> Response:
+        return _page()
+
+    def _page(problem: str = "") -> Response:
+        now, viewer = clock(), current.get()
+        going = [seen_by(each, viewer) for each in sorted(book.firing(), key=_gravity)]
+        of = {state: [each for each in going if standing(each, now) == state] for state in STANDINGS}
+        begin = moment("from", request.args.get("from") or "now-24h", now, zone)
+        past = [seen_by(each, viewer) for each in book.history(begin, now, MOST_SHOWN + 1) if each.ended_at is not None]
+        failing = book.failing()
+        return html(
+            "alerts.html",
+            page="alerts",
+            now=now,
+            json_path="api/v1/alerts",
+            sentence=sentence(of),
+            of={state: found[:MOST_SHOWN] for state, found in of.items()},
+            counts={state: len(found) for state, found in of.items()},
+            past=past[:MOST_SHOWN],
+            past_more=len(past) > MOST_SHOWN,
+            from_text=request.args.get("from") or "now-24h",
+            silences=[_silence(each, viewer) for each in book.silences(now)],
+            maintenance=book.maintenance(now),
+            failing=[(name, since, why) for name, (since, why) in failing.items()],
+            may_operate="operate" in viewer.scopes,
+            untils=UNTILS,
+            problem=problem,
+            said=request.form if problem else request.args,
+            done=_done(),
+            state_of=STATE_OF,
+            poll_seconds=15,
+        )
+
+    # --------------------------------------------------------------------------------------------------- acting
+
+    def acknowledge(alert: str, note: str) -> None:
+        if not book.acknowledge(alert, _who(), clock(), note):
+            raise NoSuch(f"alert: {printable(alert, 64)} does not go on (any more)")
+        log.info("audit: alert %s acknowledged by %s", printable(alert, 64), _who())
+
+    def withdraw(alert: str) -> None:
+        if not book.withdraw(alert, _who(), clock()):
+            raise NoSuch(f"alert: {printable(alert, 64)} does not go on, or nobody sees to it")
+        log.info("audit: acknowledgement of alert %s taken back by %s", printable(alert, 64), _who())
+
+    def silence(said: Mapping[str, object]) -> Silence:
+        now = clock()
+        text, reason = _text(said, "filter", MOST_FILTER), _text(said, "reason", MOST_TEXT)
+        if not text:
+            raise QueryError("filter: says nothing; expected such as rule:host-silent host:gpu[01-03]")
+        if not reason:
+            raise QueryError("reason: says nothing; the next one on duty will want to know")
+        problems = silence_of(text).problems
+        if problems:
+            raise QueryError(f"filter: {problems[0]}")
+        ends_at = moment("until", _text(said, "until", 64) or "now+4h", now, zone)
+        if not now < ends_at <= now + MOST_SILENT_DAYS * 86_400:
+            raise QueryError(f"until: expected a moment from now on, within {MOST_SILENT_DAYS} days")
+        made = Silence(id=None, filter=text, by=_who(), reason=reason, begins_at=now, ends_at=ends_at)
+        made = replace(made, id=book.silence(made))
+        log.info("audit: silence %s of %s by %s", made.id, printable(text, 200), _who())
+        return made
+
+    def end_silence(number: str) -> None:
+        is_number = number.isascii() and number.isdigit() and len(number) < 16
+        if not is_number or not book.end_silence(int(number), _who(), clock()):
+            raise NoSuch(f"silence: none that holds is {printable(number, 16)}")
+        log.info("audit: silence %s ended by %s", number, _who())
+
+    @routes.post("/api/v1/alerts/<alert>/acknowledgement")
+    @needs("operate")
+    def acknowledged(alert: str) -> Response:
+        try:
+            acknowledge(alert, _text(_object(), "note", MOST_TEXT))
+        except QueryError as error:
+            return failure(400, str(error))
+        return json_response({"success": True})
+
+    @routes.delete("/api/v1/alerts/<alert>/acknowledgement")
+    @needs("operate")
+    def withdrawn(alert: str) -> Response:
+        withdraw(alert)
+        return json_response({"success": True})
+
+    @routes.post("/api/v1/silences")
+    @needs("operate")
+    def silenced() -> Response:
+        try:
+            made = silence(_object())
+        except QueryError as error:
+            return failure(400, str(error))
+        return json_response({"success": True, "id": made.id, "until": made.ends_at})
+
+    @routes.delete("/api/v1/silences/<number>")
+    @needs("operate")
+    def unsilenced(number: str) -> Response:
+        end_silence(number)
+        return json_response({"success": True})
+
+    @routes.post("/alerts/<does>")
+    @needs("operate")
+    def form(does: str) -> Answer:
+        said, done = request.form, ""
+        try:
+            match does:
+                case "acknowledge":
+                    acknowledge(said.get("alert", ""), _text(said, "note", MOST_TEXT))
+                    done = f"acknowledged:{said.get('alert', '')}"
+                case "withdraw":
+                    withdraw(said.get("alert", ""))
+                    done = "withdrawn:"
+                case "silence":
+                    done = f"silenced:{silence(said).id}"
+                case "end-silence":
+                    end_silence(said.get("silence", ""))
+                    done = "ended:"
+                case _:
+                    raise NoSuch(f"request: nothing is done by {printable(does, 32)}")
+        except QueryError as error:
+            answer = _page(str(error))
+            answer.status_code = 400
+            return answer
+        return redirect(url_for("alerts.page", done=done), 303)
+
+    return routes
+
+
+_DONE = {
+    "acknowledged": "Noted: you see to it.",
+    "withdrawn": "Taken back: nobody sees to it now.",
+    "silenced": "Silenced: nobody is told of it any more. It shows here within some seconds.",
+    "ended": "The silence has ended.",
+}
+_UNDO = {"acknowledged": ("withdraw", "alert"), "silenced": ("end-silence", "silence")}
+
+
+def _done() -> tuple[str, str, str, str] | None:
+    """Return what was just done in words, and what undoes it: the form, its field and the value; None: nothing was."""
+    what, _, which = request.args.get("done", "")[:100].partition(":")
+    if what not in _DONE:
+        return None
+    does, name = _UNDO.get(what, ("", ""))
+    return _DONE[what], does, name, which
+
+
+def sentence(of: Mapping[Standing, Sequence[Alert]]) -> str:
+    """Say how it stands: `2 alerts that nobody has taken on: 1 critical, 1 warning. 1 acknowledged.`."""
+    firing = of["firing"]
+    said = "No alert that nobody has taken on."
+    if firing:
+        graver = [(name, sum(each.severity == name for each in firing)) for name in ("critical", "warning", "info")]
+        counts = ", ".join(f"{count} {name}" for name, count in graver if count)
+        said = f"{len(firing)} {'alert' if len(firing) == 1 else 'alerts'} that nobody has taken on: {counts}."
+    rest = [f"{len(of[state])} {state}." for state in STANDINGS[1:3] if of[state]]
+    return " ".join([said, *rest])
+
+
+def _gravity(alert: Alert) -> tuple[int, float]:
+    return ("critical", "warning", "info").index(alert.severity), -alert.began_at
+
+
+def _row(alert: Alert, now: float) -> Json:
+    said = alert.acknowledged
+    return {
+        "id": alert.id,
+        "state": standing(alert, now),
+        **{name: getattr(alert, name) for name in COLUMNS[2:10]},
+        "acknowledged": None if said is None else {"by": said.by, "at": said.at, "note": said.note},
+        "silenced_until": alert.silenced_until,
+        "facts": dict(alert.facts),
+        "labels": dict(alert.labels),
+    }
+
+
+def _flat(value: object) -> object:
+    return dumps(value).decode() if isinstance(value, dict) else value
+
+
+def _silence(silence: Silence, viewer: Viewer) -> Json:
+    return {
+        "id": silence.id,
+        "filter": silence.filter,
+        "by": silence.by if viewer.sees_names else None,
+        "reason": silence.reason,
+        "begins_at": silence.begins_at,
+        "ends_at": silence.ends_at,
+    }
+
+
+def _object() -> Json:
+    body = request.get_json(silent=True)
+    if not isinstance(body, dict):
+        raise QueryError("body: expected a JSON object, sent with Content-Type: application/json")
+    return body
+
+
+def _text(said: Mapping[str, object], name: str, longest: int) -> str:
+    value = said.get(name)
+    if value is None:
+        return ""
+    if not isinstance(value, str) or len(value) > longest:
+        raise QueryError(f"{name}: got {printable(str(value), 64)!r}, expected a text of at most {longest} characters")
+    return value.strip()
+
+
+def _who() -> str:
+    """Name who acts: where the site is open, only who sits at the server's machine may."""
+    return printable(current.get().name or "who sits at the server", 64)
