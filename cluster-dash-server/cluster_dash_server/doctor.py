@@ -1,6 +1,7 @@
 """`doctor`: looks at everything a server needs and says, of each: what, the figure, the likely cause, one command."""
 
 import ctypes
+import dataclasses
 import errno
 import os
 import resource
@@ -20,6 +21,7 @@ from cluster_dash_server.asking import Answer, ask
 from cluster_dash_server.auth import SHIPPED_PASSCODE, names_loopback
 from cluster_dash_server.history.folder import NETWORK_FILE_SYSTEMS, file_system
 from cluster_dash_server.port_holder import Holder, holder_of
+from cluster_dash_server.receivers import AlertSettings, Receiver
 from cluster_dash_server.serving import SPARE_FILES
 from cluster_dash_server.settings import ConfigError, IngestSettings, Reading, ServerSettings, Settings
 from cluster_dash_server.snapshot import printable
@@ -92,6 +94,7 @@ def examine(reading: Reading) -> Iterator[Finding]:
     folder = control.data_folder(settings.server.data, os.environ)
     yield who_posts(settings, Tokens(TokenFile(folder), time.time))
     yield who_looks(settings)
+    yield from who_is_told(settings.alerts, reading.file)
 
 
 def unusable_settings(text: str) -> Finding:
@@ -190,6 +193,54 @@ def who_looks(settings: Settings) -> Finding:
     open_too = ", and who has not signed in" if viewers.allow_anonymous else ""
     told = "everybody on this machine" if viewers.mode == "open" else f"by {viewers.mode}{open_too}"
     return Finding(mark="✔", what="viewers", measured=told)
+
+
+def who_is_told(alerts: AlertSettings, file: Path | None) -> Iterator[Finding]:
+    """Look at the receivers of alerts, and at what could be read by others on the way to them."""
+    names = ", ".join(receiver.name for receiver in alerts.receivers)
+    told = f"told to {names}; try it: cluster-dash-server notify-test" if names else "on the page /alerts alone"
+    yield Finding(mark="✔", what="alerts", measured=told)
+    is_near = alerts.mail_server is not None and names_loopback(alerts.mail_server)
+    if alerts.mail_server is not None and alerts.mail_security == "none" and not is_near:
+        what = "and the password of mail_user with them" if alerts.mail_user else "and their links with them"
+        yield Finding(
+            mark="!",
+            what="mail",
+            measured=f"mails go to {alerts.mail_server} unencrypted, {what}",
+            cause='[alerts] mail_security is "none"',
+            command='set mail_security = "starttls", then: cluster-dash-server notify-test',
+        )
+    for receiver in alerts.receivers:
+        url = urlsplit(receiver.url or "")
+        if url.scheme == "http" and receiver.token is not None and not names_loopback(url.netloc):
+            yield Finding(
+                mark="!",
+                what=f"receiver {receiver.name}",
+                measured="its token goes over http://, where others can read it",
+                cause="its url is not https://",
+                command=f"cluster-dash-server notify-test {receiver.name}",
+            )
+    if file is not None and stat.S_IMODE(file.stat().st_mode) & stat.S_IROTH and _holds_secrets(alerts):
+        yield Finding(
+            mark="!",
+            what="secrets of alerts",
+            measured=f"{file} holds them, and every user of this machine can read it",
+            cause="they stand in the file itself, not in a …_file of their own",
+            command=f"chmod o-r {shlex.quote(str(file))}",
+        )
+
+
+def _holds_secrets(alerts: AlertSettings) -> bool:
+    """Say whether a secret is set that came from no file of its own."""
+    sections: tuple[AlertSettings | Receiver, ...] = (alerts, *alerts.receivers)
+    return any(
+        getattr(section, each.name) is not None and getattr(section, f"{each.name}_file") is None
+        for section in sections
+        for each in dataclasses.fields(section)
+        if each.metadata.get("secret")
+        # the address of an Alertmanager is no secret; of a chat it is
+        and not (isinstance(section, Receiver) and section.kind == "alertmanager" and each.name == "url")
+    )
 
 
 def _weak(measured: str) -> Finding:

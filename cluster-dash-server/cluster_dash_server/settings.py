@@ -10,6 +10,7 @@ import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import unquote, urlsplit
@@ -254,6 +255,7 @@ def read(
         raise ConfigError(f'{where}: alerts.owner_notices: with privacy.user_names = "pseudonym" no owner is known')
     _check_nodes(settings.slurm, origins.get("slurm.hosts", source))
     _check_embed_from(settings.site.embed_from, origins.get("site.embed_from", source))
+    _check_history(settings.history, origins, source)
     _check_public_url(settings.server.public_url, origins.get("server.public_url", source))
     _check_proxies(settings.server.trusted_proxies, origins.get("server.trusted_proxies", source))
     _check_relay(settings.relay, origins.get("relay.to", source))
@@ -349,6 +351,22 @@ def _check_embed_from(origins: tuple[str, ...], source: str) -> None:
     for origin in origins:
         if re.fullmatch(r"https?://[A-Za-z0-9.*-]+(:[0-9]{1,5})?", origin) is None:
             raise ConfigError(f"{source}: site.embed_from: got {origin!r}, expected such as https://intranet.lab")
+
+
+def _check_history(history: HistorySettings, origins: Mapping[str, str], source: str) -> None:
+    """Refuse an engine that could not be spoken to."""
+    if history.kind != "remote":
+        return
+    from cluster_dash_server.history import engine  # only who has one needs it
+
+    if find_spec("cramjam") is None:
+        where = origins.get("history.kind", source)
+        raise ConfigError(f"{where}: history.kind: cramjam is not installed: pip install 'cluster-dash-server[remote]'")
+    try:
+        engine.access_of(history)
+    except engine.AccessError as error:
+        key = str(error).partition(":")[0]
+        raise ConfigError(f"{origins.get(f'history.{key}', source)}: history.{error}") from None
 
 
 def _check_public_url(url: str | None, source: str) -> None:
@@ -454,7 +472,7 @@ def _section(
             continue
         values[key] = _value(value, hints[key], fields[key].metadata, f"{source}: {name}.{key}")
         origins[f"{name}.{key}"] = source
-    prefix = f"{ENVIRONMENT_PREFIX}{name}__".upper().replace(".", "__").replace("-", "_")
+    prefix = _variable_prefix(name)
     for variable in environment:
         key = variable.removeprefix(prefix).lower()
         if variable.startswith(prefix) and key.partition("__")[0] not in fields:
@@ -484,7 +502,16 @@ def _receivers(
             raise ConfigError(f"{source}: {where}.kind: is missing, expected {' or '.join(notifiers.KINDS)}")
         make = partial(Receiver, name=receiver)
         found.append(typing.cast(Receiver, _section(Receiver, where, section, source, environment, origins, make)))
+    known = tuple([_variable_prefix(f"{name}.{each.name}") for each in found])
+    for variable in environment:
+        if variable.startswith(_variable_prefix(name)) and not variable.startswith(known):
+            raise ConfigError(f"{variable}: no receiver of this name has a section in {source}")
     return tuple(found)
+
+
+def _variable_prefix(section: str) -> str:
+    """Return how the variables of a section begin, of a receiver's `alerts.receivers.on-call`, too."""
+    return f"{ENVIRONMENT_PREFIX}{section}__".upper().replace(".", "__").replace("-", "_")
 
 
 def _from_text(text: str, hint: object) -> object:

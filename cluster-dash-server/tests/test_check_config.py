@@ -58,3 +58,23 @@ def test_a_setting_that_cannot_be_used_ends_it_with_78(tmp_path: Path, capsys: p
     told = capsys.readouterr()
     assert told.out == ""
     assert f"{file}: unknown section [sever], did you mean [server]?" in told.err
+
+
+def test_receivers_are_told_key_by_key_and_their_secrets_never(tmp_path: Path) -> None:
+    (tmp_path / "hook").write_text("https://hooks.lab/s3cret\n")
+    file = tmp_path / "server.toml"
+    file.write_text(f"""
+[alerts]
+mail_password = "s3cret"
+[alerts.receivers.chat]
+kind = "webhook"
+url_file = "{tmp_path / "hook"}"
+severity = "critical"
+""")
+    told = report(read(file, environment={"CLUSTER_DASH_ALERTS__RECEIVERS__CHAT__TOKEN": "s3cret"}))
+    lines = [" ".join(line.split()) for line in told.splitlines()]
+    assert f'alerts.receivers.chat.severity = "critical" # {file}' in lines
+    assert f'alerts.receivers.chat.url = "***" # {file}' in lines
+    assert 'alerts.receivers.chat.token = "***" # CLUSTER_DASH_ALERTS__RECEIVERS__CHAT__TOKEN' in lines
+    assert f'alerts.mail_password = "***" # {file}' in lines
+    assert "s3cret" not in told

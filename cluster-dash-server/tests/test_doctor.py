@@ -12,6 +12,7 @@ from cluster_dash_server import doctor
 from cluster_dash_server.cli import main
 from cluster_dash_server.doctor import Finding
 from cluster_dash_server.port_holder import Holder
+from cluster_dash_server.receivers import AlertSettings, Receiver
 from cluster_dash_server.settings import ServerSettings, Settings, ViewerSettings, read
 from cluster_dash_server.tokens import TokenFile, Tokens
 
@@ -212,3 +213,25 @@ def test_who_may_look(viewers: dict[str, Any], host: str, mark: str, says: str) 
     finding = only([doctor.who_looks(dataclasses.replace(settings(host=host), viewers=ViewerSettings(**viewers)))])
     assert finding.mark == mark
     assert says in finding.measured
+
+
+def test_who_is_told_of_alerts(tmp_path: Path) -> None:
+    assert "on the page /alerts alone" in only(doctor.who_is_told(AlertSettings(), None)).measured
+    file = tmp_path / "server.toml"
+    file.write_text("")
+    file.chmod(0o644)
+    receivers = (
+        Receiver(name="am", kind="alertmanager", url="http://am.lab"),
+        Receiver(name="hook", kind="webhook", url="http://hooks.lab", url_file="x", token="t", token_file="y"),
+    )
+    alerts = AlertSettings(receivers=receivers, mail_server="mail.lab", mail_security="none", mail_user="dash")
+    told, mail, token = doctor.who_is_told(alerts, file)
+    assert "told to am, hook" in told.measured
+    assert "mails go to mail.lab unencrypted, and the password" in mail.measured
+    assert (token.what, token.mark) == ("receiver hook", "!")
+    *_, secrets = doctor.who_is_told(dataclasses.replace(alerts, mail_password="p"), file)
+    assert secrets.what == "secrets of alerts"
+    file.chmod(0o640)
+    assert len(list(doctor.who_is_told(dataclasses.replace(alerts, mail_password="p"), file))) == 3
+    near = dataclasses.replace(alerts, mail_server="localhost", receivers=receivers[:1])
+    assert len(list(doctor.who_is_told(near, file))) == 1

@@ -202,3 +202,80 @@ def test_a_ca_file_of_a_relay_that_cannot_be_used_is_named(tmp_path: Path) -> No
     )
     with pytest.raises(ConfigError, match=r"relay\.ca_file: .*no\.pem: No such file"):
         app.create_app(settings)
+
+
+MAIL = "[alerts]\nmail_server = 'mail.lab'\nmail_from = 'dash@lab.example'\n"
+
+
+def test_a_receiver_is_a_section_and_its_secrets_may_stand_elsewhere(server_toml: Path, tmp_path: Path) -> None:
+    credentials = tmp_path / "credentials"
+    credentials.mkdir()
+    (credentials / "hook").write_text("of the site\n")
+    (tmp_path / "password").write_text("of the mail\n")
+    server_toml.write_text(
+        MAIL + f"mail_user = 'dash'\nmail_password_file = '{tmp_path / 'password'}'\n"
+        "[alerts.receivers.admins]\nkind = 'email'\nto = ['a@lab.example']\nquiet_hours = '22:00-07:00'\n"
+        "[alerts.receivers.on-call]\nkind = 'webhook'\nurl = 'https://hooks.lab/'\nsecret_file = 'hook'\nper_hour = 3\n"
+    )
+    environment = {
+        "CREDENTIALS_DIRECTORY": str(credentials),
+        "CLUSTER_DASH_ALERTS__RECEIVERS__ON_CALL__TOKEN": "of the environment",
+        "CLUSTER_DASH_ALERTS__RECEIVERS__ADMINS__SEVERITY": "info",
+    }
+    alerts = load(server_toml, environment=environment).alerts
+    admins, on_call = alerts.receivers
+    assert (admins.name, admins.kind, admins.to, admins.severity) == ("admins", "email", ("a@lab.example",), "info")
+    assert (on_call.secret, on_call.token, on_call.per_hour) == ("of the site", "of the environment", 3)
+    assert alerts.mail_password == "of the mail"
+    assert not any(secret in repr(alerts) for secret in ("of the", "hooks.lab"))
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("[alerts]\nreceivers = 1", "alerts.receivers: expected sections such as [alerts.receivers.admins]"),
+        ("[alerts.receivers.A]\nkind = 'email'", "alerts.receivers.A: expected a name of a-z"),
+        ("[alerts.receivers.a]\nto = ['x@y']", "alerts.receivers.a.kind: is missing, expected email or webhook"),
+        ("[alerts.receivers.a]\nkind = 'fax'", "alerts.receivers.a.kind: got 'fax', expected email or webhook"),
+        ("[alerts.receivers.a]\nkind = 'email'\nto = ['x@y']", "a.kind: mail needs [alerts] mail_server and mail_from"),
+        (MAIL + "[alerts.receivers.a]\nkind = 'email'", "a.to: is missing, the kind email needs it"),
+        (MAIL + "[alerts.receivers.a]\nkind = 'email'\nto = ['x y']", "a.to: got 'x y', expected such as admin@"),
+        (
+            MAIL + "[alerts.receivers.a]\nkind = 'email'\nto = ['x@y']\nurl = 'https://a'",
+            "the kind email has no such key",
+        ),
+        ("[alerts.receivers.a]\nkind = 'webhook'\nurl = 'ftp://s3cret'", "a.url: expected http:// or https://"),
+        ("[alerts.receivers.a]\nkind = 'webhook'\nurl = 5", "a.url: got ***, expected a text"),
+        ("[alerts.receivers.a]\nkind = 'webhook'\nurl = 'https://a'\nseverity = 'bad'", "expected info or warning or"),
+        ("[alerts.receivers.a]\nkind = 'webhook'\nurl = 'https://a'\nfilter = 'stat:free'", "a.filter: "),
+        (
+            "[alerts.receivers.a]\nkind = 'webhook'\nurl = 'https://a'\nquiet_hours = '22-7'",
+            "a.quiet_hours: got '22-7'",
+        ),
+        (
+            "[alerts.receivers.a]\nkind = 'webhook'\nurl = 'https://a'\nper_hour = 0",
+            "a.per_hour: got 0, expected a whole",
+        ),
+        ("[alerts.receivers.a]\nkind = 'webhook'\nulr = 'https://a'", "a: unknown key ulr, did you mean url?"),
+        ("[alerts.receivers.a]\nkind = 'webhook'\nurl_file = '/nowhere/x'", "a.url_file: /nowhere/x: cannot be read"),
+        ("[alerts]\nowner_address = 'x@lab'", "alerts.owner_address: got 'x@lab', expected {user} in it"),
+        ("[alerts]\nowner_notices = true", "owner_notices: needs mail_server and mail_from and owner_address or"),
+        (
+            MAIL + "owner_notices = true\nowner_address = '{user}@lab'\n[privacy]\nuser_names = 'pseudonym'",
+            'with privacy.user_names = "pseudonym" no owner is known',
+        ),
+    ],
+)
+def test_a_receiver_that_could_not_be_told_is_refused_in_words(server_toml: Path, text: str, says: str) -> None:
+    server_toml.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        load(server_toml, environment={})
+    assert says in str(caught.value)
+    assert str(caught.value).startswith(f"{server_toml}: ")
+    assert "s3cret" not in str(caught.value)
+
+
+def test_a_variable_for_a_receiver_that_is_not_there_is_refused(server_toml: Path) -> None:
+    server_toml.write_text("[alerts.receivers.a]\nkind = 'webhook'\nurl = 'https://a'\n")
+    with pytest.raises(ConfigError, match="CHAT__URL: no receiver of this name"):
+        load(server_toml, environment={"CLUSTER_DASH_ALERTS__RECEIVERS__CHAT__URL": "https://b"})
