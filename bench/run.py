@@ -21,6 +21,7 @@ from bench import (  # noqa: E402 - the folder is no installed package
     live,
     mole,
     prometheus,
+    relay,
     scrape,
     simulate,
     start,
@@ -38,6 +39,7 @@ CASES: dict[str, Callable[[int], list[Figure]]] = {
     "mole": mole.run,
     "simulate": simulate.run,
     "history": history.run,
+    "relay": relay.run,
     "alerts": alerts.run,
 }
 
