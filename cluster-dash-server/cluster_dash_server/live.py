@@ -17,7 +17,7 @@ from typing import Any, Literal, NamedTuple
 
 from cluster_dash_server.cluster import Cluster, GpuView, HostView
 from cluster_dash_server.snapshot import Json, dumps
-from cluster_dash_server.summary import Tally, model, sentence, tally
+from cluster_dash_server.summary import Tally, counts_alike, model, sentence, tally
 
 Encoding = Literal["zstd", "gzip", "identity"]
 
@@ -122,8 +122,8 @@ class Body:
     content: bytes
 
 
-def lay_out(view: HostView, version: int, next_change_at: float | None) -> Row:
-    """Lay one host out in JSON."""
+def lay_out(view: HostView, version: int, next_change_at: float | None, before: Row | None = None) -> Row:
+    """Lay one host out in JSON; where it counts as it did before, the tally is the very same object."""
     columns: list[list[object]] = [[value(view)] for value in HOST_COLUMNS.values()]
     columns += [[value(gpu) for gpu in view.gpus] for value in GPU_COLUMNS.values()]
     fragments = _fragments(columns)
@@ -133,7 +133,7 @@ def lay_out(view: HostView, version: int, next_change_at: float | None) -> Row:
         host=tuple(fragments[: len(HOST_COLUMNS)]),
         gpus=tuple(fragments[len(HOST_COLUMNS) :]),
         gpu_count=len(view.gpus),
-        tally=tally(view),
+        tally=tally(view) if before is None or not counts_alike(before.view, view) else before.tally,
         view=view,
     )
 
@@ -171,7 +171,7 @@ class Live:
         self._seen_changes = 0
         self._refreshed_at: float | None = None
         self._at = float("-inf")
-        self._cost_seconds = 0.0  # of the last refresh and the bodies made after it
+        self._cost_seconds = 0.0  # of laying out, and of the bodies made since: as long as the next ones may take
         self._bodies: OrderedDict[tuple[int | None, Encoding, Columns], bytes] = OrderedDict()
 
     def body(self, now: float, since: str | None, encoding: Encoding, columns: Columns = ALL_COLUMNS) -> Body:
@@ -247,7 +247,6 @@ class Live:
         if self._refreshed_at is not None and 0 <= now - self._refreshed_at < pause:
             return
         begin = time.perf_counter()
-        self._cost_seconds = 0.0
         self._refreshed_at = now
         changes = self._cluster.changes
         due = set(self._cluster.changed_since(self._seen_changes))
@@ -261,6 +260,7 @@ class Live:
         if now - self._at >= FRESH_SECONDS:
             self._at = now
             self._bodies.clear()
+            self._cost_seconds = 0.0
         if not due and self._version:
             return
         self._version += 1
@@ -271,12 +271,12 @@ class Live:
                 self._remove(name)
                 continue
             self._gone.pop(name, None)
-            row = lay_out(view, self._version, self._cluster.next_change_at(name, now))
             before = self._rows.get(name)
+            row = lay_out(view, self._version, self._cluster.next_change_at(name, now), before)
             if before is None:
                 self._names.insert(bisect_left(self._names, name), name)
                 self._total += row.tally
-            elif before.tally != row.tally:  # seldom: figures change at each post, what is counted does not
+            elif before.tally is not row.tally:  # seldom: figures change at each post, what is counted does not
                 self._total = self._total - before.tally + row.tally
             self._rows[name] = row
         self._at = now

@@ -166,8 +166,10 @@ def gpu_state(
         return "unknown"
     if idle_since is not None and now - idle_since >= thresholds.held_seconds:
         return "held"
+    if gpu.working or (gpu.gpu_util is not None and gpu.gpu_util >= thresholds.busy_percent):
+        return "busy"
     in_use = memory_in_use(gpu, thresholds)
-    if gpu.working or in_use or (gpu.gpu_util is not None and gpu.gpu_util >= thresholds.busy_percent):
+    if in_use:
         return "busy"
     if slurm is not None and slurm.allocated:
         return "busy"  # given away: nobody else may have it
