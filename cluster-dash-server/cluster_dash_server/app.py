@@ -41,7 +41,7 @@ from cluster_dash_server.snapshot import Seen, checker
 from cluster_dash_server.store import StoreError
 from cluster_dash_server.telling import Telling
 from cluster_dash_server.tokens import TokenError, TokenFile, Tokens
-from cluster_dash_server.viewers import scope_of
+from cluster_dash_server.viewers import Viewer, current, scope_of
 from cluster_dash_server.waiting import Waiting
 from cluster_dash_server.web import alerts as alert_pages
 from cluster_dash_server.web import (
@@ -248,7 +248,7 @@ def create_app(settings: Settings | None = None, clock: Callable[[], float] = ti
         alerts=lambda begin, end: alert_pages.marks(kept_book.book, begin, end),
     )
 
-    def nights(of: Cluster, past_of: History, slurm_of: Slurm) -> Nights:
+    def nights(of: Cluster, past_of: History, slurm_of: Slurm, viewer: Callable[[], Viewer | None]) -> Nights:
         return Nights(
             store=past_of,
             ledger=past_of,
@@ -256,12 +256,12 @@ def create_app(settings: Settings | None = None, clock: Callable[[], float] = ti
             cluster=of,
             pictures=slurm_of.pictures,
             zone=zone,
-            firing=lambda: alert_pages.open_titles(kept_book.book, clock()),
+            firing=lambda: alert_pages.open_titles(kept_book.book, clock(), viewer()),
         )
 
-    all_nights = nights(whole, history, all_of_slurm)
+    all_nights = nights(whole, history, all_of_slurm, lambda: None)
     control.commands["digest"] = lambda wish: digest_command.obey(all_nights, wish, clock())
-    app.register_blueprint(digest_page.blueprint(nights(cluster, past_of_all, slurm), clock))
+    app.register_blueprint(digest_page.blueprint(nights(cluster, past_of_all, slurm, current.get), clock))
 
     telling = Telling(
         settings.alerts,

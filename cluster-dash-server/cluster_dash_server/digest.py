@@ -225,7 +225,7 @@ def tell(night: Night, zone: tzinfo = UTC) -> Digest:
         *_usage(night.report),
         *_trend(night, say),
         *_queue(night.pictures, night.span.end, say),
-        *_at_most("Needs a hand today", hand),
+        *(Line(topic="Needs a hand today", text=text, path=path) for text, path in hand),
     ]
     if not found and not serious:
         lines.insert(1 if night.hosts is not None else 0, Line(topic="Broke", text="Nothing.", path="history"))

@@ -242,6 +242,7 @@ def test_who_may_not_know_names_finds_none_in_alerts(make_site: MakeSite, clock:
         privacy=PrivacySettings(user_names="signed_in"),
     )
     raise_alert(site, clock, title="gpu01 GPU 3: mallory holds it")
+    raise_alert(site, clock, "a2", title="gpu01 GPU 4: mallory holds it")
     book_of(site).acknowledge("a1", "nora", clock.now, "I asked mallory")
     book_of(site).silence(
         Silence(id=None, filter="host:a", by="nora", reason="x", begins_at=clock.now, ends_at=clock.now + 60)
@@ -251,6 +252,7 @@ def test_who_may_not_know_names_finds_none_in_alerts(make_site: MakeSite, clock:
         text = client.get(path).text
         assert not {name for name in ("mallory", "trent", "nora") if name in text}, path
     assert "gpu01 GPU 3: unknown holds it" in client.get("/alerts").text
+    assert "gpu01 GPU 4: unknown holds it" in client.get("/digest").text
 
 
 def test_hostile_texts_stand_there_as_text(site: Flask, client: FlaskClient, clock: Any) -> None:

@@ -62,16 +62,26 @@ def standing(alert: Alert, now: float) -> Standing:
 
 def open_count(book: Book, now: float) -> int:
     """Count the alerts that nobody has taken on; 0 where none can be asked for: the pages say why."""
-    return len(open_titles(book, now))
+    return len(_open(book, now))
 
 
-def open_titles(book: Book, now: float) -> list[str]:
-    """Return the titles of the alerts that nobody has taken on, the gravest first."""
+def open_titles(book: Book, now: float, viewer: Viewer | None) -> list[str]:
+    """Return the titles of the alerts that nobody has taken on, the gravest first.
+
+    Args:
+        book: where alerts are kept.
+        now: Unix s.
+        viewer: who is told; None: somebody who may know all names.
+    """
+    found = sorted(_open(book, now), key=_gravity)
+    return [(each if viewer is None else seen_by(each, viewer)).title for each in found]
+
+
+def _open(book: Book, now: float) -> list[Alert]:
     try:
-        found = [each for each in book.firing() if standing(each, now) == "firing"]
+        return [each for each in book.firing() if standing(each, now) == "firing"]
     except BookError:
         return []
-    return [each.title for each in sorted(found, key=_gravity)]
 
 
 def seen_by(alert: Alert, viewer: Viewer) -> Alert:
