@@ -51,7 +51,7 @@ class _Fleet:
         events = EventLog(Thresholds())
         self.cluster = Cluster(Thresholds(), HOSTS, events.witness)
         book = SqliteBook(folder / "alerts.db", lambda: self.now)
-        self.watch = Watch(self.cluster, events, Slurm(), book, chosen, clock=lambda: self.now)
+        self.watch = Watch(self.cluster, events, Slurm(), book, lambda: chosen, clock=lambda: self.now)
         for _ in range(2 * CHANGED):
             self.round_ms()
 

@@ -10,6 +10,8 @@ import tomllib
 
 from cluster_dash_mole import config as mole_config
 from cluster_dash_server import settings
+from cluster_dash_server.alerts import rules as alert_rules
+from cluster_dash_server.alerts.facts import FACTS
 from cluster_dash_server.app import create_app
 from cluster_dash_server.settings import Settings
 from cluster_dash_server.states import STATES
@@ -151,3 +153,20 @@ def test_the_project_names_no_path_of_a_machine_and_no_registry() -> None:
         if path.is_file() and not path.is_symlink() and forbidden.search(path.read_bytes()):
             named.append(name)
     assert named == []
+
+
+def test_the_page_of_alerts_has_every_rule_key_and_fact() -> None:
+    text = (TOP / "docs" / "alerts.md").read_text()
+    shipped = alert_rules.read()
+    assert [rule for rule in shipped if f"| `{rule.name}` | `{rule.when}` | " not in text] == []
+    assert re.findall(r"^\| `([a-z-]+)` \| `[^|]*` \| [^|]+ \| (\w+) \|$", text, re.MULTILINE) == [
+        (rule.name, rule.severity) for rule in shipped
+    ]
+    keys = [(key, field.metadata["help"]) for key, field in alert_rules.KEYS.items()]
+    assert [
+        key for key, told in keys if not re.search(rf"^\| `{key}` \| .* \| {re.escape(told)} \|$", text, re.M)
+    ] == []
+    facts = re.findall(r"^\| `(\w+)`(?: [>=] …)? \| (\w+) \| (.*) \|$", text, re.MULTILINE)
+    assert [(name, fact.of, True) for name, fact in FACTS.items()] == [
+        (name, of, told.startswith(FACTS[name].help)) for name, of, told in facts if name in FACTS
+    ]

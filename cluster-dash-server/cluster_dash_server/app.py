@@ -4,7 +4,7 @@ import os
 import secrets
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -13,8 +13,10 @@ import click
 from flask import Config, Flask, Response, render_template, request
 from werkzeug.exceptions import HTTPException
 
-from cluster_dash_server import __version__, digest_command, looking, privacy, restart, when
+from cluster_dash_server import __version__, alert_commands, digest_command, looking, privacy, restart, when
 from cluster_dash_server import settings as settings_of_site
+from cluster_dash_server.alerts import rules
+from cluster_dash_server.alerts.watch import Watch
 from cluster_dash_server.auth import Auth, Limiter, Passcode, Proxies, names_loopback
 from cluster_dash_server.centre import Centre
 from cluster_dash_server.cluster import Cluster, KnownHost
@@ -33,7 +35,7 @@ from cluster_dash_server.narrowed import Narrowed
 from cluster_dash_server.owners import KEY_FILE as LINKS_KEY
 from cluster_dash_server.owners import Owners
 from cluster_dash_server.received import Reception
-from cluster_dash_server.receivers import minute_of_day
+from cluster_dash_server.receivers import PERSON, minute_of_day
 from cluster_dash_server.relay import Relay
 from cluster_dash_server.settings import ConfigError, Reading, Settings
 from cluster_dash_server.slurm import Slurm
@@ -72,6 +74,8 @@ from cluster_dash_server.web.history import Past
 from cluster_dash_server.web.views import QueryError
 
 VERSION = __version__
+REFUSED_SECONDS = 360.0
+"""A post that was refused counts as trouble of this server for so long: moles come again within it."""
 
 SECURITY_HEADERS = {
     "Content-Security-Policy": (
@@ -94,13 +98,30 @@ def load_settings(file: Path | None = None) -> Settings:
 
 
 def read_settings(file: Path | None = None) -> Reading:
-    """Read all settings of this site, and where each comes from.
+    """Read all settings of this site, and where each comes from; its rules of alerts are looked at, too.
 
     Raises:
-        ConfigError: see `settings.read`.
+        ConfigError: see `settings.read`; a rule that cannot be used.
     """
     site_file, site = _config_py()
-    return settings_of_site.read(file, site=site, site_file=site_file)
+    reading = settings_of_site.read(file, site=site, site_file=site_file)
+    try:
+        _rules(reading.settings)
+    except rules.RulesError as error:
+        raise ConfigError(str(error)) from None
+    return reading
+
+
+def _rules(settings: Settings) -> Sequence[rules.Rule]:
+    """Read the rules of alerts that are on.
+
+    Raises:
+        RulesError: one that cannot be used.
+    """
+    file = settings.alerts.rules_file
+    return rules.load(
+        None if file is None else Path(file), receivers=[receiver.name for receiver in settings.alerts.receivers]
+    )
 
 
 def _config_py() -> tuple[str, dict[str, object]]:
@@ -208,12 +229,16 @@ def create_app(settings: Settings | None = None, clock: Callable[[], float] = ti
             own = (*own, f"History is not written: {history.trouble}. The live view goes on.")
         if kept_book.trouble is not None and settings.alerts.receivers:
             own = (*own, f"No alerts are kept, and nobody is told of any: {kept_book.trouble}.")
+        if watch.trouble is not None:
+            own = (*own, f"Alerts are not evaluated: {watch.trouble}.")
         own = (*own, *telling.notices())
         is_open = gate.rules.mode == "open"
         return (*own, *auth.notices(clock(), from_afar=reached.from_afar, is_open=is_open))
 
     def failing() -> list[dict[str, str]]:
         found = [] if history.trouble is None else [{"part": "history", "why": history.trouble}]
+        if watch.trouble is not None:
+            found.append({"part": "alerts", "why": watch.trouble})
         return found if telling.trouble is None else [*found, {"part": "notices", "why": telling.trouble}]
 
     site = pages.Site(name=settings.site.name, version=VERSION, notices=notices, keeps_history=lambda: history.keeps)
@@ -270,9 +295,11 @@ def create_app(settings: Settings | None = None, clock: Callable[[], float] = ti
         zone=zone,
         clock=clock,
         public_url=settings.server.public_url,
+        is_well=lambda: watch.trouble is None,
     )
     control.commands["notify-test"] = telling.test
     start.with_book.append(telling.start)
+    kept_book.ends.append(telling.stop)
     owners = Owners(
         settings.alerts,
         lambda: privacy.kept_key(folder, LINKS_KEY),
@@ -282,6 +309,33 @@ def create_app(settings: Settings | None = None, clock: Callable[[], float] = ti
         settings.server.public_url,
     )
     app.register_blueprint(needed.blueprint(owners))
+
+    def said(now: float) -> Iterator[tuple[str, str | None, str]]:
+        """Tell what is wrong with this server itself, for its rules."""
+        if history.trouble is not None:
+            yield "history_not_written", None, history.trouble
+        refused = reception.refused_since(now - REFUSED_SECONDS)
+        if refused is not None:
+            yield "posts_refused", None, refused
+        for name, (_, why) in telling.failing().items():
+            if not name.startswith(PERSON):
+                yield "notices_failing", f"receiver {name}", why
+
+    watch = Watch(
+        whole,
+        events,
+        all_of_slurm,
+        kept_book.book,
+        lambda: _rules(settings),
+        clock=clock,
+        receivers=settings.alerts.receivers,
+        owners=owners.route,
+        said=said,
+        public_url=settings.server.public_url,
+    )
+    control.commands["maintenance"] = lambda wish: alert_commands.obey(kept_book.book, wish, clock(), zone)
+    control.commands["reload"] = lambda wish: alert_commands.obey_reload(watch)
+    start.with_book.append(watch.start)
 
     def link(path: str) -> str | None:
         url = settings.server.public_url

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from cluster_dash_server import (
     __version__,
+    alert_commands,
     control,
     digest_command,
     forget_command,
@@ -99,6 +100,9 @@ def _parser() -> argparse.ArgumentParser:
     past_command.add_commands(commands, [kept])
     for name in ("export", "backup", "restore", "prune"):
         commands.choices[name].set_defaults(run=past)
+    alert_commands.add_commands(commands, [kept])
+    for name in ("maintenance", "reload"):
+        commands.choices[name].set_defaults(run=tell_alerts)
     digest_command.add_command(commands, [kept]).set_defaults(run=digest)
     command = commands.add_parser(
         "notify-test",
@@ -216,6 +220,28 @@ def token(options: argparse.Namespace) -> int:
         log.error("%s", answer["msg"])
         return EXIT_PROBLEM
     token_command.show(answer, wish, options)
+    return EXIT_DONE
+
+
+def tell_alerts(options: argparse.Namespace) -> int:
+    """Note maintenance of hosts, or have the rules of alerts taken up anew.
+
+    Raises:
+        ConfigError: a setting that cannot be used.
+    """
+    settings = _load_settings(options)
+    folder = past_command.folder_of(options, settings)
+    try:
+        if options.command == "reload":
+            alert_commands.reload(folder)
+        else:
+            alert_commands.maintain(alert_commands.wish_of(options), settings, folder)
+    except control.ControlError as error:
+        log.error("%s", error)
+        return EXIT_REFUSED if error.refused else EXIT_NO_SERVER
+    except alert_commands.AlertCommandError as error:
+        log.error("%s", error)
+        return EXIT_PROBLEM
     return EXIT_DONE
 
 

@@ -108,6 +108,15 @@ class Reception:
         if len(self._refusals) > MOST_REASONS:
             self._refusals.popitem(last=False)
 
+    def refused_since(self, at: float) -> str | None:
+        """Say what was refused for good since then (Unix s), in words; None: nothing was.
+
+        That a mole is to come again later (503) is no trouble.
+        """
+        with self._lock:
+            found = [each for each in self._refusals.values() if each.last_at >= at and each.status != 503]
+        return "; ".join(f"{each.status}: {each.text}" for each in reversed(found[-3:])) or None
+
     def so_far(self) -> Received:
         """Return what became of posts until now."""
         now = self._clock()

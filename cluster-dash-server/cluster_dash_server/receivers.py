@@ -91,6 +91,9 @@ class AlertSettings:
     receivers: tuple[Receiver, ...] = field(
         default=(), metadata={"help": "who is told: sections [alerts.receivers.NAME], see docs/alerts.md"}
     )
+    rules_file: str | None = field(
+        default=None, metadata={"help": "a file of rules that change the shipped ones and add to them: etc/rules.toml"}
+    )
     mail_server: str | None = field(default=None, metadata={"help": "the mail server: a name or an address"})
     mail_port: int = field(default=587, metadata={"help": "its port", "minimum": 1, "maximum": 65535})
     mail_security: str = field(

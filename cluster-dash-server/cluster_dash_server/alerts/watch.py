@@ -1,5 +1,6 @@
 """The loop that acts: looks at what has changed, evaluates, and keeps what came of it in the book."""
 
+import atexit
 import logging
 import threading
 from collections.abc import Callable, Iterable, Sequence
@@ -43,12 +44,15 @@ class Watch:
         events: what happened of late.
         slurm: what Slurm says.
         book: where alerts are kept.
-        rules: those that are on.
+        read_rules: returns the rules that are on; called at once, and to take them up anew.
         clock: Unix s.
         receivers: who may be told.
         owners: who of them, and of the users it concerns, is told when.
         said: what holds of the cluster and this server.
         public_url: where people reach the dashboard.
+
+    Raises:
+        RulesError: rules that cannot be used.
     """
 
     def __init__(
@@ -57,7 +61,7 @@ class Watch:
         events: EventLog,
         slurm: Slurm,
         book: Book,
-        rules: Sequence[Rule],
+        read_rules: Callable[[], Sequence[Rule]],
         *,
         clock: Callable[[], float],
         receivers: Sequence[Receiver] = (),
@@ -81,7 +85,8 @@ class Watch:
         self._disks = Disklog()
         self._rules: Sequence[Rule] = ()
         self._looker = Looker((), self._disks)
-        self._new_rules: Sequence[Rule] | None = rules
+        self._read_rules = read_rules
+        self._new_rules: Sequence[Rule] | None = read_rules()
         self._state: State | None = None
         self._listening_since = float("-inf")
         self._round_at = float("-inf")
@@ -92,12 +97,19 @@ class Watch:
         self._stops = threading.Event()
         self._thread: threading.Thread | None = None
 
-    def take_up(self, rules: Sequence[Rule]) -> None:
-        """Go by other rules from the next round on."""
-        self._new_rules = rules
+    def reload(self) -> Sequence[Rule]:
+        """Take up the rules anew, from the next round on.
+
+        Raises:
+            RulesError: they cannot be used; those from before stay in force.
+        """
+        rules = self._new_rules = self._read_rules()
+        log.info("%d rules of alerts are on", len(rules))
+        return rules
 
     def start(self) -> None:
-        """Evaluate from now on, in a thread of its own."""
+        """Evaluate from now on, in a thread of its own; it ends before the book is closed."""
+        atexit.register(self.stop)
         self._thread = threading.Thread(target=self._run, name="alerts", daemon=True)
         self._thread.start()
 

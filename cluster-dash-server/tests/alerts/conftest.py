@@ -62,7 +62,7 @@ class Site:
             self.events,
             self.slurm,
             self.book,
-            self.rules,
+            lambda: self.rules,
             clock=lambda: self.now,
             receivers=(Receiver(name="ops", kind="email", severity="info"),),
             said=lambda now: self.said,

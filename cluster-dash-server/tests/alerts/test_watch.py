@@ -328,7 +328,10 @@ def test_a_pod_that_ends_is_no_alert(site: Any) -> None:
 def test_other_rules_are_taken_up_in_the_next_round(site: Any, make_gpu: Gpu) -> None:
     site.host("gpu01", [make_gpu(0, error="lost")])
     site.run(300)
-    site.watch.take_up([rule for rule in site.rules if rule.name != "gpu-error"])
+    site.rules = [rule for rule in site.rules if rule.name != "gpu-error"]
+    site.run(10)
+    assert len(site.told) == 1
+    site.watch.reload()
     site.run(10)
     assert site.titles == ["firing gpu01 GPU 0: in error", "resolved gpu01 GPU 0: in error"]
 
