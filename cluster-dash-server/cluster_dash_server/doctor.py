@@ -3,6 +3,7 @@
 import ctypes
 import dataclasses
 import errno
+import json
 import os
 import resource
 import shlex
@@ -10,6 +11,7 @@ import socket
 import stat
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,9 +21,11 @@ from urllib.parse import urlsplit
 from cluster_dash_server import control, looking
 from cluster_dash_server.asking import Answer, ask
 from cluster_dash_server.auth import SHIPPED_PASSCODE, names_loopback
+from cluster_dash_server.centre import Centre, CentreError
 from cluster_dash_server.history.folder import NETWORK_FILE_SYSTEMS, file_system
 from cluster_dash_server.port_holder import Holder, holder_of
 from cluster_dash_server.receivers import AlertSettings, Receiver
+from cluster_dash_server.relay import RelaySettings
 from cluster_dash_server.serving import SPARE_FILES
 from cluster_dash_server.settings import ConfigError, IngestSettings, Reading, ServerSettings, Settings
 from cluster_dash_server.snapshot import printable
@@ -73,7 +77,8 @@ def examine(reading: Reading) -> Iterator[Finding]:
     """Look at everything; give each finding as soon as it is known."""
     settings = reading.settings
     yield Finding(mark="✔", what="settings", measured=f"{reading.file or 'no file; defaults'}, usable")
-    yield from passcode(settings, reading.file)
+    if settings.relay.to is None:
+        yield from passcode(settings, reading.file)
     running = _ours(
         ask(
             settings.server.host,
@@ -86,6 +91,12 @@ def examine(reading: Reading) -> Iterator[Finding]:
     holder = holder_of(settings.server.port)
     yield listening(settings.server, running, holder)
     yield open_files(settings.limits.max_hosts, None if running is None else holder)
+    if settings.relay.to is not None:  # it keeps nothing, knows no secret and has no viewers
+        yield from centre(settings.relay, settings.relay.to)
+        yield engines()
+        yield clock(kernel_clock_state())
+        yield from reach(settings)
+        return
     yield data_folder(settings.server.data)
     yield from network_folder(control.data_folder(settings.server.data, os.environ))
     yield engines()
@@ -107,6 +118,56 @@ def unusable_settings(text: str) -> Finding:
         command="cluster-dash-server check-config",
         code="CD602",
     )
+
+
+def centre(relay: RelaySettings, to: str) -> Iterator[Finding]:
+    """Look at the server that a relay passes snapshots on to: whether it answers, and is one of ours."""
+    asked = shlex.join(["curl", *(["--cacert", relay.ca_file] if relay.ca_file else []), f"{to.rstrip('/')}/readyz"])
+    try:
+        with closing(Centre(to, ca_file=relay.ca_file)) as way:
+            said = way.exchange("GET", "/readyz")
+    except (CentreError, OSError) as error:
+        yield Finding(
+            mark="✘",
+            what="centre",
+            measured=str(error),
+            cause="it is not running, a firewall stands between, or [relay] to or ca_file names another one",
+            command=asked,
+        )
+        return
+    found = _object(said.body)
+    if not {"version", "hosts"} <= set(found):
+        yield Finding(
+            mark="✘",
+            what="centre",
+            measured=f"{to} answers {said.status}, and not in the words of a cluster-dash server",
+            cause="a proxy's sign-in page or redirect, or a path is missing in [relay] to",
+            command=asked,
+        )
+        return
+    told = f"{to} is cluster-dash-server {found['version']} with {found['hosts']} hosts"
+    if said.status != 200:
+        yield Finding(
+            mark="!", what="centre", measured=f"{told}, and not well", cause="see what it says", command=asked
+        )
+    elif to.startswith("http://") and relay.allow_plaintext:
+        yield Finding(
+            mark="!",
+            what="centre",
+            measured=f"{told}; the secrets of all hosts go there unencrypted",
+            cause="[relay] allow_plaintext",
+            command="see setup.md, the section on TLS",
+        )
+    else:
+        yield Finding(mark="✔", what="centre", measured=told)
+
+
+def _object(body: bytes) -> Mapping[str, object]:
+    try:
+        found = json.loads(body)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def passcode(settings: Settings, file: Path | None) -> Iterator[Finding]:

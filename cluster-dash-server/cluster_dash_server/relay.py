@@ -476,7 +476,8 @@ def _secrets(body: bytes) -> list[object]:
 
 def _named(headers: Mapping[str, str]) -> dict[str, str]:
     """Return what of a post's headers counts at the centre."""
-    return {name: headers[name] for name in ("authorization", "content-encoding", "date") if name in headers}
+    known = ("authorization", "content-encoding", "date", RELAYED)  # the last one of a relay before this one
+    return {name: headers[name] for name in known if name in headers}
 
 
 def _answers(said: Said, count: int) -> list[Answer] | None:

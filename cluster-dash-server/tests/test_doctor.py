@@ -3,6 +3,8 @@
 import dataclasses
 import os
 import socket
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from cluster_dash_server.cli import main
 from cluster_dash_server.doctor import Finding
 from cluster_dash_server.port_holder import Holder
 from cluster_dash_server.receivers import AlertSettings, Receiver
+from cluster_dash_server.relay import RelaySettings
 from cluster_dash_server.settings import ServerSettings, Settings, ViewerSettings, read
 from cluster_dash_server.tokens import TokenFile, Tokens
 
@@ -235,3 +238,60 @@ def test_who_is_told_of_alerts(tmp_path: Path) -> None:
     assert len(list(doctor.who_is_told(dataclasses.replace(alerts, mail_password="p"), file))) == 3
     near = dataclasses.replace(alerts, mail_server="localhost", receivers=receivers[:1])
     assert len(list(doctor.who_is_told(near, file))) == 1
+
+
+@pytest.fixture
+def centre() -> Any:
+    """A server that answers /readyz as told: `centre.says = (status, body)`."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def log_message(self, format: str, *args: Any) -> None:
+            pass
+
+        def do_GET(self) -> None:
+            status, body = self.server.says  # type: ignore[attr-defined]
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.mark.parametrize(
+    ("says", "relay", "mark", "words"),
+    [
+        ((200, b'{"success": true, "hosts": 7, "version": "1.2"}'), {}, "✔", "is cluster-dash-server 1.2 with 7 hosts"),
+        ((503, b'{"success": false, "hosts": 7, "version": "1.2"}'), {}, "!", "and not well"),
+        ((200, b'{"hosts": 7, "version": "1"}'), {"allow_plaintext": True}, "!", "go there unencrypted"),
+        ((200, b"<html>please sign in</html>"), {}, "✘", "answers 200, and not in the words of"),
+        ((200, b"[]"), {}, "✘", "answers 200, and not in the words of"),
+        (None, {}, "✘", "Connection refused"),
+        (None, {"ca_file": "/none.pem"}, "✘", "No such file"),
+    ],
+)
+def test_the_centre_of_a_relay(
+    centre: Any, says: tuple[int, bytes] | None, relay: dict[str, Any], mark: str, words: str
+) -> None:
+    to = f"http://127.0.0.1:{centre.server_address[1]}"
+    if says is None:
+        with socket.create_server(("127.0.0.1", 0)) as bound:
+            to = f"http{'s' * bool(relay)}://127.0.0.1:{bound.getsockname()[1]}"
+    centre.says = says
+    finding = only(doctor.centre(RelaySettings(to=to, **relay), to))
+    assert finding.mark == mark
+    assert words in finding.measured
+
+
+def test_of_a_relay_only_what_it_uses_is_looked_at(centre: Any) -> None:
+    centre.says = (200, b'{"success": true, "hosts": 7, "version": "1.2"}')
+    to = f"http://127.0.0.1:{centre.server_address[1]}"
+    looked_at = {finding.what for finding in doctor.examine(read(environment={"CLUSTER_DASH_RELAY__TO": to}))}
+    assert "centre" in looked_at
+    assert not looked_at & {"passcode", "data folder", "tokens", "viewers"}

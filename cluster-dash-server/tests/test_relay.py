@@ -380,6 +380,13 @@ def test_a_backlog_passes_as_it_came_and_so_does_its_answer(bench: Bench) -> Non
     assert "relayed-dates" not in request.headers
 
 
+def test_what_another_relay_has_put_together_passes_as_it_came(bench: Bench) -> None:
+    said = {"success": True, "accepted": 1, "duplicates": 0, "rejected": [], "answers": [{"status": 200}]}
+    bench.aside.answer = lambda _: Said(status=200, body=json.dumps(said).encode())
+    assert bench.batch(b"{}", relayed_dates="-").body == said
+    assert bench.aside.requests[0].headers["relayed-dates"] == "-"
+
+
 def test_a_large_snapshot_passes_as_it_came(bench: Bench) -> None:
     bench.aside.answer = lambda _: Said(status=200, body=b'{"success": true, "msg": "stored result"}')
     plain = json.dumps({"hostname": "head", "slurm": "x" * 1_500_000}).encode()
