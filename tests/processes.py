@@ -18,7 +18,7 @@ BIN = Path(sys.executable).parent
 FAKE_NVML = TOP / "tests" / "fake-nvml"
 PATIENCE = 5
 """Machines that test are shared, and so many times slower at times: what ends early costs nothing."""
-LISTENS = re.compile(rb"listens on (http://\S+)|Serving on (http://\S+)|Running on (http://\S+)")
+LISTENS = re.compile(rb"listens on (https?://\S+)|Serving on (http://\S+)|Running on (http://\S+)")
 
 
 def wait_until(true: Callable[[], Any], seconds: float = 20, what: str = "", *, patience: float = PATIENCE) -> Any:

@@ -3,6 +3,7 @@
 import http.client
 import http.server
 import json
+import os
 import re
 import socket
 import ssl
@@ -116,6 +117,9 @@ def send_once(url: str, tls: Path, folder: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
+ETC = TOP / "etc"
+
+
 def hosts_at(url: str, tls: Path) -> list[str]:
     hosts: list[str] = json.load(ask(f"{url}/api/v1/cluster", tls))["hosts"]["host"]
     return hosts
@@ -123,12 +127,13 @@ def hosts_at(url: str, tls: Path) -> list[str]:
 
 @pytest.mark.needs("nginx")
 @pytest.mark.needs("openssl")
-def test_the_nginx_lines_of_setup_serve_pages_and_take_posts_by_tls(tls: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "text", [block("nginx"), (ETC / "nginx" / "cluster-dash.conf").read_text()], ids=["of setup.md", "of etc"]
+)
+def test_the_nginx_lines_serve_pages_and_take_posts_by_tls(text: str, tls: Path, tmp_path: Path) -> None:
     port = free_port()
     with serve(tmp_path, public_url=f"https://dash.example.org:{port}/") as server:
-        site = (
-            block("nginx").replace("listen 443", f"listen 127.0.0.1:{port}").replace("127.0.0.1:8080", server.url[7:])
-        )
+        site = text.replace("listen 443", f"listen 127.0.0.1:{port}").replace("127.0.0.1:8080", server.url[7:])
         site = site.replace("/etc/ssl/dash.", f"{tls}/site.").replace(".site.pem", ".pem")
         with nginx(site, port, tmp_path):
             url = f"https://localhost:{port}"
@@ -180,21 +185,80 @@ def test_under_a_path_every_link_of_a_page_leads_back_through_it(cut: str, tls: 
 
 @pytest.mark.needs("caddy")
 @pytest.mark.needs("openssl")
-def test_the_caddy_lines_of_setup_serve_pages_and_take_posts_by_tls(tls: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "text", ["{\n}\n" + block("caddy"), (ETC / "caddy" / "Caddyfile").read_text()], ids=["of setup.md", "of etc"]
+)
+def test_the_caddy_lines_serve_pages_and_take_posts_by_tls(text: str, tls: Path, tmp_path: Path) -> None:
     port = free_port()
     with serve(tmp_path, public_url=f"https://dash.example.org:{port}/") as server:
-        lines = block("caddy").replace("127.0.0.1:8080", server.url[7:])
+        lines = text.replace("127.0.0.1:8080", server.url[7:])
         # its own certificate and port: nobody signs one for a test
         lines = lines.replace(
             "dash.example.org {", f"https://localhost:{port} {{\n    tls {tls}/site.pem {tls}/site.key"
         )
-        (tmp_path / "Caddyfile").write_text(f"{{\n    admin off\n    auto_https off\n}}\n{lines}")
+        lines = lines.replace("{\n", "{\n    admin off\n    auto_https off\n", 1)
+        (tmp_path / "Caddyfile").write_text(lines)
         caddy: list[str | Path] = ["caddy", "run", "--config", tmp_path / "Caddyfile", "--adapter", "caddyfile"]
         with Process(caddy, environment={"XDG_DATA_HOME": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path)}):
             wait_until(lambda: is_open(port), what="Caddy listens")
             url = f"https://localhost:{port}"
             send_once(url, tls, tmp_path)
             assert len(hosts_at(url, tls)) == 1
+
+
+@pytest.mark.needs("openssl")
+def test_the_server_speaks_tls_without_a_proxy(tls: Path, tmp_path: Path) -> None:
+    more = f'server = "granian"\ntls_certificate = "{tls}/site.pem"\ntls_key = "{tls}/site.key"'
+    with serve(tmp_path, public_url="https://localhost/", more=more) as server:
+        url = server.url.replace("127.0.0.1", "localhost")
+        assert url.startswith("https://")
+        wait_until(lambda: is_open(urlsplit(url).port or 0), what="granian listens")
+        send_once(url, tls, tmp_path)
+        assert len(hosts_at(url, tls)) == 1
+        assert (
+            f"curl {url}/api/gpu-summary" in ask(f"{url}/", tls).read().decode()
+        )  # it knows that it was asked by https
+        with pytest.raises((OSError, http.client.HTTPException)):
+            urllib.request.urlopen(url.replace("https", "http"), timeout=20)
+        old = ssl.create_default_context(cafile=str(tls / "ca.pem"))
+        old.minimum_version = old.maximum_version = ssl.TLSVersion.TLSv1_2
+        assert urllib.request.urlopen(f"{url}/healthz", timeout=20, context=old).status == 200
+        doctor: list[str | Path] = [BIN / "cluster-dash-server", "doctor", "-c", tmp_path / "server.toml"]
+        everywhere = "0.0.0.0"  # noqa: S104 - the doctor alone believes it
+        place = {"CLUSTER_DASH_SERVER__PORT": str(urlsplit(url).port), "CLUSTER_DASH_SERVER__HOST": everywhere}
+        told = subprocess.run(doctor, capture_output=True, text=True, check=False, env={**os.environ, **place})
+        assert "✔ encryption: TLS of the server itself" in told.stdout
+        assert ", with 1 hosts" in told.stdout
+
+
+@pytest.mark.needs("openssl")
+@pytest.mark.parametrize(
+    ("kind", "certificate", "key", "says"),
+    [
+        ("waitress", "site.pem", "site.key", "waitress speaks no TLS"),
+        ("granian", "site.pem", "ca.key", "server.tls_certificate: "),
+        ("granian", "nothing.pem", "site.key", "No such file"),
+        ("granian", "site.pem", None, "server.tls_key: is missing"),
+    ],
+)
+def test_tls_that_cannot_be_is_told_in_words(
+    kind: str, certificate: str, key: str | None, says: str, tls: Path, tmp_path: Path
+) -> None:
+    lines = [f'server = "{kind}"', f'tls_certificate = "{tls / certificate}"']
+    lines += [] if key is None else [f'tls_key = "{tls / key}"']
+    (tmp_path / "server.toml").write_text("[server]\nport = 0\n" + "\n".join(lines) + "\n")
+    command: list[str | Path] = [
+        BIN / "cluster-dash-server",
+        "serve",
+        "-c",
+        tmp_path / "server.toml",
+        "--data",
+        tmp_path / "data",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 78, done.stderr
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 class Echo:

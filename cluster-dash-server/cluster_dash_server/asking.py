@@ -1,7 +1,8 @@
-"""Asking a server at the address that its settings name, as its users do: over HTTP."""
+"""Asking a server at the address that its settings name, as its users do: over HTTP, or HTTPS where it speaks it."""
 
 import http.client
 import json
+import ssl
 from contextlib import closing
 from dataclasses import dataclass
 
@@ -25,7 +26,9 @@ def reachable(host: str) -> str:
     return _ALL_ADDRESSES.get(host, host)
 
 
-def ask(host: str, port: int, path: str, *, seconds: float, name: str | None = None) -> Answer | None:
+def ask(
+    host: str, port: int, path: str, *, seconds: float, name: str | None = None, is_secure: bool = False
+) -> Answer | None:
     """Send one GET.
 
     Args:
@@ -34,13 +37,15 @@ def ask(host: str, port: int, path: str, *, seconds: float, name: str | None = N
         path: with its query.
         seconds: how long each step of it may take.
         name: what the Host header says; None: the address.
+        is_secure: by https. Its certificate is not looked at: it is for another name than that of this address, and
+            nothing secret is sent.
 
     Returns:
         the answer; None where nothing answers in HTTP.
     """
     headers = {"Connection": "close"} if name is None else {"Connection": "close", "Host": name}
     try:
-        with closing(http.client.HTTPConnection(reachable(host), port, timeout=seconds)) as connection:
+        with closing(_connection(reachable(host), port, seconds, is_secure=is_secure)) as connection:
             connection.request("GET", path, headers=headers)
             response = connection.getresponse()
             body = response.read(65_536)
@@ -51,3 +56,11 @@ def ask(host: str, port: int, path: str, *, seconds: float, name: str | None = N
     except ValueError:
         parsed = None
     return Answer(status=response.status, json=parsed if isinstance(parsed, dict) else None)
+
+
+def _connection(address: str, port: int, seconds: float, *, is_secure: bool) -> http.client.HTTPConnection:
+    if not is_secure:
+        return http.client.HTTPConnection(address, port, timeout=seconds)
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    return http.client.HTTPSConnection(address, port, timeout=seconds, context=context)

@@ -86,6 +86,7 @@ def examine(reading: Reading) -> Iterator[Finding]:
             f"{settings.server.base_path}/readyz",
             seconds=ASK_SECONDS,
             name=next(iter(settings.viewers.trusted_hosts), None),
+            is_secure=settings.server.speaks_tls,
         )
     )
     holder = holder_of(settings.server.port)
@@ -484,7 +485,9 @@ def reach(settings: Settings) -> Iterator[Finding]:
             cause="one of the two was changed without the other",
             command="cluster-dash-server check-config",
         )
-    if far and url is not None and url.startswith("https://"):
+    if far and settings.server.speaks_tls:
+        yield Finding(mark="✔", what="encryption", measured="TLS of the server itself")
+    elif far and url is not None and url.startswith("https://"):
         yield Finding(
             mark="!",
             what="encryption",

@@ -42,6 +42,8 @@ def watch(
     port: int,
     environment: Mapping[str, str] = os.environ,
     after: Callable[[], object] = lambda: None,
+    *,
+    is_secure: bool = False,
 ) -> None:
     """Begin to tell the service manager whether the server answers, from a thread of its own.
 
@@ -50,6 +52,7 @@ def watch(
         port: the port it listens on.
         environment: NOTIFY_SOCKET, and WATCHDOG_USEC where systemd wants pings of this process.
         after: returns when the server may be asked.
+        is_secure: it is asked by https.
     """
     if not environment.get("NOTIFY_SOCKET"):
         return
@@ -59,7 +62,7 @@ def watch(
         tell(text, environment)
 
     def answers(seconds: float) -> bool:
-        return ask(host, port, "/healthz", seconds=seconds) is not None
+        return ask(host, port, "/healthz", seconds=seconds, is_secure=is_secure) is not None
 
     def run() -> None:
         after()

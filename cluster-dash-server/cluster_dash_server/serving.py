@@ -8,10 +8,12 @@ import os
 import resource
 import signal
 import socket
+import ssl
 import sys
 from collections.abc import Callable
 from dataclasses import replace
 from importlib import import_module
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -34,8 +36,13 @@ def by_waitress(settings: Settings, log_options: LogOptions) -> None:
     """Serve by waitress until SIGTERM or SIGINT: one process, a pool of threads.
 
     Raises:
-        ConfigError: the address cannot be listened on.
+        ConfigError: the address cannot be listened on, or TLS is wanted.
     """
+    if settings.server.speaks_tls:
+        raise ConfigError(
+            'server.tls_certificate: waitress speaks no TLS: `[server] server = "granian"` does, or put nginx or Caddy '
+            "in front (etc/nginx, etc/caddy)"
+        )
     host, port = settings.server.host, settings.server.port
     app = create_app(settings)
     try:
@@ -53,7 +60,7 @@ def by_granian(settings: Settings, log_options: LogOptions) -> None:
     """Serve by granian until SIGTERM or SIGINT: its main process, and one worker that holds the live view.
 
     Raises:
-        ConfigError: granian is not installed, or the address cannot be listened on.
+        ConfigError: granian is not installed, the certificate cannot be used, or the address not be listened on.
     """
     try:
         granian = import_module("granian")
@@ -61,6 +68,7 @@ def by_granian(settings: Settings, log_options: LogOptions) -> None:
         raise ConfigError(
             "server.server: granian is not installed: pip install 'cluster-dash-server[granian]'"
         ) from None
+    certificate, key = _certificate(settings)
     settings = replace(settings, server=replace(settings.server, port=_free_port(settings)))
     server = granian.Granian(
         "cluster_dash_server:create_app",
@@ -75,11 +83,19 @@ def by_granian(settings: Settings, log_options: LogOptions) -> None:
         http="1",
         websockets=False,
         log_enabled=False,
+        ssl_cert=certificate,
+        ssl_key=key,
+        ssl_protocol_min=import_module("granian.constants").SSLProtocols.tls12,
     )
     _say(settings, settings.server.port)
     # asking from a thread while granian forks would leave the worker with locks that nobody opens
     loaded, tell_loaded = os.pipe()
-    notify.watch(settings.server.host, settings.server.port, after=functools.partial(os.read, loaded, 1))
+    notify.watch(
+        settings.server.host,
+        settings.server.port,
+        after=functools.partial(os.read, loaded, 1),
+        is_secure=settings.server.speaks_tls,
+    )
     server.serve(target_loader=functools.partial(_load, settings, log_options, tell_loaded), wrap_loader=False)
 
 
@@ -105,6 +121,24 @@ def _load(settings: Settings, log_options: LogOptions, tell_loaded: int) -> Call
     return app
 
 
+def _certificate(settings: Settings) -> tuple[Path | None, Path | None]:
+    """Return the files of certificate and key, found to be a pair; None where TLS is not wanted."""
+    server = settings.server
+    if not server.speaks_tls:
+        return None, None
+    if server.tls_certificate is None or server.tls_key is None:
+        lacking = "tls_certificate" if server.tls_certificate is None else "tls_key"
+        raise ConfigError(f"server.{lacking}: is missing: a certificate and its key belong together")
+    try:
+        ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(server.tls_certificate, server.tls_key)
+    except (OSError, ValueError) as error:  # of ssl's own errors, too
+        why = error.strerror or error if isinstance(error, OSError) else error
+        raise ConfigError(
+            f"server.tls_certificate: {server.tls_certificate} with server.tls_key {server.tls_key}: {why}"
+        ) from None
+    return Path(server.tls_certificate), Path(server.tls_key)
+
+
 def _free_port(settings: Settings) -> int:
     """Return the port to listen on; granian would end without a word where it is taken, and knows no port 0."""
     host, port = settings.server.host, settings.server.port
@@ -128,7 +162,8 @@ def _cannot_listen(settings: Settings, error: Exception) -> ConfigError:
 
 def _say(settings: Settings, port: int) -> None:
     host = f"[{settings.server.host}]" if ":" in settings.server.host else settings.server.host
-    where = f"http://{host}:{port}{settings.server.base_path}"
+    scheme = "https" if settings.server.speaks_tls else "http"
+    where = f"{scheme}://{host}:{port}{settings.server.base_path}"
     log.info("cluster-dash-server %s listens on %s", VERSION, where)
 
 

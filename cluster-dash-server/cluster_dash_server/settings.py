@@ -48,6 +48,11 @@ class ServerSettings:
             "choices": SERVERS,
         },
     )
+    tls_certificate: str | None = field(
+        default=None,
+        metadata={"help": "granian: a certificate with its chain, to be reached by https without a proxy (PEM)"},
+    )
+    tls_key: str | None = field(default=None, metadata={"help": "granian: the key of the certificate (PEM)"})
     public_url: str | None = field(
         default=None, metadata={"help": "where people reach the dashboard, with its path where it lives under one"}
     )
@@ -62,6 +67,11 @@ class ServerSettings:
         default=None,
         metadata={"help": "folder for what the server keeps; else $STATE_DIRECTORY, $XDG_STATE_HOME/cluster-dash"},
     )
+
+    @property
+    def speaks_tls(self) -> bool:
+        """Whether the server itself is reached by https."""
+        return self.tls_certificate is not None or self.tls_key is not None
 
     @property
     def base_path(self) -> str:
