@@ -300,6 +300,7 @@ def create_app(settings: Settings | None = None, clock: Callable[[], float] = ti
     control.commands["notify-test"] = telling.test
     start.with_book.append(telling.start)
     kept_book.ends.append(telling.stop)
+    kept_book.ends.append(telling.stop)
     owners = Owners(
         settings.alerts,
         lambda: privacy.kept_key(folder, LINKS_KEY),

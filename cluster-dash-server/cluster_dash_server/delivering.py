@@ -26,6 +26,7 @@ AT_ONCE = 20
 """Notices that one receiver gets in one go."""
 MOST_DUE = 1000
 MOST_OUTCOMES = 1000
+STOP_SECONDS = 15.0
 BUSY_SECONDS = 15.0
 """When a receiver is busy for longer than a round, what else waits for it is looked at again after so long."""
 HOUR_SECONDS = 3600.0
@@ -127,16 +128,25 @@ class Delivery:
         self._outcomes: dict[tuple[str, str], Outcome] = {}
         self._taken: set[int] = set()  # rows that a receiver has, and the outbox does not know of yet
         self._lock = threading.Lock()
+        self._idle = threading.Condition(self._lock)
         self._wake = threading.Event()
+        self._stops = threading.Event()
         self.trouble: str | None = None
         """Why the outbox cannot be read or written now; None: it can."""
 
-    def run(self, stops: threading.Event) -> None:
+    def run(self) -> None:
         """Deliver until told to stop."""
-        while not stops.is_set():
+        while not self._stops.is_set():
             self.round()
             self._wake.wait(ROUND_SECONDS)
             self._wake.clear()
+
+    def stop(self) -> None:
+        """Begin nothing more, and wait for what is under way: what is taken now is to be noted."""
+        self._stops.set()
+        self._wake.set()
+        with self._idle:
+            self._idle.wait_for(lambda: not any(way.busy for way in self._ways.values()), STOP_SECONDS)
 
     def round(self) -> None:
         """Begin to deliver what is due; never raises."""
@@ -147,9 +157,9 @@ class Delivery:
             for each in self._outbox.due(now, MOST_DUE):
                 waiting.setdefault(each.receiver, []).append(each)
             for name, rows in waiting.items():
-                way = self._way(name)
                 with self._lock:
-                    if way.busy:
+                    way = self._way(name)
+                    if way.busy or self._stops.is_set():
                         continue
                     way.busy = True
                 if len(rows) > AT_ONCE and len(waiting) > 1:
@@ -187,12 +197,15 @@ class Delivery:
     def _work(self, way: _Way, rows: list[Waiting]) -> None:
         try:
             for each in rows:
+                if self._stops.is_set():
+                    return
                 self._deliver(way, each)
         except Exception as error:  # whatever keeps notices; what was taken is in mind, and noted by a later round
             self._say(str(error) or type(error).__name__)
         finally:
-            with self._lock:
+            with self._idle:
                 way.busy = False
+                self._idle.notify_all()
             if len(rows) == AT_ONCE:
                 self._wake.set()
 

@@ -61,17 +61,16 @@ class Telling:
             clock=clock,
             heartbeat=self._heart.beat,
         )
-        self._stops = threading.Event()
         self._once = threading.Lock()  # taken by the first start, and never given back
 
     def start(self) -> None:
         """Deliver in a thread of its own from now on; once."""
         if self._once.acquire(blocking=False):
-            threading.Thread(target=self.delivery.run, args=(self._stops,), name="delivery", daemon=True).start()
+            threading.Thread(target=self.delivery.run, name="delivery", daemon=True).start()
 
     def stop(self) -> None:
-        """End with the round under way."""
-        self._stops.set()
+        """End, when what is under way is done."""
+        self.delivery.stop()
 
     def failing(self) -> Mapping[str, tuple[float, str]]:
         """Return receivers that do not take notices, since when and why; empty where that cannot be known."""

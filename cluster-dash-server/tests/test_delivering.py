@@ -343,3 +343,29 @@ def test_a_slip_in_one_kind_of_receiver_is_its_own(
     assert broken.tries < 5
     assert book.failing()["broken"][1] == "a slip of this server: KeyError"
     assert "a slip in telling broken" in caplog.text
+
+
+def test_what_is_under_way_when_the_server_ends_is_noted_and_nothing_more_is_begun(
+    book: SqliteBook, clock: Clock
+) -> None:
+    under_way, goes_on = threading.Event(), threading.Event()
+
+    class Slow(Told):
+        def send(self, notice: Notice) -> None:
+            under_way.set()
+            assert goes_on.wait(60)
+            super().send(notice)
+
+    slow = Slow(clock)
+    delivery = Delivery(book, {"slow": slow}, zone=BERLIN, clock=clock)
+    book.put([("slow", notice("1")), ("slow", notice("2"))], clock.now)
+    runs = threading.Thread(target=delivery.run)
+    runs.start()
+    assert under_way.wait(60)
+    ends = threading.Thread(target=delivery.stop)
+    ends.start()
+    runs.join(60)
+    goes_on.set()
+    ends.join(60)
+    assert slow.keys == ["1"]
+    assert [each.notice.key for each in book.due(clock.now, 10)] == ["2"]

@@ -27,6 +27,8 @@ class KeptBook:
         self.trouble: str | None = None
         """Why no alerts are kept, though the server serves; None: they are, or it does not yet."""
         self.book = cast(Book, _Opened(self))
+        self.ends: list[Callable[[], None]] = []
+        """What ends before it is closed."""
         self._folder = folder
         self._clock = clock
         self._file: SqliteBook | None = None
@@ -55,6 +57,9 @@ class KeptBook:
 
     def close(self) -> None:
         """Close it."""
+        if self._file is not None:
+            for end in self.ends:
+                end()
         file, self._file = self._file, None
         if file is not None:
             file.close()
