@@ -1,5 +1,6 @@
 """The application of a relay: what it answers beside posts, and that it keeps nothing."""
 
+import re
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -53,6 +54,9 @@ def test_a_relay_says_what_it_passes_on_and_names_no_host(client: FlaskClient, n
         assert nobody in page.text
         assert "The centre is away" in page.text
         assert "gpu017" not in page.text
+        found = re.findall(r'(?:href|src)="(/[^"]*)"', page.text)
+        assert len(found) >= 4
+        assert {client.get(each).status_code for each in found} == {200}
         assert "default-src 'none'" in page.headers["Content-Security-Policy"]
     said = client.get("/api/v1/status").json
     assert said is not None

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-from flask import Blueprint, Flask, Response, abort, render_template, request, url_for
+from flask import Blueprint, Flask, Response, abort, render_template, request
 from werkzeug.exceptions import HTTPException
 
 from cluster_dash_server import exposition
@@ -149,7 +149,7 @@ def _blueprint(parts: Passing) -> Blueprint:
     @routes.get("/status")
     @needs("public")
     def page() -> Response:
-        base = url_for("relay.page")
+        base = f"{request.script_root}/"
         html = render_template(
             "relay.html",
             said=parts.said(),
