@@ -149,6 +149,8 @@ def test_a_real_alertmanager_takes_firing_and_resolved(tmp_path: Path) -> None:
             assert alert["annotations"]["next_step"] == "drain the node"
             assert alert["generatorURL"] == "https://dash.lab/alerts#a1"
             wait_until(lambda: hook.posts, seconds=60)
+            notifier.repeat([notice("firing", began_at - 60, None)])
+            assert len(alerts(url)) == 1, "it knows that it is the same"
             notifier.send(notice("resolved", began_at - 60, began_at))
             wait_until(lambda: len(hook.posts) > 1, seconds=60)
             assert [post["status"] for post in hook.posts] == ["firing", "resolved"]

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta, tzinfo
 from typing import NamedTuple
 
-from cluster_dash_server.notice import Notice, Notifier, NotifyError, Outbox, Waiting
+from cluster_dash_server.notice import Forgetful, Notice, Notifier, NotifyError, Outbox, Waiting
 from cluster_dash_server.receivers import PERSON, SEVERITIES, Receiver
 
 log = logging.getLogger(__name__)
@@ -22,6 +22,8 @@ KEPT_SECONDS = 86_400.0
 FIRST_SECONDS, MOST_SECONDS = 10.0, 900.0
 """How long a receiver rests after its first failure, doubled with each, and at most; each time × (1 … 1.5)."""
 ROUND_SECONDS = 1.0
+REPEAT_SECONDS = 60.0
+"""Forgetful receivers hear so often which alerts go on."""
 AT_ONCE = 20
 """Notices that one receiver gets in one go."""
 MOST_DUE = 1000
@@ -124,6 +126,8 @@ class Delivery:
         self._begin = begin
         self._jitter = jitter
         self._heartbeat = heartbeat
+        self._forgetful = {name: each for name, each in self._notifiers.items() if isinstance(each, Forgetful)}
+        self._repeated_at = float("-inf")
         self._ways: dict[str, _Way] = {}
         self._outcomes: dict[tuple[str, str], Outcome] = {}
         self._taken: set[int] = set()  # rows that a receiver has, and the outbox does not know of yet
@@ -166,11 +170,37 @@ class Delivery:
                     # where one receiver has much to take, the others' still come to the front
                     self._outbox.postponed([each.row for each in rows[AT_ONCE:]], now + BUSY_SECONDS)
                 self._begin(lambda way=way, rows=rows[:AT_ONCE]: self._work(way, rows))  # type: ignore[misc]
+            if not 0 <= now - self._repeated_at < REPEAT_SECONDS:
+                self._repeated_at = now
+                for name, forgetful in self._forgetful.items():
+                    self._repeat(name, forgetful)
             self._say(None)
         except Exception as error:  # whatever keeps notices: it is said, and tried again
             self._say(str(error) or type(error).__name__)
             return
         self._heartbeat()
+
+    def _repeat(self, name: str, forgetful: Forgetful) -> None:
+        with self._lock:
+            way = self._way(name)
+            if way.busy or self._stops.is_set() or self._clock() < way.rests_until:
+                return  # a minute later is early enough
+            way.busy = True
+
+        def work() -> None:
+            try:
+                forgetful.repeat(self._outbox.told(name))
+            except Exception as error:  # what it is told next will say so, too
+                log.info("notices: %s was not told what goes on: %s", name, error)
+            finally:
+                self._free(way)
+
+        self._begin(work)
+
+    def _free(self, way: _Way) -> None:
+        with self._idle:
+            way.busy = False
+            self._idle.notify_all()
 
     def _say(self, trouble: str | None) -> None:
         if trouble != self.trouble:
@@ -203,9 +233,7 @@ class Delivery:
         except Exception as error:  # whatever keeps notices; what was taken is in mind, and noted by a later round
             self._say(str(error) or type(error).__name__)
         finally:
-            with self._idle:
-                way.busy = False
-                self._idle.notify_all()
+            self._free(way)
             if len(rows) == AT_ONCE:
                 self._wake.set()
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 Severity = Literal["info", "warning", "critical"]
 Kind = Literal["firing", "resolved", "digest", "free", "test"]
@@ -68,6 +68,18 @@ class Notifier(Protocol):
         """
 
 
+@runtime_checkable
+class Forgetful(Protocol):
+    """A receiver that lets go of an alert when it does not hear of it again, and of all when started anew."""
+
+    def repeat(self, notices: Sequence[Notice]) -> None:
+        """Say again which alerts go on.
+
+        Raises:
+            NotifyError: it did not take them.
+        """
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Waiting:
     """A row of the outbox.
@@ -102,6 +114,9 @@ class Outbox(Protocol):
 
     def postponed(self, rows: Sequence[int], until: float) -> None:
         """Note that they were due and have to wait on: for quiet hours, for their turn, for a receiver that rests."""
+
+    def told(self, receiver: str) -> list[Notice]:
+        """Return of which alerts a receiver was told that go on and are not silenced, each as it was told last."""
 
     def failing(self) -> Mapping[str, tuple[float, str]]:
         """Return receivers that do not take notices: since when (Unix s), and why."""

@@ -1,7 +1,7 @@
 """Delivery: what waits arrives, once, in its time, and no receiver waits for another."""
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 from zoneinfo import ZoneInfo
@@ -369,3 +369,35 @@ def test_what_is_under_way_when_the_server_ends_is_noted_and_nothing_more_is_beg
     ends.join(60)
     assert slow.keys == ["1"]
     assert [each.notice.key for each in book.due(clock.now, 10)] == ["2"]
+
+
+def test_a_forgetful_receiver_hears_each_minute_what_goes_on_and_never_of_what_has_ended(
+    book: SqliteBook, clock: Clock, make: Make
+) -> None:
+    class Forgets(Told):
+        def __init__(self, clock: Clock) -> None:
+            super().__init__(clock)
+            self.repeated: list[tuple[float, list[str]]] = []
+
+        def repeat(self, notices: Sequence[Notice]) -> None:
+            self.repeated.append((self._clock(), [each.key for each in notices]))
+            raise NotifyError("it is of no consequence")
+
+    forgets, mail = Forgets(clock), Told(clock)
+    delivery = make(am=forgets, mail=mail)
+    notices = (
+        Addressed("am", notice("a:1", alert="a"), clock.now),
+        Addressed("am", notice("a:2", alert="a"), clock.now),
+        Addressed("mail", notice("a:1", alert="a"), clock.now),
+    )
+    book.commit([Transition(kind="began", alert=alert(), at=clock.now, memory="", notices=notices)])
+    began_at = clock.now
+    let_pass(delivery, clock, 180)
+    assert [keys for _, keys in forgets.repeated] == [["a:2"]] * 3
+    assert [at - began_at for at, _ in forgets.repeated] == [5, 65, 125]
+    ended = Addressed("am", notice("a:3", "resolved", "a"), clock.now)
+    book.commit([Transition(kind="ended", alert=alert(clock.now), at=clock.now, memory="", notices=(ended,))])
+    let_pass(delivery, clock, 60)
+    assert forgets.keys == ["a:1", "a:2", "a:3"]
+    assert forgets.repeated[-1][1] == []
+    assert "am" not in book.failing()

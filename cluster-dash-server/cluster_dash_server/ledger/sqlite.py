@@ -211,7 +211,11 @@ class SqliteBook:
         if now - self._pruned_at < PRUNE_SECONDS:
             return
         self._pruned_at = now
-        db.execute("DELETE FROM outbox WHERE done_at < ?", (now - SENT_KEPT_SECONDS,))
+        db.execute(
+            "DELETE FROM outbox WHERE done_at < ? AND "
+            "(alert IS NULL OR alert NOT IN (SELECT id FROM alerts WHERE ended_at IS NULL))",
+            (now - SENT_KEPT_SECONDS,),
+        )
         db.execute("DELETE FROM failing WHERE last_at < ?", (now - SENT_KEPT_SECONDS,))
         db.execute(
             "DELETE FROM transitions WHERE alert IN (SELECT id FROM alerts WHERE ended_at < ?)", (now - KEPT_SECONDS,)
@@ -328,6 +332,16 @@ class SqliteBook:
                 "UPDATE outbox SET tries = tries + 1, next_try_at = ? WHERE id = ? AND outcome IS NULL",
                 [(until, row) for row in rows],
             )
+
+    def told(self, receiver: str) -> list[Notice]:
+        """See `Outbox`."""
+        with self._reading() as db:
+            rows = db.execute(
+                "SELECT alert, notice FROM outbox WHERE receiver = ? AND kind = 'firing' AND outcome = 'sent' "
+                "AND alert IN (SELECT id FROM alerts WHERE ended_at IS NULL AND silenced_until IS NULL) ORDER BY id",
+                (receiver,),
+            )
+            return [_notice(json.loads(notice)) for notice in dict(rows.fetchall()).values()]
 
     def failing(self) -> Mapping[str, tuple[float, str]]:
         """See `Outbox`."""

@@ -3,7 +3,7 @@
 import json
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 
 from cluster_dash_server import guarded
@@ -13,8 +13,8 @@ from cluster_dash_server.wording import Wording
 
 TEST_SECONDS = 300.0
 """After so long a test ends by itself."""
-HELD_SECONDS = 30 * 86_400.0
-"""An alert of which nothing more is heard ends there after so long; ours says when it has ended."""
+HELD_SECONDS = 900.0
+"""An alert of which nothing more is heard ends there after so long, as those of a Prometheus do."""
 
 
 def build(receiver: Receiver, alerts: AlertSettings, wording: Wording) -> "Alertmanager":
@@ -23,7 +23,7 @@ def build(receiver: Receiver, alerts: AlertSettings, wording: Wording) -> "Alert
 
 
 class Alertmanager:
-    """Posts alerts as they begin and end.
+    """Posts alerts as they begin and end, and meanwhile again and again: it forgets them, above all when started anew.
 
     Args:
         receiver: where it is: its address without /api/v2.
@@ -52,13 +52,25 @@ class Alertmanager:
         """
         if notice.kind not in ("firing", "resolved", "test"):
             raise NotifyError(f"an Alertmanager takes alerts, and no {notice.kind}", is_final=True)
+        self._post([notice])
+
+    def repeat(self, notices: Sequence[Notice]) -> None:
+        """Say again which alerts go on.
+
+        Raises:
+            NotifyError: it did not take them.
+        """
+        if notices:
+            self._post(notices)
+
+    def _post(self, notices: Sequence[Notice]) -> None:
         receiver = self._receiver
         headers = {"Content-Type": "application/json", "User-Agent": "cluster-dash-server"}
         if receiver.token is not None:
             headers["Authorization"] = f"Bearer {receiver.token}"
         guarded.request(
             f"{(receiver.url or '').rstrip('/')}/api/v2/alerts",
-            body=json.dumps([self._alert(notice)], ensure_ascii=False).encode("utf-8", "replace"),
+            body=json.dumps([self._alert(notice) for notice in notices], ensure_ascii=False).encode("utf-8", "replace"),
             headers=headers,
             allow_private=receiver.allow_private,
             ca_file=receiver.ca_file,
@@ -68,7 +80,6 @@ class Alertmanager:
     def _alert(self, notice: Notice) -> dict[str, object]:
         ends_at = notice.ended_at
         if ends_at is None:
-            # it is told once, and not every minute as Prometheus does
             ends_at = self._clock() + (TEST_SECONDS if notice.kind == "test" else HELD_SECONDS)
         labels = {_name(name): text for name, text in notice.labels.items() if text}
         labels |= {"alertname": notice.rule, "severity": notice.severity, "site": self._wording.site}
