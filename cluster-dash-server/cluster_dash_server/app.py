@@ -300,7 +300,6 @@ def create_app(settings: Settings | None = None, clock: Callable[[], float] = ti
     control.commands["notify-test"] = telling.test
     start.with_book.append(telling.start)
     kept_book.ends.append(telling.stop)
-    kept_book.ends.append(telling.stop)
     owners = Owners(
         settings.alerts,
         lambda: privacy.kept_key(folder, LINKS_KEY),
@@ -337,6 +336,7 @@ def create_app(settings: Settings | None = None, clock: Callable[[], float] = ti
     control.commands["maintenance"] = lambda wish: alert_commands.obey(kept_book.book, wish, clock(), zone)
     control.commands["reload"] = lambda wish: alert_commands.obey_reload(watch)
     start.with_book.append(watch.start)
+    kept_book.ends.append(watch.stop)
 
     def link(path: str) -> str | None:
         url = settings.server.public_url

@@ -1,6 +1,5 @@
 """The loop that acts: looks at what has changed, evaluates, and keeps what came of it in the book."""
 
-import atexit
 import logging
 import threading
 from collections.abc import Callable, Iterable, Sequence
@@ -108,8 +107,7 @@ class Watch:
         return rules
 
     def start(self) -> None:
-        """Evaluate from now on, in a thread of its own; it ends before the book is closed."""
-        atexit.register(self.stop)
+        """Evaluate from now on, in a thread of its own."""
         self._thread = threading.Thread(target=self._run, name="alerts", daemon=True)
         self._thread.start()
 
