@@ -30,6 +30,7 @@ PARTS = {
     "systemd-analyze": "Debian's package systemd",
     "prometheus": "Debian's package prometheus",
     "promtool": "Debian's package prometheus",
+    "victoria-metrics": "Debian's package victoria-metrics",
     "prometheus-alertmanager": "Debian's package prometheus-alertmanager",
     "nginx": "Debian's package nginx-light",
     "caddy": "Debian's package caddy",

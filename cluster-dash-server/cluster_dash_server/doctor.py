@@ -23,6 +23,7 @@ from cluster_dash_server.asking import Answer, ask
 from cluster_dash_server.auth import SHIPPED_PASSCODE, names_loopback
 from cluster_dash_server.centre import Centre, CentreError
 from cluster_dash_server.history.folder import NETWORK_FILE_SYSTEMS, file_system
+from cluster_dash_server.history.kept import HistorySettings
 from cluster_dash_server.port_holder import Holder, holder_of
 from cluster_dash_server.receivers import AlertSettings, Receiver
 from cluster_dash_server.relay import RelaySettings
@@ -100,6 +101,8 @@ def examine(reading: Reading) -> Iterator[Finding]:
         return
     yield data_folder(settings.server.data)
     yield from network_folder(control.data_folder(settings.server.data, os.environ))
+    if settings.history.kind == "remote":
+        yield from engine_of_history(settings.history)
     yield engines()
     yield clock(kernel_clock_state())
     yield from reach(settings)
@@ -432,6 +435,27 @@ def network_folder(folder: Path, mounts: str | None = None) -> Iterator[Finding]
             cause="the home or the folder named is shared by the machines of the cluster",
             command="cluster-dash-server serve --data /var/lib/cluster-dash",
         )
+
+
+def engine_of_history(history: HistorySettings) -> Iterator[Finding]:
+    """Look at the engine that keeps figures: whether it takes them, and whether it can be asked."""
+    from cluster_dash_server.history import remote  # only who has one needs it
+
+    try:
+        remote.check(history)
+    except (remote.AccessError, remote.StoreError) as error:
+        yield Finding(
+            mark="✘",
+            what="engine of history",
+            measured=str(error),
+            cause="it is not running, takes no remote writes, or wants other credentials",
+            command="see docs/history.md, the section on engines",
+        )
+        return
+    window = "any age" if history.window_seconds is None else f"up to {history.window_seconds / 3600:g} hours old"
+    yield Finding(
+        mark="✔", what="engine of history", measured=f"{history.write_url} takes figures ({window}) and can be asked"
+    )
 
 
 def engines() -> Finding:

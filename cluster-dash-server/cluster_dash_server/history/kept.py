@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cluster_dash_server.history import first_version
 from cluster_dash_server.history import folder as data_folder
@@ -29,6 +30,9 @@ from cluster_dash_server.store import (
     UseQuery,
 )
 
+if TYPE_CHECKING:
+    from cluster_dash_server.history.remote import RemoteHistory
+
 log = logging.getLogger(__name__)
 
 
@@ -39,8 +43,9 @@ class HistorySettings:
     kind: str = field(
         default="sqlite",
         metadata={
-            "help": "what keeps history: sqlite, a file in the data folder, or none",
-            "choices": ("sqlite", "none"),
+            "help": "what keeps history: sqlite, a file in the data folder; remote, an engine such as VictoriaMetrics "
+            "or Prometheus (an extra); or none",
+            "choices": ("sqlite", "remote", "none"),
         },
     )
     rows_days: float = field(
@@ -56,6 +61,45 @@ class HistorySettings:
         metadata={
             "help": "2^30 bytes that the file may take; the oldest figures are let go earlier for it",
             "minimum": 0.01,
+        },
+    )
+    write_url: str | None = field(
+        default=None, metadata={"help": "remote: where the engine takes remote writes, as http://vm:8428/api/v1/write"}
+    )
+    read_url: str | None = field(
+        default=None,
+        metadata={
+            "help": "remote: the address below which it has /api/v1/query_range; else write_url less /api/v1/write"
+        },
+    )
+    cluster: str = field(
+        default="cluster",
+        metadata={"help": "remote: the label `cluster` of all that is written: one engine may hold many"},
+    )
+    headers: tuple[str, ...] = field(
+        default=(),
+        repr=False,
+        metadata={"help": "remote: sent with each request, as X-Scope-OrgID: lab", "secret": True},
+    )
+    bearer_file: str | None = field(default=None, metadata={"help": "remote: a file that holds a token for it"})
+    flush_seconds: float = field(
+        default=10, metadata={"help": "remote: how long figures wait for others", "minimum": 0.1, "maximum": 60}
+    )
+    settle_seconds: float = field(
+        default=15,
+        metadata={
+            "help": "remote: how long the engine must live on after its yes before figures are durable; of Prometheus "
+            "and Mimir 0 is right",
+            "minimum": 0,
+            "maximum": 600,
+        },
+    )
+    window_seconds: float | None = field(
+        default=None,
+        metadata={
+            "help": "remote: how old a figure may be that the engine takes, as its out_of_order_time_window; else of "
+            "any age, as VictoriaMetrics",
+            "minimum": 60,
         },
     )
 
@@ -113,7 +157,7 @@ class History:
         self._clock = clock
         self._last_seen = last_seen
         self._once = threading.Lock()
-        self._store: SqliteStore | None = None
+        self._store: SqliteStore | RemoteHistory | None = None
         self._why_not: str | None = None
 
     def start(self) -> tuple[list[LastSeen], list[KeptEvent]]:
@@ -146,7 +190,8 @@ class History:
                 self._folder,
                 kind,
             )
-        store = SqliteStore(
+        store: SqliteStore | RemoteHistory
+        store = ledger = SqliteStore(
             self._folder,
             clock=self._clock,
             keep=self._keep,
@@ -154,6 +199,10 @@ class History:
             wal=not is_network,
             first=first_version.find(),
         )
+        if self._settings.kind == "remote":
+            from cluster_dash_server.history import remote  # what it needs is an extra
+
+            store = remote.RemoteHistory(remote.of(self._settings, self._clock), ledger)
         atexit.register(self.close)
         last, events = store.last_seen(), store.kept_events()
         self._store = store
@@ -183,7 +232,7 @@ class History:
         """What was lost at a start or since, in words; None: nothing."""
         return None if self._store is None else self._store.loss
 
-    def _open(self) -> SqliteStore:
+    def _open(self) -> "SqliteStore | RemoteHistory":
         if self._store is None:
             raise StoreError(self._why_not or "no history is kept here")
         return self._store

@@ -92,7 +92,11 @@ def covers(rows: Sequence[Figures], begin: float, end: float) -> list[Cover]:
 
 def roll(rows: Sequence[Figures], begin: float, end: float) -> Rolled:
     """Add up rows of one host, oldest first, within a stretch of time."""
-    held = covers(rows, begin, end)
+    return roll_held(rows, covers(rows, begin, end))
+
+
+def roll_held(rows: Sequence[Figures], held: Sequence[Cover]) -> Rolled:
+    """Add up rows of one host, oldest first, of which is known for how long each holds."""
     gpus, groups = rows[0].gpus, _groups(rows[0].gpus)
     of_models: dict[tuple[int, str], list[float]] = {}
     for row, cover in zip(rows, held, strict=True):

@@ -1,0 +1,241 @@
+"""Figures as remote-write requests of Prometheus (version 1): protobuf by one `struct.pack` a snapshot. Pure.
+
+The labels of a host's series hardly ever change, so all of a snapshot but its numbers is made once: a template. A
+request is any number of encoded snapshots, one after the other.
+"""
+
+import struct
+from array import array
+from collections.abc import Iterable, Sequence
+from itertools import groupby
+from operator import mul
+from typing import NamedTuple
+
+from cluster_dash_server.store import GPU_METRICS, HOST_METRICS, Figures, GpuId
+
+MIB, GIB = 2.0**20, 2.0**30
+PERCENT = 0.01
+
+
+class Named(NamedTuple):
+    """What an engine calls a figure, and what ours is to be multiplied with for it: base units there."""
+
+    name: str
+    scale: float = 1.0
+
+
+PREFIX = "cluster_dash_"
+NAMES = {
+    "gpu_util": Named("gpu_busy_ratio", PERCENT),
+    "memory_util": Named("gpu_memory_busy_ratio", PERCENT),
+    "used_mem": Named("gpu_memory_used_bytes", MIB),
+    "temperature_c": Named("gpu_temperature_celsius"),
+    "memory_temperature_c": Named("gpu_memory_temperature_celsius"),
+    "power_w": Named("gpu_power_watts"),
+    "fan_percent": Named("gpu_fan_ratio", PERCENT),
+    "sm_clock_mhz": Named("gpu_sm_clock_hertz", 1e6),
+    "memory_clock_mhz": Named("gpu_memory_clock_hertz", 1e6),
+    "encoder_util": Named("gpu_encoder_busy_ratio", PERCENT),
+    "decoder_util": Named("gpu_decoder_busy_ratio", PERCENT),
+    "tx_kib_s": Named("gpu_pcie_tx_bytes_per_second", 1024.0),
+    "rx_kib_s": Named("gpu_pcie_rx_bytes_per_second", 1024.0),
+    "unattributed_mem": Named("gpu_memory_unattributed_bytes", MIB),
+    "doing": Named("gpu_doing"),
+    "cpu_percent": Named("host_cpu_busy_ratio", PERCENT),
+    "load_avg_1": Named("host_load1"),
+    "memory_used_gb": Named("host_memory_used_bytes", GIB),
+    "swap_used_gb": Named("host_swap_used_bytes", GIB),
+    "disk_percent": Named("host_fullest_disk_used_ratio", PERCENT),
+    "interval_seconds": Named("host_interval_seconds"),
+}
+"""Of each of GPU_METRICS and HOST_METRICS."""
+INFO = f"{PREFIX}gpu_info"
+"""1 for each GPU of a snapshot; its uuid and model are labels."""
+TOTAL_MEM = f"{PREFIX}gpu_memory_total_bytes"
+SNAPSHOT_AT = f"{PREFIX}host_last_snapshot_timestamp_seconds"
+"""When a snapshot was taken: says which samples are of one snapshot."""
+_SAMPLE = "d7s"  # a double behind its tag, and the moment with its own
+_SAMPLE_BYTES = 16
+_FIRST_MS, _AFTER_MS = 1 << 35, 1 << 42
+"""Moments whose number takes six bytes: the years 1971 to 2109."""
+
+Labels = Sequence[tuple[str, str]]
+
+
+def millis(at: float) -> int:
+    """Return a moment (Unix s) as engines have it."""
+    return int(at * 1000 + 0.5)
+
+
+def can_be_told(at: float) -> bool:
+    """Say whether a moment fits into what is written."""
+    return _FIRST_MS <= millis(at) < _AFTER_MS
+
+
+def series(labels: Labels, value: float, at_ms: int) -> bytes:
+    """Encode one sample of one series.
+
+    Args:
+        labels: names and values, sorted by name, `__name__` among them.
+        value: its value.
+        at_ms: Unix ms.
+    """
+    return _head(labels) + struct.pack(f"<{_SAMPLE}", value, _moment(at_ms))
+
+
+class Encoder:
+    """Encodes snapshots; keeps a template of each host. One thread.
+
+    Args:
+        cluster: the label `cluster` of all series.
+    """
+
+    def __init__(self, cluster: str) -> None:
+        self._cluster = cluster
+        self._templates: dict[str, _Template] = {}
+
+    def encoded(self, row: Figures) -> bytes:
+        """Encode a snapshot."""
+        at_ms = millis(row.at)
+        template = self._templates.get(row.host)
+        if template is not None and template.fits(row):
+            packed = template.pack(row.values, at_ms)
+            if packed is not None:
+                return packed
+        template = self._templates[row.host] = _Template(self._cluster, row)
+        packed = template.pack(row.values, at_ms)
+        if packed is None:
+            raise ValueError(f"{row.host}: a template that does not fit what it was made of")
+        return packed
+
+    def parts(self, row: Figures) -> list[bytes]:
+        """Encode a snapshot as its series, one by one."""
+        return _Template(self._cluster, row).parts(row.values, millis(row.at))
+
+    def count(self, row: Figures) -> int:
+        """Return how many series a snapshot has at most."""
+        return len(row.values) + 2 * len(row.gpus) + 1
+
+    def forget(self, hosts: Iterable[str]) -> None:
+        """Drop the templates of hosts."""
+        for host in hosts:
+            self._templates.pop(host, None)
+
+
+class _Template:
+    """A snapshot of a host without its numbers: fits all that have the same GPUs and lack the same figures."""
+
+    def __init__(self, cluster: str, row: Figures) -> None:
+        self.gpus = row.gpus
+        plain = row.values.tobytes()
+        is_known = [value == value for value in row.values]
+        runs = [(known, len(list(places))) for known, places in groupby(is_known)]
+        # one call takes the known figures out, and a few compare what is between them: both in C
+        self._known = struct.Struct("=" + "".join(f"{count}f" if known else f"{4 * count}x" for known, count in runs))
+        self._gaps: list[tuple[slice, bytes]] = []
+        place = 0
+        for known, count in runs:
+            part = slice(4 * place, 4 * (place + count))
+            if not known:
+                self._gaps.append((part, plain[part]))
+            place += count
+        names = [name for name, known in zip(_names(row.gpus), is_known, strict=True) if known]
+        heads = [_head(_labels(cluster, row.host, name, gpu)) for name, gpu, _ in names]
+        self._scales = [scale for _, _, scale in names]
+        constant: list[float] = []
+        for gpu in row.gpus:
+            heads.append(_head(_info(cluster, row.host, gpu)))
+            constant.append(1.0)
+            if gpu.total_mem is not None:
+                heads.append(_head(_labels(cluster, row.host, TOTAL_MEM, str(gpu.gpu))))
+                constant.append(gpu.total_mem * MIB)
+        heads.append(_head(_labels(cluster, row.host, SNAPSHOT_AT, None)))
+        self._heads = heads
+        self._constant = constant
+        self._pack = struct.Struct("<" + "".join(f"{len(head)}s{_SAMPLE}" for head in heads)).pack
+        self._arguments: list[object] = [part for head in heads for part in (head, 0.0, b"")]
+
+    def fits(self, row: Figures) -> bool:
+        return row.gpus is self.gpus or row.gpus == self.gpus
+
+    def _numbers(self, values: "array[float]", at_ms: int) -> list[float] | None:
+        """Return the values of all series, in an engine's units; None where others are known than the template has."""
+        plain = values.tobytes()
+        for part, unknown in self._gaps:
+            if plain[part] != unknown:
+                return None
+        known = self._known.unpack(plain)
+        total = sum(known)
+        if total != total:
+            return None
+        return [*map(mul, known, self._scales), *self._constant, at_ms / 1000]
+
+    def pack(self, values: "array[float]", at_ms: int) -> bytes | None:
+        numbers = self._numbers(values, at_ms)
+        if numbers is None:
+            return None
+        arguments = self._arguments
+        arguments[1::3] = numbers
+        arguments[2::3] = [_moment(at_ms)] * len(numbers)
+        return self._pack(*arguments)
+
+    def parts(self, values: "array[float]", at_ms: int) -> list[bytes]:
+        moment = _moment(at_ms)
+        return [
+            head + struct.pack(f"<{_SAMPLE}", value, moment)
+            for head, value in zip(self._heads, self._numbers(values, at_ms) or (), strict=True)
+        ]
+
+
+def _names(gpus: Sequence[GpuId]) -> list[tuple[str, str | None, float]]:
+    """Return of each value of a row what it is called, the GPU, and its scale."""
+    of_gpus = [
+        (PREFIX + NAMES[metric].name, str(gpu.gpu), NAMES[metric].scale) for metric in GPU_METRICS for gpu in gpus
+    ]
+    return of_gpus + [(PREFIX + NAMES[metric].name, None, NAMES[metric].scale) for metric in HOST_METRICS]
+
+
+def _labels(cluster: str, host: str, name: str, gpu: str | None) -> Labels:
+    of_gpu = [] if gpu is None else [("gpu", gpu)]
+    return [("__name__", name), ("cluster", cluster), *of_gpu, ("host", host)]
+
+
+def _info(cluster: str, host: str, gpu: GpuId) -> Labels:
+    labels = _labels(cluster, host, INFO, str(gpu.gpu))
+    more = [(name, value) for name, value in (("model", gpu.model), ("uuid", gpu.uuid)) if value]
+    return [*labels, *more]
+
+
+def _head(labels: Labels) -> bytes:
+    """Return a series with one sample up to the sample's value."""
+    of_labels = b"".join(
+        b"\x0a" + _sized(b"\x0a" + _sized(name.encode()) + b"\x12" + _sized(value.encode("utf-8", "replace")))
+        for name, value in labels
+    )
+    size = len(of_labels) + 2 + _SAMPLE_BYTES
+    return b"\x0a" + _varint(size) + of_labels + b"\x12" + bytes((_SAMPLE_BYTES,)) + b"\x09"
+
+
+def _moment(at_ms: int) -> bytes:
+    """Return a moment behind its tag: seven bytes."""
+    if not _FIRST_MS <= at_ms < _AFTER_MS:
+        raise ValueError(f"{at_ms / 1000}: before 1971 or after 2109")
+    return bytes(
+        (
+            *(0x10, at_ms & 127 | 128, at_ms >> 7 & 127 | 128, at_ms >> 14 & 127 | 128),
+            *(at_ms >> 21 & 127 | 128, at_ms >> 28 & 127 | 128, at_ms >> 35),
+        )
+    )
+
+
+def _sized(part: bytes) -> bytes:
+    return _varint(len(part)) + part
+
+
+def _varint(number: int) -> bytes:
+    found = bytearray()
+    while number > 127:
+        found.append(number & 127 | 128)
+        number >>= 7
+    found.append(number)
+    return bytes(found)

@@ -1,0 +1,398 @@
+"""History behind an engine: figures by remote write, questions by PromQL; what no engine tells is in a local file."""
+
+import logging
+import math
+import threading
+import time
+from array import array
+from collections.abc import Callable, Iterable
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import chain
+
+from cluster_dash_server.history import sending
+from cluster_dash_server.history.encoding import Encoder
+from cluster_dash_server.history.engine import Access, AccessError, Connection, EngineError, access_of, refusal
+from cluster_dash_server.history.kept import HistorySettings
+from cluster_dash_server.history.promql import Asker
+from cluster_dash_server.history.recording import Recorder
+from cluster_dash_server.history.sending import Item, Minute, Sender, Snapshot
+from cluster_dash_server.history.seqs import Seqs
+from cluster_dash_server.history.sqlite import SqliteStore
+from cluster_dash_server.store import (
+    GPU_METRICS,
+    HOST_METRICS,
+    Event,
+    EventQuery,
+    Figures,
+    Holder,
+    KeptEvent,
+    LastSeen,
+    Series,
+    SeriesQuery,
+    StoreError,
+    Unnamed,
+    Usage,
+    UsageQuery,
+    Use,
+    UseQuery,
+)
+
+__all__ = ["AccessError", "Pace", "RemoteHistory", "RemoteStore", "StoreError", "check", "of"]
+
+log = logging.getLogger(__name__)
+
+CLOSE_SECONDS = 10.0
+"""How long what waits may take to be sent at the end; moles hold what is not."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pace:
+    """When figures are written, and when that counts.
+
+    Attributes:
+        flush_seconds: how long they wait for others.
+        settle_seconds: how long a connection must live on after the engine's yes before they are durable.
+        window_seconds: how old a figure may be that the engine takes; None: of any age.
+    """
+
+    flush_seconds: float
+    settle_seconds: float
+    window_seconds: float | None
+
+
+class RemoteStore:
+    """A `Store` behind an engine.
+
+    Args:
+        access: where the engine is.
+        cluster: the label `cluster` of all that is written, and of all that is asked for.
+        pace: when figures are written.
+        clock: Unix s.
+    """
+
+    def __init__(self, access: Access, cluster: str, pace: Pace, clock: Callable[[], float]) -> None:
+        self._pace = pace
+        self._clock = clock
+        self._asker = Asker(access, cluster, clock)
+        self._recorder = Recorder(cluster)
+        self._wake = threading.Condition()  # guards what follows
+        self._queue: list[Figures] = []
+        self._taken: dict[tuple[str, str], Seqs] = {}
+        self._written: dict[tuple[str, str], Seqs] = {}
+        self._ends = False
+        self._flushes = self._flushed = 0
+        self._read_trouble: str | None = None
+        self._sender = Sender(
+            access,
+            Encoder(cluster),
+            self._are_settled,
+            clock=clock,
+            settle_seconds=pace.settle_seconds,
+            window_seconds=pace.window_seconds,
+        )
+        self._thread = threading.Thread(target=self._run, name="history-remote", daemon=True)
+        self._thread.start()
+
+    @property
+    def trouble(self) -> str | None:
+        """Why nothing is written now, in words; None: it is."""
+        return self._sender.trouble
+
+    # --------------------------------------------------------------------------------------------------- taking
+
+    def append(self, figures: Figures) -> None:
+        """See `Store`; where there is no room its mole keeps it, for it does not become durable."""
+        item = Snapshot.of(figures)
+        with self._wake:
+            if figures.boot_id is not None and figures.seq is not None:
+                key = (figures.host, figures.boot_id)
+                seqs = self._taken.get(key)
+                if seqs is None:
+                    seqs = self._taken[key] = Seqs()
+                if figures.seq in seqs or not self._sender.reserve(item.size):
+                    return
+                seqs.add(figures.seq)
+            elif not self._sender.reserve(item.size):
+                return
+            self._queue.append(figures)
+
+    def knows(self, host: str, boot_id: str, seq: int) -> bool:
+        """See `Store`."""
+        with self._wake:
+            seqs = self._taken.get((host, boot_id))
+            return seqs is not None and seq in seqs
+
+    def durable_seq(self, host: str, boot_id: str, oldest_seq: int | None) -> int | None:
+        """See `Store`."""
+        with self._wake:
+            seqs = self._written.get((host, boot_id))
+            return None if seqs is None else seqs.last_from(oldest_seq)
+
+    def _are_settled(self, items: Iterable[Item]) -> None:
+        with self._wake:
+            for item in items:
+                if isinstance(item, Snapshot):
+                    row = item.row
+                    if row.boot_id is not None and row.seq is not None:
+                        self._written.setdefault((row.host, row.boot_id), Seqs()).add(row.seq)
+
+    def flush(self) -> None:
+        """See `Store`; the minutes that are settled are recorded, too."""
+        with self._wake:
+            self._flushes += 1
+            mine = self._flushes
+            self._wake.notify_all()
+            while self._flushed < mine and self._thread.is_alive():
+                self._wake.wait(0.1)
+        if self._sender.trouble is not None:
+            raise StoreError(self._sender.trouble)
+        if self._read_trouble is not None:
+            raise StoreError(self._read_trouble)
+
+    def prune(self, now: float) -> None:
+        """See `Store`: engines have a retention of their own."""
+
+    def close(self) -> None:
+        """Send what waits, once, and end."""
+        with self._wake:
+            self._ends = True
+            self._wake.notify_all()
+        self._thread.join(CLOSE_SECONDS)
+        self._asker.close()
+
+    # -------------------------------------------------------------------------------------------------- sending
+
+    def _run(self) -> None:
+        wait = self._pace.flush_seconds
+        while True:
+            with self._wake:
+                self._wake.wait_for(self._is_asked, max(0.05, min(wait, self._pace.flush_seconds)))
+                rows, self._queue = self._queue, []
+                flushes, ends = self._flushes, self._ends
+            try:
+                self._put(rows, also_late=self._flushed < flushes)
+                wait = self._sender.send(is_last_try=ends or self._flushed < flushes)
+            except Exception:  # whatever it is: history must not end for good while the server lives
+                log.exception("a fault in writing history")
+                wait = self._pace.flush_seconds
+            with self._wake:
+                self._flushed = flushes
+                self._wake.notify_all()
+                if ends:
+                    break
+        self._sender.close()
+
+    def _is_asked(self) -> bool:
+        return self._ends or self._flushed < self._flushes
+
+    def _put(self, rows: list[Figures], *, also_late: bool) -> None:
+        """Pass rows on, and the minutes that they made whole."""
+        self._sender.put(map(Snapshot.of, rows))
+        for row in rows:
+            self._recorder.take(row)
+        now = self._clock()
+        minutes = self._recorder.due(now, also_late=also_late)
+        if not minutes:
+            return
+        newest = self._recorder.newest
+        try:
+            # a minute is recorded once: of those before the last one, or before this process, the engine may have some
+            known = self._asker.recorded(minutes[0], minutes[-1]) if newest is None or minutes[0] <= newest else set()
+            self._read_trouble = None
+        except StoreError as error:
+            self._read_trouble = str(error)
+            return
+        for minute, parts in self._recorder.give(minutes, known):
+            item = Minute.of(minute, parts)
+            if parts and self._sender.reserve(item.size):
+                self._sender.put([item])
+
+    # --------------------------------------------------------------------------------------------------- asking
+
+    def series(self, ask: SeriesQuery) -> list[Series]:
+        """See `Store`."""
+        return self._asker.series(ask)
+
+    def moment(self, at: float, silent_seconds: float = 600) -> list[Figures]:
+        """See `Store`; who had which GPU is not in it."""
+        return self._asker.moment(at, silent_seconds)
+
+
+def of(settings: HistorySettings, clock: Callable[[], float]) -> RemoteStore:
+    """Return the store of the settings, which were looked at before.
+
+    Raises:
+        AccessError: they cannot be used.
+    """
+    pace = Pace(
+        flush_seconds=settings.flush_seconds,
+        settle_seconds=settings.settle_seconds,
+        window_seconds=settings.window_seconds,
+    )
+    return RemoteStore(access_of(settings), settings.cluster, pace, clock)
+
+
+def check(settings: HistorySettings) -> None:
+    """Write nothing to the engine of the settings, and ask it for nothing much.
+
+    Raises:
+        AccessError: the settings cannot be used.
+        StoreError: it does not take what is written, or cannot be asked.
+    """
+    access = access_of(settings)
+    with closing(Connection(access.write_url, access)) as connection:
+        try:
+            answer = connection.post("", sending.packed(b""), sending.HEADERS)
+        except EngineError as error:
+            raise StoreError(str(error)) from None
+    if not answer.is_good:
+        raise StoreError(f"{access.write_url}: {refusal(answer)}")
+    with closing(Asker(access, settings.cluster, time.time)) as asker:
+        asker.check()
+
+
+class RemoteHistory:
+    """A `Store` behind an engine, and a `Ledger` in a file for what no engine can tell.
+
+    Args:
+        store: takes the figures.
+        ledger: takes events, who had which GPU, and the newest snapshots.
+    """
+
+    def __init__(self, store: RemoteStore, ledger: SqliteStore) -> None:
+        self._store = store
+        self._ledger = ledger
+
+    @property
+    def trouble(self) -> str | None:
+        """Why history is not written now; None: it is."""
+        return self._ledger.trouble or self._store.trouble
+
+    @property
+    def loss(self) -> str | None:
+        """What was lost, in words; None: nothing."""
+        return self._ledger.loss
+
+    def last_seen(self) -> list[LastSeen]:
+        """Return the newest snapshot of each host."""
+        return self._ledger.last_seen()
+
+    def kept_events(self, most: int = 20_000) -> list[KeptEvent]:
+        """Return the newest events, oldest first."""
+        return self._ledger.kept_events(most)
+
+    def close(self) -> None:
+        """Write what waits, and end."""
+        self._store.close()
+        self._ledger.close()
+
+    # ---------------------------------------------------------------------------------------------------- Store
+
+    def append(self, figures: Figures) -> None:
+        """See `Store`."""
+        self._store.append(figures)
+        self._ledger.append(_for_ledger(figures))
+
+    def knows(self, host: str, boot_id: str, seq: int) -> bool:
+        """See `Store`: what only one of both took must come again."""
+        return self._store.knows(host, boot_id, seq) and self._ledger.knows(host, boot_id, seq)
+
+    def durable_seq(self, host: str, boot_id: str, oldest_seq: int | None) -> int | None:
+        """See `Store`."""
+        there = self._store.durable_seq(host, boot_id, oldest_seq)
+        here = self._ledger.durable_seq(host, boot_id, oldest_seq)
+        return None if there is None or here is None else min(there, here)
+
+    def series(self, ask: SeriesQuery) -> list[Series]:
+        """See `Store`; of the users of some hosts the ledger tells."""
+        if ask.by == "user" and ask.hosts is not None:
+            return self._ledger.series(ask)
+        return self._store.series(ask)
+
+    def moment(self, at: float, silent_seconds: float = 600) -> list[Figures]:
+        """See `Store`; the ledger tells who had which GPU."""
+        rows = self._store.moment(at, silent_seconds)
+        held: dict[tuple[str, int], list[Use]] = {}
+        if rows:
+            for use in self._ledger.uses(UseQuery(begin=min(row.at for row in rows), end=at)):
+                held.setdefault((use.host, use.gpu), []).append(use)
+        for row in rows:
+            found = [
+                Holder(place, use.user, use.job)
+                for place, gpu in enumerate(row.gpus)
+                for use in held.get((row.host, gpu.gpu), ())
+                if use.from_at <= row.at < use.to_at
+            ]
+            row.holders = tuple(dict.fromkeys(found))
+            row.holder_mem = array("f", [math.nan] * len(row.holders))
+        return rows
+
+    def prune(self, now: float) -> None:
+        """See `Store`."""
+        self._ledger.prune(now)
+
+    def flush(self) -> None:
+        """See `Store`."""
+        self._ledger.flush()
+        self._store.flush()
+
+    # --------------------------------------------------------------------------------------------------- Ledger
+
+    def record(self, kept: KeptEvent) -> None:
+        """See `Ledger`."""
+        self._ledger.record(kept)
+
+    def retract(self, kept: KeptEvent) -> None:
+        """See `Ledger`."""
+        self._ledger.retract(kept)
+
+    def events(self, ask: EventQuery) -> list[Event]:
+        """See `Ledger`."""
+        return self._ledger.events(ask)
+
+    def uses(self, ask: UseQuery) -> list[Use]:
+        """See `Ledger`."""
+        return self._ledger.uses(ask)
+
+    def usage(self, ask: UsageQuery) -> list[Usage]:
+        """See `Ledger`."""
+        return self._ledger.usage(ask)
+
+    def forget(self, hosts: Iterable[str]) -> None:
+        """See `Ledger`."""
+        self._ledger.forget(hosts)
+
+    def forget_user(self, user: str, strip: Callable[[LastSeen], LastSeen]) -> None:
+        """See `Ledger`; what the engine holds of a user can be deleted there only."""
+        log.warning("the rows of the user in the engine stay: delete there what has the label user of that name")
+        self._ledger.forget_user(user, strip)
+
+    def unnamed(self, user: str) -> Unnamed | None:
+        """See `Ledger`."""
+        return self._ledger.unnamed(user)
+
+
+_KEPT = frozenset(GPU_METRICS.index(name) for name in ("gpu_util", "doing"))
+
+
+def _for_ledger(row: Figures) -> Figures:
+    """Return a row with no more figures than who had which GPU is told by: the others would be kept twice."""
+    count = len(row.gpus)
+    unknown = [math.nan] * count
+    columns = (
+        row.values[metric * count : (metric + 1) * count] if metric in _KEPT else unknown
+        for metric in range(len(GPU_METRICS))
+    )
+    of_host = [math.nan] * (len(HOST_METRICS) - 1)
+    return Figures(
+        host=row.host,
+        at=row.at,
+        boot_id=row.boot_id,
+        seq=row.seq,
+        oldest_seq=row.oldest_seq,
+        gpus=row.gpus,
+        values=array("f", [*chain.from_iterable(columns), *of_host, row.values[-1]]),
+        holders=row.holders,
+        holder_mem=row.holder_mem,
+    )
