@@ -48,6 +48,9 @@ bench: setup ## the benchmarks, each beside its reference
 dist: setup ## one archive that installs server or mole without git and without internet
 	$(BIN)/python dev/dist.py
 
+audit: setup ## known vulnerabilities of what the lock files name; needs the internet, and says where it has none
+	$(BIN)/python dev/audit.py
+
 format: setup ## format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
@@ -72,4 +75,4 @@ $(MOLE): cluster-dash-mole/requirements.lock cluster-dash-mole/pyproject.toml
 $(ROOT): requirements.lock pyproject.toml cluster-dash-server/pyproject.toml cluster-dash-mole/pyproject.toml
 	@dev/venv .
 
-.PHONY: help run demo dev test check soak bench dist format screenshots goldens lock setup
+.PHONY: help run demo dev test check soak bench dist audit format screenshots goldens lock setup
