@@ -10,6 +10,8 @@ from cluster_dash_server.snapshot import printable
 MOST_SUBJECT = 150
 """Characters of a subject; mail programs show some seventy."""
 MOST_TEXT = 20_000
+ADVICE = ("likely cause", "next step")
+"""Facts that stand after what is known."""
 _LINKS = ("https://", "http://")
 _COLOURS = {"critical": "#b3261e", "warning": "#9a6700", "info": "#0b57a4"}
 _ENDED = "#1a7f37"
@@ -34,13 +36,15 @@ class Wording:
     def facts(self, notice: Notice) -> list[tuple[str, str]]:
         """Return the facts, and when it began and ended where none of them says so."""
         found = [(printable(name, 60), printable(text, 1000)) for name, text in notice.facts]
-        named = {name for name, _ in found}
+        named = [name for name, _ in found]
+        times = []
         if notice.kind in ("firing", "resolved") and "since" not in named:
-            found.append(("since", self.moment(notice.begun_at)))
+            times.append(("since", self.moment(notice.begun_at)))
         if notice.ended_at is not None and "ended" not in named:
             lasted = lasting(notice.ended_at - notice.begun_at)
-            found.append(("ended", f"{self.moment(notice.ended_at)}, after {lasted}"))
-        return found
+            times.append(("ended", f"{self.moment(notice.ended_at)}, after {lasted}"))
+        place = next((place for place, name in enumerate(named) if name in ADVICE), len(found))
+        return [*found[:place], *times, *found[place:]]
 
     def text(self, notice: Notice) -> str:
         """Return it as text, for terminals, chats and mail programs that show no HTML."""
@@ -60,7 +64,7 @@ class Wording:
         colour = _ENDED if notice.kind == "resolved" else _COLOURS[notice.severity]
         rows = "".join(
             f'<tr><td style="padding:2px 16px 2px 0;vertical-align:top;opacity:.75">{_safe(name)}</td>'
-            f'<td style="padding:2px 0">{_safe(text)}</td></tr>'
+            f'<td style="padding:2px 0;vertical-align:top">{_safe(text)}</td></tr>'
             for name, text in self.facts(notice)
         )
         paragraphs = "".join(f'<p style="white-space:pre-wrap">{_safe(each)}</p>' for each in _paragraphs(notice))
@@ -68,7 +72,7 @@ class Wording:
         return (
             '<!doctype html><html><head><meta charset="utf-8"><meta name="color-scheme" content="light dark"></head>'
             '<body style="font:15px/1.45 system-ui,sans-serif">'
-            f'<p style="margin:0;color:{colour};font-weight:600">{_safe(_mark(notice).rstrip(": "))}</p>'
+            f"{_badge(_mark(notice).rstrip(': '), colour)}"
             f'<h1 style="font-size:19px;margin:0 0 12px">{_safe(printable(notice.title, 500))}</h1>'
             + (f'<table style="border-collapse:collapse">{rows}</table>' if rows else "")
             + f"{paragraphs}{links}"
@@ -94,6 +98,14 @@ def _mark(notice: Notice) -> str:
     if notice.kind == "resolved":
         return "ended: "
     return f"{notice.severity}: " if notice.kind == "firing" else "test: " if notice.kind == "test" else ""
+
+
+def _badge(text: str, colour: str) -> str:
+    """Word how grave it is, in colours that can be read on light and dark."""
+    if not text:
+        return ""
+    style = f"display:inline-block;background:{colour};color:#fff;font-weight:600;padding:0 8px;border-radius:4px"
+    return f'<p style="margin:0 0 4px"><span style="{style}">{_safe(text)}</span></p>'
 
 
 def _paragraphs(notice: Notice) -> list[str]:

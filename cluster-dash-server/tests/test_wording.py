@@ -30,8 +30,8 @@ def test_a_message_says_what_where_who_since_when_and_what_to_do() -> None:
         "gpu03: GPU 2 is lost\n\n"
         "where:     gpu03, GPU 2, H100\n"
         "who:       alice, job 4711\n"
-        "next step: drain the node\n"
-        "since:     2026-11-18 12:06 CET\n\n"
+        "since:     2026-11-18 12:06 CET\n"
+        "next step: drain the node\n\n"
         "Read on: https://dash.lab/host/gpu03\n"
         "I need it for a day more: https://dash.lab/needed/x\n"
     )
