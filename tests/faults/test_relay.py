@@ -81,7 +81,9 @@ def rage(folder: Path, *, moles: int, interval: float, kills: int, seed: int) ->
     """Kill relay and centre under load; return the verdict, and from where on each mole still held its snapshots."""
     oracle, chance = Oracle(), random.Random(seed)
     with line(folder / "data", oracle) as way:
-        crew = Crew(way.relay_at.url, moles=moles, gpus=1, interval_seconds=interval, folder=folder / "spools")
+        crew = Crew(
+            way.relay_at.url, moles=moles, gpus=1, interval_seconds=interval, folder=folder / "spools", workers=64
+        )
         oracle.sent = crew.sent
         with crew:
             crew.start()
