@@ -1,0 +1,95 @@
+import argparse
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from cluster_dash_server import alert_commands, control
+from cluster_dash_server.alert_commands import AlertCommandError, obey, until, wish_of
+from cluster_dash_server.history import folder as data_folder
+from cluster_dash_server.ledger.sqlite import FILE, SqliteBook
+from cluster_dash_server.settings import Settings
+from cluster_dash_server.when import WhenError
+
+NOW = datetime(2026, 3, 1, 14, 30, tzinfo=UTC).timestamp()
+
+
+def given(hosts: str | None = "gpu01", **more: object) -> argparse.Namespace:
+    return argparse.Namespace(**{"hosts": hosts, "until": None, "end": False, "reason": "", **more})
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("2h", "2026-03-01T16:30"),
+        ("18:00", "2026-03-01T18:00"),
+        ("9:05", "2026-03-02T09:05"),
+        ("now+1d", "2026-03-02T14:30"),
+        ("2026-03-05T08:00", "2026-03-05T08:00"),
+    ],
+)
+def test_an_end_is_a_span_an_hour_of_the_day_or_a_moment(text: str, expected: str) -> None:
+    assert datetime.fromtimestamp(until(text, NOW, UTC), UTC).strftime("%Y-%m-%dT%H:%M") == expected
+
+
+def test_an_end_that_is_none_is_refused_with_what_could_be_said() -> None:
+    with pytest.raises(WhenError, match="2h, or 18:00"):
+        until("soon", NOW, UTC)
+
+
+def test_maintenance_is_kept_told_and_ended(tmp_path: Path) -> None:
+    book = SqliteBook(tmp_path / FILE, lambda: NOW)
+    wish = {"hosts": "gpu[01-02]", "until": "2h", "reason": "disks", "by": "nora"}
+    told = {"hosts": "gpu[01-02]", "until": "2026-03-01 16:30", "by": "nora", "reason": "disks"}
+    assert obey(book, wish, NOW, UTC) == {"success": True, "maintenance": [told]}
+    assert obey(book, {}, NOW, UTC) == {"success": True, "maintenance": [told]}
+    assert obey(book, {**wish, "until": None}, NOW + 60, UTC) == {"success": True, "maintenance": []}
+    book.close()
+
+
+@pytest.mark.parametrize(
+    ("wish", "why"),
+    [
+        ({"hosts": "gpu01", "until": None}, "gpu01 is in no maintenance; what is: none"),
+        ({"hosts": "gpu01", "until": "soon"}, "--until: got 'soon'"),
+        ({"hosts": "gpu01", "until": "now-1h"}, "is past"),
+        ({"hosts": "gpu[01", "until": "1h"}, "gpu[01"),
+    ],
+)
+def test_maintenance_that_cannot_be_meant_is_refused_in_words(
+    tmp_path: Path, wish: dict[str, str | None], why: str
+) -> None:
+    book = SqliteBook(tmp_path / FILE, lambda: NOW)
+    answer = obey(book, {"reason": "", "by": "nora", **wish}, NOW, UTC)
+    assert answer["success"] is False
+    assert why in answer["msg"]
+    assert book.maintenance(NOW) == []
+    book.close()
+
+
+def test_without_a_server_it_is_noted_in_the_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    alert_commands.maintain(wish_of(given(until="2h", reason="disks")), Settings(), tmp_path)
+    assert capsys.readouterr().out.startswith("gpu01 until ")
+    alert_commands.maintain({}, Settings(), tmp_path)
+    assert "disks" in capsys.readouterr().out
+    alert_commands.maintain(wish_of(given(end=True)), Settings(), tmp_path)
+    assert capsys.readouterr().out == "no host is in maintenance\n"
+
+
+def test_a_folder_of_a_server_that_does_not_answer_is_left_alone(tmp_path: Path) -> None:
+    lock = data_folder.take(tmp_path)
+    with pytest.raises(control.ControlError, match="does not answer"):
+        alert_commands.maintain({}, Settings(), tmp_path)
+    assert lock
+    assert not (tmp_path / FILE).exists()
+
+
+@pytest.mark.parametrize("options", [given(), given(hosts=None, until="2h"), given(hosts=None, end=True)])
+def test_a_command_line_that_does_not_fit_is_refused(options: argparse.Namespace) -> None:
+    with pytest.raises(AlertCommandError):
+        wish_of(options)
+
+
+def test_reload_without_a_server_says_so(tmp_path: Path) -> None:
+    with pytest.raises(control.ControlError, match="no server answers"):
+        alert_commands.reload(tmp_path)
