@@ -34,6 +34,8 @@ EVERY_PAGE = {
     "status": "/status",
     "slurm": "/slurm",
     "waste": "/waste",
+    "digest": "/digest",
+    "waiting": "/waiting",
     "wall": "/tv",
 }
 """Every page there is, and each face of the overview."""
@@ -185,7 +187,7 @@ def test_hostile_texts_run_nothing_break_nothing_and_raise_no_report(
     site, _ = hostile_site
     with opened(browser, site, 1280) as seat:
         paths = ["/", "/?page=2&sort=host", "/?group=part&view=map", "/gpu-data", "/cpu-data", "/memory", "/root_drive"]
-        paths += ["/load-data-1", f"/?q={quote(HOSTILE_TEXTS[0])}", "/history", "/status", "/waste", "/tv"]
+        paths += ["/load-data-1", f"/?q={quote(HOSTILE_TEXTS[0])}", "/history", "/status", "/waste", "/digest", "/tv"]
         for path in filter(lambda each: each.partition("?")[0] in ROUTES, paths):
             page = seat.open(path)
             settle(page)

@@ -35,6 +35,7 @@ STATE_OF = {"critical": "error", "warning": "held", "info": "busy"}
 HISTORY_SECONDS = 86_400.0
 MOST_ALERTS, MOST_SHOWN = 10_000, 200
 MOST_TEXT, MOST_FILTER = 500, 2_000
+POLL_SECONDS = 15
 MOST_SILENT_DAYS = 366
 UNTILS = (
     ("1 hour", "now+1h"),
@@ -192,7 +193,7 @@ def blueprint(book: Book, clock: Callable[[], float], zone: tzinfo = UTC) -> Blu
             "alerts.html",
             page="alerts",
             now=now,
-            json_path="api/v1/alerts",
+            json_path=None if problem else "api/v1/alerts",
             sentence=sentence(of),
             of={state: found[:MOST_SHOWN] for state, found in of.items()},
             counts={state: len(found) for state, found in of.items()},
@@ -208,7 +209,7 @@ def blueprint(book: Book, clock: Callable[[], float], zone: tzinfo = UTC) -> Blu
             said=request.form if problem else request.args,
             done=_done(),
             state_of=STATE_OF,
-            poll_seconds=15,
+            poll_seconds=POLL_SECONDS,
         )
 
     # --------------------------------------------------------------------------------------------------- acting

@@ -136,7 +136,7 @@ def blueprint(waiting: Waiting, clock: Callable[[], float], proxies: Proxies, zo
             "waiting.html",
             page="waiting",
             now=now,
-            json_path="api/v1/waiting",
+            json_path=None if problem else "api/v1/waiting",
             problem=problem,
             said=request.form if request.method == "POST" else request.args,
             mine=mine,
