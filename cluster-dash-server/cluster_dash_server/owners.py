@@ -132,7 +132,8 @@ class Owners:
         owner = PERSON + address
         is_first = notice.key == f"{alert.id}:firing:1"
         told_at = now + (self._alerts.owner_grace_minutes * 60 if is_first else 0)
-        own = replace(notice, actions=(*notice.actions, *self._action(alert, now))) if is_first else notice
+        action = self._action(alert, now) if is_first else []
+        own = replace(notice, facts=_own_facts(notice, bool(action)), actions=(*notice.actions, *action))
         return [Addressed(owner, own, now), *(Addressed(receiver, notice, told_at) for receiver in receivers)]
 
     def _action(self, alert: Alert, now: float) -> list[tuple[str, str]]:
@@ -190,6 +191,15 @@ class Owners:
             begins_at=self._clock(),
             ends_at=need.until,
         )
+
+
+def _own_facts(notice: Notice, has_link: bool) -> tuple[tuple[str, str], ...]:
+    """Return what an owner is told: nothing of who else is there, and what they can do themselves."""
+    facts = [fact for fact in notice.facts if fact[0] not in ("who", "next step")]
+    if notice.kind == "firing":
+        last = ", or say by the link below until when you need it" if has_link else ""
+        facts.append(("next step", f"end the program or the job if you do not need it any more{last}"))
+    return tuple(facts)
 
 
 def _text(data: bytes) -> str:

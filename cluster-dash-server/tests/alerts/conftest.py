@@ -8,11 +8,13 @@ from typing import Any
 import pytest
 
 from cluster_dash_server.alerts import rules
+from cluster_dash_server.alerts.routing import Owners, at_once
 from cluster_dash_server.alerts.rules import Rule
 from cluster_dash_server.alerts.watch import Watch
 from cluster_dash_server.cluster import Cluster
 from cluster_dash_server.events import EventLog
 from cluster_dash_server.ledger.sqlite import SqliteBook
+from cluster_dash_server.notice import Notice
 from cluster_dash_server.receivers import Receiver
 from cluster_dash_server.slurm import Slurm
 from cluster_dash_server.snapshot import read
@@ -39,6 +41,8 @@ class Site:
     def __init__(self, path: Path, make: MakeSnapshot, *, rules: Sequence[Rule], interval_seconds: float) -> None:
         self.now = START
         self.told: list[Told] = []
+        self.notices: list[tuple[str, Notice]] = []
+        self.owners: Owners = at_once
         self.receiver_is_off = False
         self.said: list[tuple[str, str | None, str]] = []
         self.rules = rules
@@ -65,6 +69,7 @@ class Site:
             lambda: self.rules,
             clock=lambda: self.now,
             receivers=(Receiver(name="ops", kind="email", severity="info"),),
+            owners=lambda alert, notice, receivers, now: self.owners(alert, notice, receivers, now),
             said=lambda now: self.said,
             public_url="https://dash.lab",
         )
@@ -97,6 +102,7 @@ class Site:
         self.watch.round()
         for each in [] if self.receiver_is_off else self.book.due(self.now, 1_000):
             self.told.append(Told(self.now - START, each.notice.kind, each.notice.title))
+            self.notices.append((each.receiver, each.notice))
             self.book.sent(each.row, self.now)
 
     def run(self, seconds: float, *, every: float = ROUND_SECONDS) -> None:
