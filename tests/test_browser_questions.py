@@ -167,6 +167,24 @@ def test_back_and_forward_show_what_was_seen_before(page: Page) -> None:
     expect(page.locator("#hosts tr")).to_have_count(2)
 
 
+def test_columns_are_chosen_and_a_link_shows_the_same(page: Page) -> None:
+    heads = page.locator("table.hosts th[data-sort]:visible")
+    expect(page.locator("th[data-sort=load]")).to_be_hidden()  # the page is too narrow
+    page.get_by_text("Columns", exact=True).click()
+    page.locator("#columns").get_by_role("link", name="CPU").click()
+    expect(page.locator("th[data-sort=cpu]")).to_be_hidden()
+    expect(page.locator("th[data-sort=load]")).to_be_visible()  # whoever chooses gets what is chosen
+    page.locator("#columns").get_by_role("link", name="Users").click()
+    shown = heads.all_inner_texts()
+    assert shown == ["Host", "State", "Model", "GPUs", "Free", "Busy", "Mem", "Load", "Seen"]
+    page.reload()
+    assert heads.all_inner_texts() == shown
+    page.go_back()
+    page.go_back()
+    expect(page.locator("th[data-sort=users]")).to_be_visible()
+    expect(page.locator("th[data-sort=load]")).to_be_hidden()
+
+
 def test_an_unknown_key_is_explained_and_hides_nothing(page: Page) -> None:
     before = page.locator("#hosts tr").count()
     page.locator("#q").fill("stat:free")

@@ -195,11 +195,24 @@ def test_an_address_of_the_same_view_keeps_what_is_not_changed(clock: Any) -> No
     [
         ("/?format=xml", "format: got &#39;xml&#39;, expected one of html, csv, json"),
         ("/?sort=fps", "sort: got &#39;fps&#39;"),
+        ("/?cols=free,fps", "cols: got &#39;fps&#39;, expected some of state, model, gpus, free,"),
     ],
 )
 def test_what_cannot_be_asked_for_is_said_on_a_page(client: FlaskClient, path: str, msg: str) -> None:
     answer = client.get(path)
     assert (answer.status_code, msg in answer.text) == (400, True)
+
+
+def test_the_columns_of_the_overview_can_be_chosen(client: FlaskClient) -> None:
+    text = client.get("/").text
+    assert "data-hidden" not in text
+    assert 'href="/?cols=state,model,gpus,users,busy,mem,cpu,load,seen" aria-current="true">Free</a>' in text
+    text = client.get("/?q=state:busy&cols=free,users").text
+    assert 'data-hidden="state model gpus busy mem cpu load seen"' in text
+    assert 'href="/?q=state:busy&amp;cols=free,users,busy">Busy</a>' in text
+    assert 'href="/?q=state:busy&amp;cols=free" aria-current="true">Users</a>' in text
+    assert 'href="/?cols=host" aria-current="true">Free</a>' in client.get("/?cols=free").text
+    assert 'href="/">Seen</a>' in client.get("/?cols=state,model,gpus,free,users,busy,mem,cpu,load").text
 
 
 def test_the_nearest_of_ten_thousand_names_are_found_by_few_comparisons(monkeypatch: pytest.MonkeyPatch) -> None:

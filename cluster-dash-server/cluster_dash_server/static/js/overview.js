@@ -139,10 +139,26 @@ function drawHead() {
     else if (sort === `-${name}`) head.setAttribute("aria-sort", "descending");
     else head.removeAttribute("aria-sort");
   }
+  drawColumns();
   for (const link of document.querySelectorAll("[data-view]")) {
     const view = link.dataset.view;
     link.setAttribute("href", view === "groups" ? here({ group: grouping() ? "none" : "model" }) : here({ view: view || null }));
     current(link, view === "groups" ? grouping() !== null : view === asked("view"));
+  }
+}
+
+/** Show the columns that the address names; where it names none, the width of the page decides. */
+function drawColumns() {
+  const links = [...document.querySelectorAll("#columns a")];
+  const names = links.map((link) => link.parentElement.dataset.key);
+  const chosen = asked("cols") ? asked("cols").split(",") : null;
+  const isShown = (name) => chosen === null || chosen.includes(name);
+  if (chosen === null) delete grid.dataset.hidden;
+  else grid.dataset.hidden = names.filter((name) => !isShown(name)).join(" ");
+  for (const [place, link] of links.entries()) {
+    const wished = names.filter((name, other) => isShown(name) !== (other === place));
+    link.setAttribute("href", here({ cols: wished.length === names.length ? null : wished.join(",") || "host" }));
+    current(link, isShown(names[place]));
   }
 }
 
