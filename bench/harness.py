@@ -3,12 +3,17 @@
 import http.client
 import os
 import platform
+import socket
 import statistics
+import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from importlib.metadata import version
 from urllib.parse import urlsplit
+
+WITHOUT_HISTORY = {"CLUSTER_DASH_HISTORY__KIND": "none"}
+"""The environment of a server that keeps the live view only."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,16 +52,28 @@ def medians(runs: int, *measures: Callable[[], float]) -> list[float]:
 
 
 def post(url: str, bodies: Iterable[bytes], headers: Sequence[tuple[str, str]] = ()) -> int:
-    """Post each body over a connection of its own, as moles do; return how many were answered 200."""
+    """Post each body over a connection of its own, as moles do; return how many were answered 200.
+
+    Where the server asks for a pause, as between batches, it is made and the body comes again.
+    """
     place = urlsplit(url)
     taken = 0
     for body in bodies:
-        with closing(http.client.HTTPConnection(place.hostname or "", place.port, timeout=60)) as connection:
-            connection.request("POST", place.path or "/", body, dict(headers))
-            answer = connection.getresponse()
-            answer.read()
-            taken += answer.status == 200
+        pauses = 0
+        while (pause := _posted(place.hostname or "", place.port, place.path or "/", body, headers)) and pauses < 60:
+            pauses += 1
+            time.sleep(pause)
+        taken += pause == 0
     return taken
+
+
+def _posted(host: str, port: int | None, path: str, body: bytes, headers: Sequence[tuple[str, str]]) -> float | None:
+    """Post a body; return 0 where it was taken, the seconds after which to come again, or None where it is refused."""
+    with closing(http.client.HTTPConnection(host, port, timeout=60)) as connection:
+        connection.request("POST", path, body, dict(headers))
+        answer = connection.getresponse()
+        answer.read()
+        return 0 if answer.status == 200 else float(answer.headers.get("Retry-After", 0)) or None
 
 
 def get(url: str, path: str, encoding: str = "identity", length: int | None = None) -> bytes | None:
@@ -68,6 +85,13 @@ def get(url: str, path: str, encoding: str = "identity", length: int | None = No
             return connection.getresponse().read(length)
         except OSError:
             return None
+
+
+def free_port() -> int:
+    """Return a port of this machine that nobody listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port: int = free.getsockname()[1]
+        return port
 
 
 def machine() -> str:

@@ -1,16 +1,24 @@
 """History: CPU a snapshot, bytes a figure, and what questions cost, beside a table with a row a figure.
 
 The data are believable: the simulated fleet's, through the server's reading of a snapshot and the store's own door.
+VictoriaMetrics is given the same, where it is installed; it answers over HTTP, ours in the process that asks.
+
+The goals name 100 hosts for a day and 1,000 for a month: `--full`, which takes hours. Otherwise fewer are taken: what a
+snapshot and a figure cost, and what one host's past does, hardly depends on how many there are; sums over all are kept
+as such.
 """
 
 import sqlite3
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable
 from datetime import UTC
 from itertools import groupby
 from pathlib import Path
+from typing import NamedTuple
 
+from bench import victoria
 from bench.harness import Figure
 from cluster_dash_mole.simulate.fleet import Fleet
 from cluster_dash_server import waste
@@ -24,9 +32,10 @@ from cluster_dash_server.when import Span
 
 BEGIN = 1_700_006_400.0 // DAY * DAY
 HOSTS = 4
-"""How many hosts are simulated: what a snapshot and a figure cost does not depend on it."""
-COPIES = 3
-"""As how many hosts each of them posts: what is kept once for the whole cluster weighs less the larger it is."""
+"""How many hosts are simulated, each with work of its own."""
+DAY_HOSTS, ALL_DAY_HOSTS = 12, 100
+MONTH_HOSTS, ALL_MONTH_HOSTS = 4, 1_000
+"""As how many hosts the simulated ones post: what is kept once for the whole cluster weighs less the larger it is."""
 MONTH_DAYS = 30
 KEEP = Keep(
     rows_seconds=10_000 * DAY,
@@ -37,34 +46,40 @@ KEEP = Keep(
 )
 
 
-def run(runs: int) -> list[Figure]:
+def run(runs: int, *, full: bool = False) -> list[Figure]:
     """Measure."""
+    of_day, of_month = (ALL_DAY_HOSTS, ALL_MONTH_HOSTS) if full else (DAY_HOSTS, MONTH_HOSTS)
+    if not full:
+        note = f"  a day of {of_day} hosts for {ALL_DAY_HOSTS}, a month of {of_month} for {ALL_MONTH_HOSTS:,}: --full"
+        print(note, file=sys.stderr, flush=True)
     with tempfile.TemporaryDirectory(prefix="cluster-dash-bench-") as name:
         folder = Path(name)
-        return [*_day(folder, runs), *_month(folder, runs)]
+        return [*_day(folder, runs, of_day), *_month(folder, runs, of_month)]
 
 
-def _day(folder: Path, runs: int) -> list[Figure]:
+def _day(folder: Path, runs: int, hosts: int) -> list[Figure]:
     """A day of a fleet at 15 s: all rows are there as they came."""
     simulated, reading = _simulated(15, DAY)
     reading_each = reading / len(simulated) * 1e6
-    snapshots = [each for row in simulated for each in _copies(row, COPIES)]
-    known = sum(value == value for row in snapshots for value in row.values)
+    copies = hosts // HOSTS
+    known = copies * sum(value == value for row in simulated for value in row.values)
+    snapshots = copies * len(simulated)
     store = _store(folder / "day")
     taking = sealing = 0.0
-    for _, hour in groupby(snapshots, key=lambda row: row.at // HOUR):
-        rows = list(hour)
+    for _, hour in groupby(simulated, key=lambda row: row.at // HOUR):
+        rows = [each for row in hour for each in _copies(row, copies)]
         taking += _cpu_seconds(lambda rows=rows: _put(store, rows))  # type: ignore[misc]
         sealing += _cpu_seconds(store.seal_all)
-    each = (taking + sealing) / len(snapshots) * 1e6
-    ask = SeriesQuery(metric="gpu_util", begin=BEGIN, end=BEGIN + DAY, hosts=(snapshots[0].host,))
+    each = (taking + sealing) / snapshots * 1e6
+    ask = SeriesQuery(metric="gpu_util", begin=BEGIN, end=BEGIN + DAY, hosts=(simulated[0].host,))
     plain = _PlainTable(folder / "plain.db")
-    few = [row for row in snapshots if row.host == snapshots[0].host]
+    few = [row for row in simulated if row.host == simulated[0].host]
     plain_each = _cpu_seconds(lambda: plain.put(few)) / len(few) * 1e6
     of_host = _cost_ms(lambda: store.series(ask), runs)
     store.close()
     size = (folder / "day" / "history.db").stat().st_size
     few_known = sum(value == value for row in few for value in row.values)
+    ours = _Ours(each=each + reading_each, bytes_a_figure=size / known, of_host_ms=of_host)
     return [
         Figure(
             name="history: CPU to take the figures out of a snapshot of 8 GPUs",
@@ -79,9 +94,9 @@ def _day(folder: Path, runs: int) -> list[Figure]:
             target="≤ 100 µs with the line above",
             met=each + reading_each <= 100,
         ),
-        Figure(name="history: of that, sealing hours and roll-ups", value=sealing / len(snapshots) * 1e6, unit="µs"),
+        Figure(name="history: of that, sealing hours and roll-ups", value=sealing / snapshots * 1e6, unit="µs"),
         Figure(
-            name=f"history: bytes a figure on disk, {HOSTS * COPIES} hosts, 24 h at 15 s, all tiers",
+            name=f"history: bytes a figure on disk, {hosts} hosts, 24 h at 15 s, all tiers",
             value=size / known,
             unit="B",
             reference=plain.size() / few_known,
@@ -96,15 +111,54 @@ def _day(folder: Path, runs: int) -> list[Figure]:
             target="≤ 15 ms",
             met=of_host <= 15,
         ),
+        *(_beside_victoria(ours, simulated, ask) if victoria.is_installed() else ()),
     ]
 
 
-def _month(folder: Path, runs: int) -> list[Figure]:
+class _Ours(NamedTuple):
+    """What is held against VictoriaMetrics."""
+
+    each: float
+    bytes_a_figure: float
+    of_host_ms: float
+
+
+def _beside_victoria(ours: _Ours, rows: list[Figures], ask: SeriesQuery) -> list[Figure]:
+    """Give VictoriaMetrics the day of the simulated hosts, once each: it shares no more between copies than we do."""
+    known = sum(value == value for row in rows for value in row.values)
+    with victoria.running() as reference:
+        each = reference.push(rows) / len(rows) * 1e6
+        size = reference.size()
+        of_host = reference.series_ms(ask, 10)
+    return [
+        Figure(
+            name="history beside VictoriaMetrics: CPU for a snapshot, with taking the figures out",
+            value=ours.each,
+            unit="µs",
+            reference=each,
+        ),
+        Figure(
+            name="history beside VictoriaMetrics: bytes a figure, roll-ups and users in ours",
+            value=ours.bytes_a_figure,
+            unit="B",
+            reference=size / known,
+        ),
+        Figure(
+            name="history beside VictoriaMetrics: least, mean and most of a metric of 8 GPUs over 24 h, by the minute",
+            value=ours.of_host_ms,
+            unit="ms",
+            reference=of_host,
+        ),
+    ]
+
+
+def _month(folder: Path, runs: int, hosts: int) -> list[Figure]:
     """A month at 60 s: questions that roll-ups answer."""
     day, _ = _simulated(60, DAY)
     store = _store(folder / "month")
     for number in range(MONTH_DAYS):
-        _put(store, [_as(row, days=number) for row in day])
+        for _, hour in groupby(day, key=lambda row: row.at // HOUR):
+            _put(store, [_as(each, days=number) for row in hour for each in _copies(row, hosts // HOSTS)])
         store.seal_all()
     of_cluster = SeriesQuery(
         metric="gpu_util", begin=BEGIN, end=BEGIN + MONTH_DAYS * DAY, by="cluster", step_seconds=HOUR
@@ -118,14 +172,14 @@ def _month(folder: Path, runs: int) -> list[Figure]:
     store.close()
     return [
         Figure(
-            name="history: utilisation of the cluster over 30 days, by the hour",
+            name=f"history: utilisation of the cluster over 30 days, by the hour, {hosts:,} hosts",
             value=cluster,
             unit="ms",
             target="≤ 5 ms",
             met=cluster <= 5,
         ),
         Figure(
-            name="history: GPU-hours of each user over 30 days",
+            name=f"history: GPU-hours of each user over 30 days, {hosts:,} hosts",
             value=users,
             unit="ms",
             target="≤ 10 ms",
@@ -133,7 +187,7 @@ def _month(folder: Path, runs: int) -> list[Figure]:
         ),
         Figure(name="history: one metric of 8 GPUs over 30 days, by the hour", value=gpus, unit="ms"),
         Figure(
-            name="history: what the waste page tells, over 30 days",
+            name=f"history: what the waste page tells, over 30 days, {hosts:,} hosts",
             value=wasted,
             unit="ms",
             target="≤ 300 ms",
