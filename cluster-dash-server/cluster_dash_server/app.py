@@ -285,6 +285,7 @@ def create_app(settings: Settings | None = None, clock: Callable[[], float] = ti
         )
 
     all_nights = nights(whole, history, all_of_slurm, lambda: None)
+    control.forgets.append(kept_book.forget_user)
     control.commands["digest"] = lambda wish: digest_command.obey(all_nights, wish, clock())
     app.register_blueprint(digest_page.blueprint(nights(cluster, past_of_all, slurm, current.get), clock))
 

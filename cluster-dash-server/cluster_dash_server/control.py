@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol
 
+from cluster_dash_server.alerts.book import BookError
 from cluster_dash_server.cluster import Cluster
 from cluster_dash_server.events import EventLog
 from cluster_dash_server.hostlist import HostlistError, matcher
@@ -116,6 +117,7 @@ class Control:
 
     Attributes:
         commands: further ones by name, each a function of what the command says.
+        forgets: what forgets a user besides.
     """
 
     def __init__(
@@ -129,6 +131,7 @@ class Control:
         slurm: Slurm,
     ) -> None:
         self._slurm = slurm
+        self.forgets: list[Callable[[str], None]] = []
         self.commands: dict[str, Callable[[Json], Json]] = {}
         self._tokens = tokens
         self._history = history
@@ -178,7 +181,7 @@ class Control:
                     return do(command[name])
             wish = Forget(**command["forget"])
             forgotten = forget(wish, self._cluster, self._events, self._clock())
-        except (HostlistError, StoreError) as error:
+        except (HostlistError, StoreError, BookError) as error:
             return {"success": False, "msg": str(error)}
         except (ValueError, TypeError, KeyError):
             return {
@@ -196,6 +199,8 @@ class Control:
                 self._cluster.amend(name, partial(unnamed, user=user))
             self._slurm.amend(partial(unnamed_block, user=user))
             self._events.forget_user(user)
+            for forget_there in self.forgets:
+                forget_there(user)
             self._history.forget_user(user, partial(stripped, user=user))
             log.info("a user is being forgotten")
         told = self._history.unnamed(user)

@@ -5,7 +5,7 @@ are free than the day before, and what needs a hand today.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta, tzinfo
 from itertools import groupby
@@ -210,15 +210,28 @@ def tell(night: Night, zone: tzinfo = UTC) -> Digest:
     """Say a night in words; the times of day are those of a zone."""
     say = _Sayer(night.span, zone)
     xids = [event for event in night.events if event.kind == "xid" and _is_in(event, night.span)]
-    serious = [event for event in xids if event.code not in PROGRAMS_FAULTS]
-    found = [_with_cause(each, serious) for each in incidents(night.events) if _touches(each, night.span)]
-    serious = [event for event in serious if not any(_is_cause(event, each) for each in found)]
-    lasting = [each for each in found if each.ended_at is None and _still(each, night.hosts)]
+    serious: dict[str, list[Event]] = defaultdict(list)
+    for event in xids:
+        if event.code not in PROGRAMS_FAULTS:
+            serious[event.host].append(event)
+    touched = [each for each in incidents(night.events) if _touches(each, night.span)]
+    found = [_with_cause(each, serious.get(each.host, ())) for each in touched]
+    of_gpus: dict[str, list[Incident]] = defaultdict(list)
+    for each in found:
+        of_gpus[each.host].append(each)
+    alone = [
+        event
+        for host, events in serious.items()
+        for event in events
+        if not any(_is_cause(event, each) for each in of_gpus.get(host, ()))
+    ]
+    hosts = None if night.hosts is None else {host.host: host for host in night.hosts}
+    lasting = [each for each in found if each.ended_at is None and _still(each, hosts)]
     healed = [each for each in found if each.ended_at is not None]
     hand = list(_hand(night, say))
     lines = [
         *([Line(topic="Now", text=sentence_of(night.hosts), path="")] if night.hosts is not None else []),
-        *_at_most("Broke", [*_broke(lasting, say), *_xid_lines(serious, say)]),
+        *_at_most("Broke", [*_broke(lasting, say), *_xid_lines(alone, say)]),
         *_at_most("Healed", _broke(healed, say)),
         *_programs(xids),
         *_happened(night, say),
@@ -227,7 +240,7 @@ def tell(night: Night, zone: tzinfo = UTC) -> Digest:
         *_queue(night.pictures, night.span.end, say),
         *(Line(topic="Needs a hand today", text=text, path=path) for text, path in hand),
     ]
-    if not found and not serious:
+    if not found and not alone:
         lines.insert(1 if night.hosts is not None else 0, Line(topic="Broke", text="Nothing.", path="history"))
     if night.hosts is not None and not hand:
         lines.append(Line(topic="Needs a hand today", text="Nothing.", path=""))
@@ -273,11 +286,11 @@ def _with_cause(incident: Incident, xids: Iterable[Event]) -> Incident:
     return incident if cause is None else replace(incident, text=cause)
 
 
-def _still(incident: Incident, hosts: Sequence[HostView] | None) -> bool:
+def _still(incident: Incident, hosts: Mapping[str, HostView] | None) -> bool:
     """Say whether something that nothing is known to have ended goes on: what has been forgotten does not."""
     if hosts is None:
         return True
-    host = next((host for host in hosts if host.host == incident.host), None)
+    host = hosts.get(incident.host)
     if host is None:
         return False
     if incident.kind == "silent":

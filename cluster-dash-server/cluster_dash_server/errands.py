@@ -13,7 +13,7 @@ from cluster_dash_server.waiting import WaitError
 
 log = logging.getLogger(__name__)
 
-ROUND_SECONDS = 5.0
+ROUND_SECONDS = 10.0
 LATE_SECONDS = 6 * 3600.0
 """A digest that is later than this is of no use: the next one comes."""
 

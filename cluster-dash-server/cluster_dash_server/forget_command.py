@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from cluster_dash_server import control, restart
+from cluster_dash_server.alerts.book import BookError
 from cluster_dash_server.cluster import Cluster
 from cluster_dash_server.events import EventLog
 from cluster_dash_server.history.kept import History
 from cluster_dash_server.history.sqlite import FILE
 from cluster_dash_server.hostlist import HostlistError
+from cluster_dash_server.ledger.kept import KeptBook
 from cluster_dash_server.settings import Settings
 from cluster_dash_server.snapshot import Json, printable
 from cluster_dash_server.store import KeptEvent, LastSeen, StoreError
@@ -94,6 +96,7 @@ def _forget_user(user: str, settings: Settings, folder: Path) -> None:
     except control.ControlError as error:
         with _opened(settings, folder, error) as (history, _, _):
             _written(partial(history.forget_user, user, partial(restart.stripped, user=user)))
+            _forget_in_alerts(user, folder)
             while (done := _written(partial(history.unnamed, user))) is None or done.hosts_left:
                 _written(history.flush)
             told = dataclasses.asdict(done)
@@ -106,6 +109,20 @@ def _forget_user(user: str, settings: Settings, folder: Path) -> None:
         "snapshots, and out of all GPU-hours by user; those of hosts and models stay. Backups and files set aside "
         "still hold the name, and who still has processes comes back with the next snapshot\n"
     )
+
+
+def _forget_in_alerts(user: str, folder: Path) -> None:
+    """Take the name out of alerts; the folder is ours, for its history is open."""
+    kept = KeptBook(folder, time.time)
+    kept.start(has_folder=True)
+    try:
+        kept.forget_user(user)
+    except BookError as error:
+        raise ForgetError(str(error)) from None
+    finally:
+        kept.close()
+    if kept.trouble is not None:
+        raise ForgetError(kept.trouble)
 
 
 def _by_the_server(user: str, folder: Path) -> Json:

@@ -11,10 +11,13 @@ from pathlib import Path
 import pytest
 
 from cluster_dash_server import cli
+from cluster_dash_server.alerts.book import Silence
 from cluster_dash_server.cluster import Cluster
 from cluster_dash_server.history import folder as data_folder
 from cluster_dash_server.history.kept import History, HistorySettings, PrivacySettings
 from cluster_dash_server.inflate import unpack
+from cluster_dash_server.ledger.sqlite import FILE as ALERTS
+from cluster_dash_server.ledger.sqlite import SqliteBook
 from cluster_dash_server.restart import remember
 from cluster_dash_server.snapshot import Seen
 from cluster_dash_server.states import Thresholds
@@ -67,7 +70,11 @@ def test_without_a_server_hosts_are_forgotten_in_its_folder(folder: Path, capsys
 
 def test_without_a_server_a_user_is_forgotten_in_its_folder(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert all("zoe" in text for text in newest(folder).values())
+    with closing(SqliteBook(folder / ALERTS, lambda: 0.0)) as book:
+        book.silence(Silence(id=None, filter="user:zoe", by="root", reason="asked", begins_at=0, ends_at=60))
     assert run(folder, "--user", "zoe") == 0
+    with closing(SqliteBook(folder / ALERTS, lambda: 0.0)) as book:
+        assert [each.filter for each in book.silences(1)] == ["user:unknown"]
     said = capsys.readouterr().out
     assert said.startswith("forgot zoe: taken out of 2 hours of hosts, 0 events and 2 newest snapshots")
     assert "Backups" in said

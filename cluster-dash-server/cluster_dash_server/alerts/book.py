@@ -159,6 +159,9 @@ class Book(Outbox, Protocol):
     def maintenance(self, now: float) -> list[Maintenance]:
         """Return the maintenance that holds now, what ends first at the front."""
 
+    def forget_user(self, user: str) -> int:
+        """Take a user's name out of all that is kept; return in how many rows it was."""
+
     def commit(self, transitions: Sequence[Transition]) -> None:
         """Keep what a round of evaluation came to, and put its notices into the outbox: all of it or nothing."""
 

@@ -69,6 +69,15 @@ class KeptBook:
             with contextlib.suppress(OSError):
                 os.close(lock)
 
+    def forget_user(self, user: str) -> None:
+        """Take a user's name out of all alerts; where none are kept, there is nothing to take it out of.
+
+        Raises:
+            BookError: they cannot be written.
+        """
+        if self._file is not None:
+            self._file.forget_user(user)
+
     @property
     def is_open(self) -> bool:
         """Whether alerts can be asked for and kept."""

@@ -20,6 +20,7 @@ from cluster_dash_server.alerts.book import (
     Transition,
 )
 from cluster_dash_server.notice import Notice, Waiting
+from cluster_dash_server.privacy import unnamed
 
 FILE = "alerts.db"
 VERSION = 1
@@ -60,6 +61,17 @@ _ALERT = (
     "id, rule, severity, title, host, gpu, user, began_at, ended_at, facts, labels, silenced_until, "
     "acknowledged_by, acknowledged_at, acknowledged_note"
 )
+
+
+_NAMING = {
+    "alerts": ("title", "user", "facts", "labels", "acknowledged_by", "acknowledged_note", "memory"),
+    "transitions": ("by", "text"),
+    "outbox": ("notice", "why"),
+    "failing": ("why",),
+    "silences": ("filter", "by", "reason", "ended_by"),
+    "maintenance": ("by", "reason", "ended_by"),
+}
+"""Where names of people may stand, by table."""
 
 
 class SqliteBook:
@@ -196,6 +208,25 @@ class SqliteBook:
                     if addressed.notice.kind != "resolved" or _takes_its_place(db, addressed, each.at):
                         _put(db, addressed, each.at)
             self._prune(db)
+
+    def forget_user(self, user: str) -> int:
+        """See `Book`."""
+        with self._writing() as db:
+            found = 0
+            for table in ("outbox", "failing"):  # what waits for them would have to go to somebody else
+                people = db.execute(f"SELECT rowid, receiver FROM {table} WHERE receiver LIKE 'mailto:%'")  # noqa: S608 # ours
+                theirs = [(row,) for row, receiver in people if unnamed(receiver, user) != receiver]
+                found += len(theirs)
+                db.executemany(f"DELETE FROM {table} WHERE rowid = ?", theirs)  # noqa: S608 # ours
+            for table, columns in _NAMING.items():
+                kept = db.execute(f"SELECT rowid, {', '.join(columns)} FROM {table}").fetchall()  # noqa: S608 # ours
+                changed = [
+                    (*texts, row) for row, *were in kept if (texts := [_without(each, user) for each in were]) != were
+                ]
+                found += len(changed)
+                places = ", ".join(f"{column} = ?" for column in columns)
+                db.executemany(f"UPDATE {table} SET {places} WHERE rowid = ?", changed)  # noqa: S608 # ours
+            return found
 
     def remembered(self, since: float) -> list[Remembered]:
         """See `Book`."""
@@ -352,6 +383,30 @@ class SqliteBook:
                 (self._clock() - FAILING_SECONDS,),
             )
             return {receiver: (since, why) for receiver, since, why in rows}
+
+
+def _without(text: str | None, user: str) -> str | None:
+    """Return what a column holds without the name of a user; JSON stays JSON."""
+    if text is None:
+        return None
+    try:
+        read = json.loads(text) if text[:1] in ("{", "[") else None
+    except ValueError:
+        read = None
+    if read is None:
+        return unnamed(text, user)
+    written = _all_without(read, user)
+    return text if written == read else json.dumps(written, ensure_ascii=False)
+
+
+def _all_without(read: Any, user: str) -> Any:
+    if isinstance(read, str):
+        return unnamed(read, user)
+    if isinstance(read, list):
+        return [_all_without(each, user) for each in read]
+    if isinstance(read, dict):
+        return {unnamed(name, user): _all_without(each, user) for name, each in read.items()}
+    return read
 
 
 def _unusable(path: Path, error: Exception) -> BookError:

@@ -124,6 +124,39 @@ def test_an_acknowledgement_can_be_taken_back_once(book: Book) -> None:
     assert not book.withdraw("a1", "nora", NOW + 2)
 
 
+def test_a_user_is_forgotten_wherever_the_name_stands_and_nobody_else(opened: Callable[[], SqliteBook]) -> None:
+    book = opened()
+    who = (("who", "zoe (job 7), zoey"), ("what", "held by zoe"))
+    his = replace(alert(), user="zoe", title="gpu07: zoe holds it", facts=who, labels={"user": "zoe", "rack": "r1"})
+    told = replace(notice(), title="zoe holds it", facts=who, labels={"user": "zoe"})
+    book.commit(
+        [
+            Transition(
+                kind="began",
+                alert=his,
+                at=NOW,
+                memory='{"user": "zoe", "n": 1}',
+                notices=(to("admins", told), to("mailto:zoe@example.org", told)),
+            )
+        ]
+    )
+    book.acknowledge("a1", "zoe", NOW, "zoe and I")
+    book.silence(Silence(id=None, filter="user:zoe", by="zoe", reason="zoe asked", begins_at=NOW, ends_at=NOW + 60))
+    assert book.forget_user("zoe") > 0
+    (found,) = book.firing()
+    assert (found.title, found.user) == ("gpu07: unknown holds it", "unknown")
+    assert dict(found.facts)["who"] == "unknown (job 7), zoey"
+    assert book.remembered(0)[0].memory == '{"user": "unknown", "n": 1}'
+    (row,) = book.due(NOW, 10)  # what waited for them is not sent to somebody else
+    assert (row.receiver, row.notice.title) == ("admins", "unknown holds it")
+    assert book.silences(NOW)[0].filter == "user:unknown"
+    assert book.forget_user("zoe") == 0
+    path = book.path
+    book.close()
+    for file in path.parent.glob(f"{path.name}*"):
+        assert b"zoe" not in file.read_bytes().replace(b"zoey", b""), file
+
+
 def test_a_notice_waits_until_it_was_sent(book: Book) -> None:
     book.commit([began(to("ops", notice()))])
     (found,) = book.due(NOW, 10)
