@@ -42,6 +42,7 @@ class Engine:
         assert self.process is not None
         self.process.popen.kill()
         self.process.popen.wait()
+        self.process.__exit__()
 
     def stop(self) -> None:
         """End it."""

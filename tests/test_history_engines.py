@@ -2,7 +2,12 @@
 
 import importlib.util
 import inspect
+import json
+import subprocess
 import sys
+import time
+import urllib.error
+import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -16,9 +21,9 @@ from cluster_dash_server.history.memory import MemoryStore
 from cluster_dash_server.history.remote import Pace, RemoteHistory, RemoteStore
 from cluster_dash_server.history.rollups import HOUR
 from cluster_dash_server.history.sqlite import SqliteStore
-from cluster_dash_server.store import HOST_METRICS, Figures
+from cluster_dash_server.store import HOST_METRICS, Figures, GpuId, SeriesQuery
 from tests.engines import KINDS, Engine, running
-from tests.processes import TOP
+from tests.processes import BIN, TOP, snapshot, start_server, wait_until
 
 SUITE = TOP / "cluster-dash-server" / "tests" / "history"
 
@@ -36,6 +41,7 @@ def load(name: str) -> ModuleType:
 
 suite, rows_of = load("test_stores"), load("conftest")
 BEGIN: float = suite.BEGIN
+PASSCODE = "a passcode of a test"
 globals().update(
     {
         name: found
@@ -110,3 +116,159 @@ def test_answers_are_those_of_the_plainest_store(store: RemoteHistory, moving: A
             assert (found.host, found.at, found.gpus) == (wanted.host, wanted.at, wanted.gpus)
             assert [str(each) for each in found.values] == [str(each) for each in wanted.values]
             assert set(found.holders) == set(wanted.holders)
+
+
+def test_what_was_not_settled_when_the_engine_was_killed_is_there_in_the_end(
+    engine_to_kill: Engine, make_row: MakeRow
+) -> None:
+    """A yes is no receipt: the engine that gave it may lose its last seconds."""
+    engine, now = engine_to_kill, BEGIN + HOUR
+    pace = Pace(flush_seconds=0.2, settle_seconds=1, window_seconds=None)
+    store = RemoteStore(engine.access, "killed", pace, lambda: now)
+
+    def durable() -> int | None:
+        return store.durable_seq("gpu01", "boot", 1)
+
+    try:
+        for seq in range(1, 41):
+            store.append(make_row(at=BEGIN + seq, seq=seq, util=float(seq)))
+        store.flush()
+        engine.kill()  # at once: nothing of it is settled
+        assert durable() is None
+        for seq in range(41, 81):
+            store.append(make_row(at=BEGIN + seq, seq=seq, util=float(seq)))
+        wait_until(lambda: store.trouble is not None, 20, "the loss is noticed")
+        assert "gpu" not in str(store.trouble)
+        assert durable() is None
+        engine.start()
+        wait_until(lambda: durable() == 80, 30, "all is settled")
+        assert store.trouble is None
+        engine.flush()
+        (line,) = store.series(SeriesQuery(metric="gpu_util", begin=BEGIN + 1, end=BEGIN + 80, step_seconds=1))
+        assert list(line.mean) == [float(seq) for seq in range(1, 81)]
+    finally:
+        store.close()
+
+
+@pytest.fixture(params=[pytest.param(kind, marks=pytest.mark.needs(kind)) for kind in KINDS])
+def engine_to_kill(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]:
+    """An engine of its own for one test."""
+    with running(request.param, tmp_path) as engine:
+        yield engine
+
+
+@pytest.mark.needs("prometheus")
+def test_a_sample_that_prometheus_refuses_does_not_take_others_with_it(
+    engines: Callable[[str], Engine], make_row: MakeRow
+) -> None:
+    engine = engines("prometheus")
+    pace = Pace(flush_seconds=60, settle_seconds=0, window_seconds=None)
+    first, second = (RemoteStore(engine.access, "refused", pace, lambda: BEGIN + HOUR) for _ in range(2))
+    try:
+        first.append(make_row(seq=1, util=50.0))
+        first.flush()
+        for number in range(9):  # the first has another figure for a moment that the engine knows
+            second.append(make_row(at=BEGIN + 60 * number, seq=1 + number, util=70.0))
+        second.flush()
+
+        (line,) = second.series(SeriesQuery(metric="gpu_util", begin=BEGIN, end=BEGIN + 500, step_seconds=60))
+        assert list(line.mean) == [50.0, *[70.0] * 8]
+        assert second.durable_seq("gpu01", "boot", 1) == 9
+    finally:
+        first.close()
+        second.close()
+
+
+def test_of_a_place_whose_gpu_was_replaced_the_last_one_is_named(store: RemoteHistory, make_row: MakeRow) -> None:
+    rows = [make_row(at=BEGIN + 60 * number, seq=number) for number in range(20)]
+    for row in rows[:10]:
+        row.gpus = (GpuId(0, "GPU-a-newer-name", "A100", 40_000.0),)
+    suite.put(store, rows)
+
+    (line,) = store.series(SeriesQuery(metric="gpu_util", begin=BEGIN, end=BEGIN + HOUR))
+
+    assert (line.uuid, line.model) == ("GPU-gpu01-0", "H100")
+    assert [each.gpus[0].model for each in store.moment(BEGIN + 300)] == ["A100"]
+
+
+@pytest.mark.parametrize("host", ['a"b\\c', "ü.lab", "x.*|y", "with blank", "a'b"])
+def test_names_of_any_letters_are_found_and_no_others(store: RemoteHistory, make_row: MakeRow, host: str) -> None:
+    suite.put(store, [make_row(host, seq=1), make_row("x-other", seq=1), make_row("third", seq=1)])
+
+    for hosts in ((host,), (host, "third")):
+        ask = SeriesQuery(metric="power_w", begin=BEGIN, end=BEGIN + 60, hosts=hosts)
+        assert {each.host for each in store.series(ask)} == set(hosts)
+
+
+def test_a_server_keeps_its_history_in_an_engine(engine: Engine, tmp_path: Path) -> None:
+    settings = tmp_path / "server.toml"
+    cluster = uuid.uuid4().hex
+    settings.write_text(
+        f'[ingest]\npasscode = "{PASSCODE}"\n[history]\nkind = "remote"\ncluster = "{cluster}"\n'
+        f'write_url = "{engine.access.write_url}"\nflush_seconds = 0.2\nsettle_seconds = 0\n'
+    )
+    with start_server("-c", settings, "--data", tmp_path / "data") as server:
+
+        def ask(path: str, body: bytes | None = None) -> Any:
+            headers = {"Content-Type": "application/json"}
+            request = urllib.request.Request(server.url + path, body, headers)
+            with urllib.request.urlopen(request, timeout=60) as answer:
+                return json.load(answer)
+
+        def posted(seq: int) -> Any:
+            body = snapshot("gpu01", gpus=2, processes=1)
+            body.update(auth_code=PASSCODE, timestamp=time.time(), boot_id="boot", seq=seq, spool={"oldest_seq": 1})
+            return ask("/", json.dumps(body).encode())
+
+        posted(1)
+        wait_until(lambda: (posted(1) or {}).get("durable_seq") == 1, 20, "it is durable")
+        assert posted(1)["duplicate"] is True
+
+        def found() -> Any:
+            engine.flush()
+            return ask("/api/v1/series?metric=used_mem&from=now-5m&step=5")["series"]
+
+        lines = wait_until(found, 60, "it can be asked for")
+        assert [(each["host"], each["gpu"]) for each in lines] == [("gpu01", 0), ("gpu01", 1)]
+        assert ask("/readyz")["version"]
+        done = subprocess.run(
+            [BIN / "cluster-dash-server", "doctor", "-c", settings], capture_output=True, text=True, check=False
+        )
+        assert f"✔ engine of history: {engine.access.write_url} takes figures" in done.stdout
+
+
+def test_an_engine_that_is_away_stops_nothing_and_is_named(tmp_path: Path) -> None:
+    settings = tmp_path / "server.toml"
+    settings.write_text(
+        f'[ingest]\npasscode = "{PASSCODE}"\n'
+        '[history]\nkind = "remote"\nwrite_url = "http://127.0.0.1:1/api/v1/write"\nflush_seconds = 0.1\n'
+    )
+    with start_server("-c", settings, "--data", tmp_path / "data") as server:
+        body = snapshot("gpu01", gpus=1, processes=0)
+        body.update(auth_code=PASSCODE, timestamp=time.time(), boot_id="boot", seq=1, spool={"oldest_seq": 1})
+        headers = {"Content-Type": "application/json"}
+        request = urllib.request.Request(server.url, json.dumps(body).encode(), headers)
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            assert json.load(answer)["durable_seq"] is None
+
+        def why() -> str:
+            try:
+                with urllib.request.urlopen(f"{server.url}/readyz", timeout=60):
+                    return ""
+            except urllib.error.HTTPError as error:
+                return error.read().decode()
+
+        assert "the engine at 127.0.0.1:1: connection refused" in wait_until(why, 20, "it is said")
+    done = subprocess.run(
+        [BIN / "cluster-dash-server", "doctor", "-c", settings], capture_output=True, text=True, check=False
+    )
+    assert "✘ engine of history: 127.0.0.1:1: connection refused" in done.stdout
+
+
+def test_who_has_no_engine_imports_nothing_for_one() -> None:
+    code = (
+        "import sys, cluster_dash_server.app; print([name for name in sys.modules if 'hist' in name or 'cram' in name])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    for name in ("remote", "engine", "encoding", "promql", "sending", "recording", "cramjam"):
+        assert name not in done.stdout

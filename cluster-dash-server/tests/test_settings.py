@@ -1,11 +1,13 @@
 """The settings: found, checked, and refused in words."""
 
 import dataclasses
+import re
 from pathlib import Path
 
 import pytest
 
 from cluster_dash_server import app
+from cluster_dash_server.history.engine import access_of
 from cluster_dash_server.settings import ConfigError, Settings, find_file, load
 
 
@@ -26,6 +28,53 @@ def test_a_file_the_environment_and_config_py_are_read_in_this_order(server_toml
     assert settings.ingest.passcode == "of config.py"
     server_toml.write_text('[ingest]\npasscode = "of the file"\n')
     assert load(server_toml, environment={}, site={"PASSCODE": "x"}).ingest.passcode == "of the file"
+
+
+@pytest.mark.parametrize(
+    ("lines", "problem"),
+    [
+        ("", 'history.write_url: kind = "remote" needs it: http://vm:8428/api/v1/write'),
+        (
+            'write_url = "http://m/api/v1/push"',
+            "history.read_url: is needed where write_url does not end with /api/v1/write",
+        ),
+        ('write_url = "vm:8428/api/v1/write"', "history.write_url: expected http:// or https:// and a host"),
+        ('write_url = "http://a:b@vm/api/v1/write"', "history.write_url: expected no user and password in it"),
+        (
+            'write_url = "http://vm/api/v1/write"\nheaders = ["X-Scope-OrgID: a", "secret"]',
+            "history.headers: no. 2: expected",
+        ),
+        (
+            'write_url = "http://vm/api/v1/write"\nbearer_file = "/no/such"',
+            "history.bearer_file: /no/such: cannot be read",
+        ),
+        (
+            'write_url = "http://vm/api/v1/write"\nflush_seconds = 0',
+            "history.flush_seconds: got 0, expected a number >= 0.1",
+        ),
+    ],
+)
+def test_an_engine_that_could_not_be_spoken_to_is_refused_in_words(lines: str, problem: str, server_toml: Path) -> None:
+    server_toml.write_text(f'[history]\nkind = "remote"\n{lines}\n')
+    with pytest.raises(ConfigError, match=re.escape(problem)) as refusal:
+        load(server_toml, environment={})
+    assert str(refusal.value).startswith(f"{server_toml}: ")
+    assert "secret" not in str(refusal.value)
+
+
+def test_where_an_engine_is_read_follows_from_where_it_is_written(server_toml: Path, tmp_path: Path) -> None:
+    token = tmp_path / "token"
+    token.write_text("of a test\n")
+    server_toml.write_text(
+        f'[history]\nkind = "remote"\nwrite_url = "https://vm/x/api/v1/write"\nbearer_file = "{token}"\n'
+        'headers = ["X-Scope-OrgID: lab"]\n'
+    )
+    access = access_of(load(server_toml, environment={}).history)
+    assert (access.read_url, access.headers, access.bearer_file) == (
+        "https://vm/x",
+        (("X-Scope-OrgID", "lab"),),
+        token,
+    )
 
 
 def test_other_names_in_the_environment_are_nobody_s_business() -> None:

@@ -6,7 +6,7 @@ request is any number of encoded snapshots, one after the other.
 
 import struct
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import groupby
 from operator import mul
 from typing import NamedTuple
@@ -95,7 +95,11 @@ class Encoder:
         self._templates: dict[str, _Template] = {}
 
     def encoded(self, row: Figures) -> bytes:
-        """Encode a snapshot."""
+        """Encode a snapshot.
+
+        Raises:
+            ValueError: it has figures without bounds, or is of a year far off.
+        """
         at_ms = millis(row.at)
         template = self._templates.get(row.host)
         if template is not None and template.fits(row):
@@ -105,21 +109,12 @@ class Encoder:
         template = self._templates[row.host] = _Template(self._cluster, row)
         packed = template.pack(row.values, at_ms)
         if packed is None:
-            raise ValueError(f"{row.host}: a template that does not fit what it was made of")
+            raise ValueError(f"{row.host}: figures without bounds")
         return packed
 
     def parts(self, row: Figures) -> list[bytes]:
         """Encode a snapshot as its series, one by one."""
         return _Template(self._cluster, row).parts(row.values, millis(row.at))
-
-    def count(self, row: Figures) -> int:
-        """Return how many series a snapshot has at most."""
-        return len(row.values) + 2 * len(row.gpus) + 1
-
-    def forget(self, hosts: Iterable[str]) -> None:
-        """Drop the templates of hosts."""
-        for host in hosts:
-            self._templates.pop(host, None)
 
 
 class _Template:
@@ -131,7 +126,8 @@ class _Template:
         is_known = [value == value for value in row.values]
         runs = [(known, len(list(places))) for known, places in groupby(is_known)]
         # one call takes the known figures out, and a few compare what is between them: both in C
-        self._known = struct.Struct("=" + "".join(f"{count}f" if known else f"{4 * count}x" for known, count in runs))
+        form = "=" + "".join(f"{count}f" if known else f"{4 * count}x" for known, count in runs)
+        self._known = struct.Struct(form).unpack
         self._gaps: list[tuple[slice, bytes]] = []
         place = 0
         for known, count in runs:
@@ -158,32 +154,32 @@ class _Template:
     def fits(self, row: Figures) -> bool:
         return row.gpus is self.gpus or row.gpus == self.gpus
 
-    def _numbers(self, values: "array[float]", at_ms: int) -> list[float] | None:
+    def numbers(self, values: "array[float]", at_ms: int) -> list[float] | None:
         """Return the values of all series, in an engine's units; None where others are known than the template has."""
         plain = values.tobytes()
         for part, unknown in self._gaps:
             if plain[part] != unknown:
                 return None
-        known = self._known.unpack(plain)
+        known = self._known(plain)
         total = sum(known)
         if total != total:
             return None
         return [*map(mul, known, self._scales), *self._constant, at_ms / 1000]
 
     def pack(self, values: "array[float]", at_ms: int) -> bytes | None:
-        numbers = self._numbers(values, at_ms)
+        numbers = self.numbers(values, at_ms)
         if numbers is None:
             return None
         arguments = self._arguments
         arguments[1::3] = numbers
-        arguments[2::3] = [_moment(at_ms)] * len(numbers)
+        arguments[2::3] = (_moment(at_ms),) * len(numbers)
         return self._pack(*arguments)
 
     def parts(self, values: "array[float]", at_ms: int) -> list[bytes]:
         moment = _moment(at_ms)
         return [
             head + struct.pack(f"<{_SAMPLE}", value, moment)
-            for head, value in zip(self._heads, self._numbers(values, at_ms) or (), strict=True)
+            for head, value in zip(self._heads, self.numbers(values, at_ms) or (), strict=True)
         ]
 
 

@@ -264,9 +264,7 @@ class Sender:
     def _send(self, lane: _Lane) -> bool:
         """Send the next batch of a lane; False where it failed and is to be tried again."""
         batch = lane.next()
-        encoder = self._encoder
-        body = b"".join([piece.item.encoded(encoder) if piece.body is None else piece.body for piece in batch.pieces])
-        answer = self._post(body)
+        answer = self._post(self._body(batch))
         if answer is None:
             self._fail(lane)
             return False
@@ -291,6 +289,20 @@ class Sender:
                 return True
         self._fail(lane, answer.retry_after)
         return False
+
+    def _body(self, batch: _Batch) -> bytes:
+        """Return a request; what cannot be said in one is counted and let go of."""
+        bodies, left = [], []
+        for piece in batch.pieces:
+            try:
+                bodies.append(piece.item.encoded(self._encoder) if piece.body is None else piece.body)
+                left.append(piece)
+            except ValueError as error:
+                self.refused += 1
+                self._say(f"a snapshot cannot be written: {error}")
+                self._finish([piece])
+        batch.pieces = left
+        return b"".join(bodies)
 
     def _post(self, body: bytes) -> Answer | None:
         """Post a request; None where no answer came. What is on trial on a connection that broke is sent again."""

@@ -5,10 +5,8 @@ import random
 from array import array
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import pytest
-from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
 from cluster_dash_server.history.encoding import (
     INFO,
@@ -21,38 +19,11 @@ from cluster_dash_server.history.encoding import (
     series,
 )
 from cluster_dash_server.store import GPU_METRICS, HOST_METRICS, Figures, GpuId
+from tests.remote_write import REQUEST
 
 MakeRow = Callable[..., Figures]
 MakeFleet = Callable[[int, int, float, float], list[Figures]]
 BEGIN = 1_699_999_200.0
-
-
-def reader() -> Any:
-    """Return the class that reads a request, made of the fields that the remote-write protocol names."""
-    file = descriptor_pb2.FileDescriptorProto(name="write.proto", package="of_a_test", syntax="proto3")
-    kinds = descriptor_pb2.FieldDescriptorProto
-    fields: dict[str, list[tuple[str, int, int, bool, str]]] = {
-        "Label": [("name", 1, kinds.TYPE_STRING, False, ""), ("value", 2, kinds.TYPE_STRING, False, "")],
-        "Sample": [("value", 1, kinds.TYPE_DOUBLE, False, ""), ("timestamp", 2, kinds.TYPE_INT64, False, "")],
-        "TimeSeries": [
-            ("labels", 1, kinds.TYPE_MESSAGE, True, "Label"),
-            ("samples", 2, kinds.TYPE_MESSAGE, True, "Sample"),
-        ],
-        "WriteRequest": [("timeseries", 1, kinds.TYPE_MESSAGE, True, "TimeSeries")],
-    }
-    for name, of_message in fields.items():
-        message = file.message_type.add(name=name)
-        for field, number, kind, repeated, of in of_message:
-            label = kinds.LABEL_REPEATED if repeated else kinds.LABEL_OPTIONAL
-            added = message.field.add(name=field, number=number, type=kind, label=label)
-            if of:
-                added.type_name = f".of_a_test.{of}"
-    pool = descriptor_pool.DescriptorPool()
-    pool.Add(file)
-    return message_factory.GetMessageClass(pool.FindMessageTypeByName("of_a_test.WriteRequest"))
-
-
-REQUEST = reader()
 
 
 def read(body: bytes) -> list[tuple[dict[str, str], float, int]]:

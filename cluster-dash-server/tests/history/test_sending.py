@@ -1,5 +1,6 @@
 """What happens to figures on their way to an engine that refuses, fails, hangs up, or is away."""
 
+import math
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
@@ -285,6 +286,18 @@ def test_no_more_waits_than_there_is_room_for(
     first.sender.send()
 
     assert first.sender.reserve(2 * item.size)
+
+
+def test_a_snapshot_that_cannot_be_said_holds_up_no_other(engine: Engine, start: Start, make_row: MakeRow) -> None:
+    sending = start()
+    odd = make_row("odd")
+    odd.values[0], odd.values[-1] = math.inf, -math.inf
+    sending.put(make_row("a"), odd, make_row("b"))
+
+    sending.sender.send()
+
+    assert sorted(sending.settled) == ["a", "b", "odd"]
+    assert (engine.has("odd"), sending.sender.refused) == (0, 1)
 
 
 # ---------------------------------------------------------------------------------------------- what is recorded
