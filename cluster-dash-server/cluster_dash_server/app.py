@@ -1,5 +1,6 @@
 """`create_app`: reads the site's files, builds the parts, hands each what it uses."""
 
+import difflib
 import os
 import secrets
 import threading
@@ -74,6 +75,8 @@ from cluster_dash_server.web.history import Past
 from cluster_dash_server.web.views import QueryError
 
 VERSION = __version__
+WELL_SECONDS = 300.0
+"""Alerts are evaluated for as long as their last round is no longer ago; then nobody is told that all is well."""
 REFUSED_SECONDS = 360.0
 """A post that was refused counts as trouble of this server for so long: moles come again within it."""
 
@@ -118,10 +121,16 @@ def _rules(settings: Settings) -> Sequence[rules.Rule]:
     Raises:
         RulesError: one that cannot be used.
     """
-    file = settings.alerts.rules_file
-    return rules.load(
-        None if file is None else Path(file), receivers=[receiver.name for receiver in settings.alerts.receivers]
-    )
+    file = None if settings.alerts.rules_file is None else Path(settings.alerts.rules_file)
+    receivers = settings.alerts.receivers
+    known = [rule.name for rule in rules.read(file)]
+    for receiver in receivers:
+        for name in receiver.rules:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1)
+                mend = f"did you mean {near[0]}?" if near else f"known here: {', '.join(known)}"
+                raise rules.RulesError(f"alerts.receivers.{receiver.name}.rules: no rule is called {name}, {mend}")
+    return rules.load(file, receivers=[receiver.name for receiver in receivers])
 
 
 def _config_py() -> tuple[str, dict[str, object]]:
@@ -285,7 +294,6 @@ def create_app(settings: Settings | None = None, clock: Callable[[], float] = ti
         )
 
     all_nights = nights(whole, history, all_of_slurm, lambda: None)
-    control.forgets.append(kept_book.forget_user)
     control.commands["digest"] = lambda wish: digest_command.obey(all_nights, wish, clock())
     app.register_blueprint(digest_page.blueprint(nights(cluster, past_of_all, slurm, current.get), clock))
 
@@ -296,7 +304,7 @@ def create_app(settings: Settings | None = None, clock: Callable[[], float] = ti
         zone=zone,
         clock=clock,
         public_url=settings.server.public_url,
-        is_well=lambda: watch.trouble is None,
+        is_well=lambda: watch.trouble is None and clock() - (watch.evaluated_at or 0) < WELL_SECONDS,
     )
     control.commands["notify-test"] = telling.test
     start.with_book.append(telling.start)
@@ -357,6 +365,7 @@ def create_app(settings: Settings | None = None, clock: Callable[[], float] = ti
         minute_of_day=minute_of_day(settings.alerts.digest_at),
         link=link,
     )
+    control.forgets += [kept_book.forget_user, waiting.forget_user]
     errands.rounds["tell me when free"] = lambda now: waiting.round(lambda: whole.hosts(now), now)
     errands.rounds["the digest"] = morning.round
     app.register_blueprint(alert_pages.blueprint(kept_book.book, clock, zone))

@@ -29,6 +29,9 @@ AT_ONCE = 20
 MOST_DUE = 1000
 MOST_OUTCOMES = 1000
 STOP_SECONDS = 15.0
+"""How long the end of the server waits for what is under way."""
+TROUBLE_SECONDS = 60.0
+"""An outbox that could not be written counts as well again after so long: that it can be read proves little."""
 BUSY_SECONDS = 15.0
 """When a receiver is busy for longer than a round, what else waits for it is looked at again after so long."""
 HOUR_SECONDS = 3600.0
@@ -127,7 +130,7 @@ class Delivery:
         self._jitter = jitter
         self._heartbeat = heartbeat
         self._forgetful = {name: each for name, each in self._notifiers.items() if isinstance(each, Forgetful)}
-        self._repeated_at = float("-inf")
+        self._repeated_at = self._troubled_at = float("-inf")
         self._ways: dict[str, _Way] = {}
         self._outcomes: dict[tuple[str, str], Outcome] = {}
         self._taken: set[int] = set()  # rows that a receiver has, and the outbox does not know of yet
@@ -174,7 +177,8 @@ class Delivery:
                 self._repeated_at = now
                 for name, forgetful in self._forgetful.items():
                     self._repeat(name, forgetful)
-            self._say(None)
+            if not 0 <= now - self._troubled_at < TROUBLE_SECONDS:
+                self._say(None)
         except Exception as error:  # whatever keeps notices: it is said, and tried again
             self._say(str(error) or type(error).__name__)
             return
@@ -231,6 +235,7 @@ class Delivery:
                     return
                 self._deliver(way, each)
         except Exception as error:  # whatever keeps notices; what was taken is in mind, and noted by a later round
+            self._troubled_at = self._clock()
             self._say(str(error) or type(error).__name__)
         finally:
             self._free(way)

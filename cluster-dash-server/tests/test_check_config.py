@@ -78,3 +78,16 @@ severity = "critical"
     assert 'alerts.receivers.chat.token = "***" # CLUSTER_DASH_ALERTS__RECEIVERS__CHAT__TOKEN' in lines
     assert f'alerts.mail_password = "***" # {file}' in lines
     assert "s3cret" not in told
+
+
+def test_a_receiver_of_a_rule_that_does_not_exist_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "server.toml"
+    hook = '[alerts.receivers.hook]\nkind = "webhook"\nurl = "https://hooks.lab/"\n'
+    file.write_text(f'{hook}rules = ["gpu-error", "host-silence"]\n')
+    assert main(["check-config", "-c", str(file)]) == 78
+    assert "alerts.receivers.hook.rules: no rule is called host-silence, did you mean host-silent?" in capsys.readouterr().err
+    file.write_text(f'{hook}rules = ["gpu-error", "host-silent"]\n')
+    assert main(["check-config", "-c", str(file)]) == 0

@@ -401,3 +401,25 @@ def test_a_forgetful_receiver_hears_each_minute_what_goes_on_and_never_of_what_h
     assert forgets.keys == ["a:1", "a:2", "a:3"]
     assert forgets.repeated[-1][1] == []
     assert "am" not in book.failing()
+
+
+def test_an_outbox_that_can_be_read_and_not_written_is_said_once(
+    book: SqliteBook, clock: Clock, make: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(*given: object) -> None:
+        raise BookError("the disk is full")
+
+    mail = Told(clock)
+    mail.trouble = NotifyError("off")
+    delivery = make(mail=mail)
+    book.put([("mail", notice("1"))], clock.now)
+    with monkeypatch.context() as broken:
+        for name in ("failed", "postponed"):
+            broken.setattr(book, name, full)
+        let_pass(delivery, clock, 600)
+        assert delivery.trouble == "the disk is full"
+    said = [record.getMessage() for record in caplog.records if "the disk is full" in record.getMessage()]
+    assert len(said) == 1
+    mail.trouble = None
+    let_pass(delivery, clock, MOST_SECONDS * 2)
+    assert (delivery.trouble, mail.keys) == (None, ["1"])

@@ -59,7 +59,8 @@ class Apprise:
 
     def _made(self) -> Any:
         if self._service is None:
-            logging.getLogger("apprise").setLevel(logging.CRITICAL)  # it logs addresses with the secrets in them
+            for name in ("apprise", "urllib3"):  # they log addresses with the secrets in them
+                logging.getLogger(name).setLevel(logging.CRITICAL)
             apprise = import_module("apprise")
             schema = self._url.partition(":")[0].lower()
             made = None if schema in NOT_THESE else apprise.Apprise.instantiate(self._url)
