@@ -119,12 +119,12 @@ function facet(key, choices, more) {
 }
 
 document.addEventListener("click", ({ target }) => {
-  for (const facet of document.querySelectorAll(".choose details[open]")) {
+  for (const facet of document.querySelectorAll(".options details[open]")) {
     if (!facet.contains(target)) facet.open = false;
   }
 });
 document.addEventListener("keydown", ({ key, target }) => {
-  const facet = key === "Escape" && target.closest?.(".choose details[open]");
+  const facet = key === "Escape" && target.closest?.(".options details[open]");
   if (!facet) return;
   facet.open = false;
   facet.querySelector("summary").focus();
