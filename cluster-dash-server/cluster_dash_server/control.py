@@ -26,6 +26,7 @@ from cluster_dash_server.slurm import Slurm
 from cluster_dash_server.snapshot import Json, printable
 from cluster_dash_server.store import Ledger, Store, StoreError
 from cluster_dash_server.tokens import Tokens, obey
+from cluster_dash_server.waiting import WaitError
 
 log = logging.getLogger(__name__)
 
@@ -181,7 +182,7 @@ class Control:
                     return do(command[name])
             wish = Forget(**command["forget"])
             forgotten = forget(wish, self._cluster, self._events, self._clock())
-        except (HostlistError, StoreError, BookError) as error:
+        except (HostlistError, StoreError, BookError, WaitError) as error:
             return {"success": False, "msg": str(error)}
         except (ValueError, TypeError, KeyError):
             return {

@@ -18,10 +18,12 @@ from cluster_dash_server.history.kept import History
 from cluster_dash_server.history.sqlite import FILE
 from cluster_dash_server.hostlist import HostlistError
 from cluster_dash_server.ledger.kept import KeptBook
+from cluster_dash_server.ledger.line import LineFile
 from cluster_dash_server.settings import Settings
 from cluster_dash_server.snapshot import Json, printable
 from cluster_dash_server.store import KeptEvent, LastSeen, StoreError
 from cluster_dash_server.token_command import seconds
+from cluster_dash_server.waiting import WaitError, without
 
 POLL_SECONDS = 0.2
 """How often the command asks how far the server is."""
@@ -112,12 +114,15 @@ def _forget_user(user: str, settings: Settings, folder: Path) -> None:
 
 
 def _forget_in_alerts(user: str, folder: Path) -> None:
-    """Take the name out of alerts; the folder is ours, for its history is open."""
+    """Take the name out of alerts and of the line of those who wait; the folder is ours, for its history is open."""
     kept = KeptBook(folder, time.time)
     kept.start(has_folder=True)
     try:
         kept.forget_user(user)
-    except BookError as error:
+        line = LineFile(folder)
+        if line.path.exists():
+            line.write(without(line.read(), user))
+    except (BookError, WaitError) as error:
         raise ForgetError(str(error)) from None
     finally:
         kept.close()

@@ -16,6 +16,7 @@ from urllib.parse import quote
 from cluster_dash_server import filters, free
 from cluster_dash_server.cluster import GpuView, HostView
 from cluster_dash_server.notice import Notice
+from cluster_dash_server.privacy import unnamed
 from cluster_dash_server.receivers import PERSON
 from cluster_dash_server.snapshot import printable
 from cluster_dash_server.summary import model
@@ -181,6 +182,19 @@ def _lasting(host: HostView, now: float) -> HostView:
     return replace(host, gpus=tuple(lasting))
 
 
+def without(line: Line, user: str) -> Line:
+    """Return a line without those whom a user's name reaches, and without what was told to them."""
+
+    def is_theirs(receiver: str) -> bool:
+        return unnamed(receiver, user) != receiver
+
+    return replace(
+        line,
+        waits=tuple([each for each in line.waits if not is_theirs(each.receiver)]),
+        told=tuple([each for each in line.told if not is_theirs(each[0])]),
+    )
+
+
 # -------------------------------------------------------------------------------------------------- whom one may tell
 
 
@@ -344,6 +358,18 @@ class Waiting:
                     )
                 )
             return found
+
+    def forget_user(self, user: str) -> None:
+        """Forget whom a user's name reaches.
+
+        Raises:
+            WaitError: 503.
+        """
+        with self._lock:
+            line = self._kept.read() if self._read is None else self._read
+            left = without(line, user)
+            if left != line:
+                self._keep(left)
 
     def _current(self, now: float) -> Line:
         """Return the line without those who wait no longer."""

@@ -182,6 +182,17 @@ def test_who_is_told_before_the_note_of_it_is_kept_is_told_once(floor: Floor) ->
     assert floor.line.waits(floor._clock.now) == ()
 
 
+def test_a_user_who_is_forgotten_waits_no_longer_and_their_address_is_kept_nowhere(floor: Floor) -> None:
+    floor.stands(free=1)
+    floor.wait("zoe")
+    assert floor.after(HOLDS_SECONDS) == ["zoe"]
+    floor.wait("zoe")
+    floor.wait("zoey")
+    floor.line.forget_user("zoe")
+    assert [each.receiver for each in floor.line.waits(floor._clock.now)] == ["mailto:zoey@example.org"]
+    assert "zoe@" not in LineFile(floor._folder).path.read_text()
+
+
 def test_a_silent_host_offers_nothing(floor: Floor) -> None:
     floor.stands(free=1)
     floor._clock.now += 4 * HOUR  # its interval is an hour
