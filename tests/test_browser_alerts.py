@@ -136,7 +136,12 @@ def test_an_alert_that_ends_leaves_the_page_and_the_count(operator: Seat, alarme
 
 
 def test_somebody_asks_to_be_told_without_a_mouse(operator: Seat) -> None:
-    page = operator.open("/?q=model:h100")
+    page = operator.open("/")
+    page.keyboard.press("/")
+    page.keyboard.type("model:h100")
+    page.keyboard.press("Enter")
+    until(page, "location.search === '?q=model:h100'")
+    page.locator("main").focus()
     page.keyboard.press("w")
     form = page.locator("#tell-me form")
     form.locator("[name=count]").focus()
