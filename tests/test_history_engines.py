@@ -21,7 +21,7 @@ from cluster_dash_server.history.memory import MemoryStore
 from cluster_dash_server.history.remote import Pace, RemoteHistory, RemoteStore
 from cluster_dash_server.history.rollups import HOUR
 from cluster_dash_server.history.sqlite import SqliteStore
-from cluster_dash_server.store import HOST_METRICS, Figures, GpuId, SeriesQuery
+from cluster_dash_server.store import HOST_METRICS, Figures, GpuId, SeriesQuery, UsageQuery
 from tests.engines import KINDS, Engine, running
 from tests.processes import BIN, TOP, snapshot, start_server, wait_until
 
@@ -116,6 +116,33 @@ def test_answers_are_those_of_the_plainest_store(store: RemoteHistory, moving: A
             assert (found.host, found.at, found.gpus) == (wanted.host, wanted.at, wanted.gpus)
             assert [str(each) for each in found.values] == [str(each) for each in wanted.values]
             assert set(found.holders) == set(wanted.holders)
+
+
+def test_what_comes_again_after_a_restart_is_durable_again_and_not_doubled(
+    engine: Engine, tmp_path: Path, moving: Any, make_row: MakeRow
+) -> None:
+    """Nothing is known to be settled then, so moles send again what they still hold."""
+    cluster, pace = uuid.uuid4().hex, Pace(flush_seconds=60, settle_seconds=0, window_seconds=None)
+    hour = SeriesQuery(metric="gpu_util", begin=BEGIN, end=BEGIN + HOUR - 1, step_seconds=HOUR)
+    held, used = [], []
+    for sent in (range(1, 41), range(21, 61)):
+        ledger = SqliteStore(tmp_path, clock=moving, keep=suite.KEEP)
+        store = RemoteHistory(RemoteStore(engine.access, cluster, pace, moving), ledger)
+        assert not store.knows("gpu01", "boot", 21)
+        for seq in sent:
+            store.append(make_row(at=BEGIN + 60 * (seq - 1), seq=seq, util=float(seq)))
+        store.flush()
+        engine.flush()
+        assert store.durable_seq("gpu01", "boot", sent[0]) == sent[-1]
+        (line,) = store.series(hour)
+        held.append(line.mean[0])
+        ledger.seal_all()
+        (usage,) = store.usage(UsageQuery(begin=BEGIN, end=BEGIN + HOUR - 1))
+        used.append(usage.held_seconds)
+        store.close()
+
+    assert held == [pytest.approx(20.5), pytest.approx(30.5)]  # the means of 1 to 40 and 1 to 60
+    assert used == pytest.approx([2400, 3600], abs=60)
 
 
 def test_what_was_not_settled_when_the_engine_was_killed_is_there_in_the_end(

@@ -64,6 +64,8 @@ def export(options: argparse.Namespace, settings: Settings, folder: Path) -> Non
     Raises:
         PastError: it cannot be read or written.
     """
+    if options.what == "figures" and settings.history.kind == "remote":
+        raise PastError("figures are in the engine, [history] kind is remote: ask it for them, see docs/history.md")
     try:
         asked = span(options.begin, options.end, time.time(), zone(settings.site.timezone))
         wish = Wish(what=options.what, span=asked, hosts=options.host, step_seconds=max(1.0, options.step))

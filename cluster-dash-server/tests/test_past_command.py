@@ -54,6 +54,16 @@ def test_figures_are_a_row_for_each_gpu_and_step(folder: Path, capsys: pytest.Ca
     assert first["power_w_mean"] == ""
 
 
+def test_figures_that_an_engine_has_are_not_exported_from_the_file(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CLUSTER_DASH_HISTORY__KIND", "remote")
+    monkeypatch.setenv("CLUSTER_DASH_HISTORY__WRITE_URL", "http://vm/api/v1/write")
+    assert run(folder, "export", "figures") == 1
+    assert "figures are in the engine" in capsys.readouterr().err
+    assert run(folder, "export", "events") == 0
+
+
 def test_hours_uses_and_events_are_told_and_no_text_runs_in_a_spreadsheet(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
