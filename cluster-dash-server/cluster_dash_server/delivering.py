@@ -159,7 +159,7 @@ class Delivery:
         """Begin to deliver what is due; never raises."""
         now = self._clock()
         try:
-            self._mark_taken()
+            self._mark_taken()  # where it cannot be noted, nothing is begun: it would be told twice
             waiting: dict[str, list[Waiting]] = {}
             for each in self._outbox.due(now, MOST_DUE):
                 waiting.setdefault(each.receiver, []).append(each)
@@ -244,8 +244,6 @@ class Delivery:
 
     def _deliver(self, way: _Way, each: Waiting) -> None:
         now = self._clock()
-        if each.row in self._taken:
-            return
         if now < way.rests_until and each.notice.kind != "test":  # who tests may just have mended it
             if now - each.made_at > KEPT_SECONDS:
                 self._fail(each, now, way.why, None)
