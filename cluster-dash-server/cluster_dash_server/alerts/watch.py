@@ -93,6 +93,7 @@ class Watch:
         self._look_at: dict[str, float] = {}  # by host: when to look again at the latest
         self._found: dict[str, dict[Key, Finding]] = {}  # by host: what was found at the last look
         self._sizes: tuple[float, dict[tuple[str, str], int]] = (float("-inf"), {})
+        self._rounds = threading.Lock()  # held during a round
         self._stops = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -136,6 +137,18 @@ class Watch:
                 log.error("alerts are not evaluated: %s", trouble)
         self.trouble = trouble
 
+    def between_rounds(self, change: Callable[[], None]) -> None:
+        """Change what is kept while no round is under way; the next one begins with what is kept then.
+
+        Raises:
+            BookError: as `change` does.
+        """
+        with self._rounds:
+            change()
+            self._state = None
+            self._found.clear()
+            self.look_at_all()
+
     def look_at_all(self) -> None:
         """Look at every host in the next round, changed or not."""
         self._look_at = dict.fromkeys(self._look_at, float("-inf"))
@@ -148,7 +161,10 @@ class Watch:
         Raises:
             BookError: it cannot be kept; then the next round comes to it again.
         """
-        now = self._clock()
+        with self._rounds:
+            self._round(self._clock())
+
+    def _round(self, now: float) -> None:
         if self._state is None:
             self._state = recall(self._book.remembered(now - REMEMBERED_SECONDS))
         if not 0 <= now - self._round_at <= PAUSE_SECONDS:

@@ -351,3 +351,16 @@ def test_what_could_not_be_kept_comes_again_in_the_next_round(
             site.run(300)
     site.run(10)
     assert site.titles == ["firing gpu01 GPU 0: in error"]
+
+
+def test_a_name_that_is_taken_out_of_the_book_does_not_come_back_from_memory(site: Any, make_gpu: Gpu) -> None:
+    users = {"alice": {"1": {"mem": 1.0, "time": 1.0, "name": "python"}}}
+    site.host("gpu01", [make_gpu(0, used_mem=40_000.0, users=users)])
+    site.run(2 * HOUR + 60)
+    assert site.book.firing()[0].user == "alice"
+    site.host("gpu01", [make_gpu(0)])
+    site.post("gpu01")
+    site.watch.between_rounds(lambda: site.book.forget_user("alice"))
+    site.run(HOUR)
+    assert site.book.firing() == []
+    assert "alice" not in str(site.book.history(0, site.now, 10))
