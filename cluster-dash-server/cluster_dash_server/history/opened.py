@@ -1,22 +1,24 @@
 """What the newest rows add up to before their hour is sealed: so that "today" has no hole. In memory; one writer."""
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from math import inf
 from operator import add, sub
 from typing import Any
 
-from cluster_dash_server.history.rollups import HOUR, Minutes, Rolled, Share, UsageKey, roll
+from cluster_dash_server.history.rollups import HOUR, Minutes, Rolled, Share, UsageKey, has_one_interval, roll
 from cluster_dash_server.history.unnaming import without_user
 from cluster_dash_server.store import Figures
 
 
 @dataclass(slots=True)
 class _Host:
-    """The newest rows of a host, and what its open hours have given so far."""
+    """The newest rows of a host, and what its open hours have given so far, from how many rows."""
 
     waiting: list[Figures] = field(default_factory=list)
     given: dict[int, Rolled] = field(default_factory=dict)
+    rows: dict[int, int] = field(default_factory=dict)
 
 
 class OpenHours:
@@ -48,17 +50,28 @@ class OpenHours:
     def _roll(self, host: _Host, next_at: float) -> None:
         rows = host.waiting
         hour = int(rows[0].at // HOUR) * HOUR
-        # up to the next row, but within the hour: another one begins anew
-        end = min(next_at, hour + HOUR)
-        new = roll(rows, rows[0].at if hour in host.given else hour, end)
+        end = hour + HOUR  # another one begins anew
+        begin = rows[0].at if hour in host.given else hour
+        new = roll(rows, begin, end, next_at if next_at < end else inf)
+        host.rows[hour] = host.rows.get(hour, 0) + len(rows)
         with self._lock:
-            self._counted_to = max(self._counted_to, end)
+            self._counted_to = max(self._counted_to, min(next_at, end))
             given = host.given.setdefault(hour, Rolled())
             for sums in (given.minutes, self._minutes):
                 _put(sums, new.minutes)
             for usage in (given.usage, self._usage.setdefault(hour, {})):
                 _put(usage, new.usage)
         host.waiting = []
+
+    def given(self, name: str, hour: int, rows: Sequence[Figures]) -> Rolled | None:
+        """Return what an hour of a host has given, where these rows of it are all that has; else None.
+
+        That is what `roll` makes of them, but for what rounding leaves, and they need not be added up again.
+        """
+        host = self._hosts.get(name)
+        if host is None or host.rows.get(hour) != len(rows) or not has_one_interval(rows):
+            return None
+        return host.given[hour]
 
     def close(self, name: str, hour: int) -> None:
         """Take out what an hour of a host has given: it is sealed, and counted there."""
@@ -67,6 +80,7 @@ class OpenHours:
             return
         if host.waiting and host.waiting[0].at // HOUR * HOUR == hour:
             host.waiting = []
+        host.rows.pop(hour, None)
         with self._lock:
             given = host.given.pop(hour, None)
             if given is not None:

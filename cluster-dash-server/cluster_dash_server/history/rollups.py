@@ -8,6 +8,7 @@ import statistics
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby, pairwise, repeat
+from math import inf
 from operator import add, mul
 from typing import Any, NamedTuple
 
@@ -72,13 +73,14 @@ def interval_of(rows: Sequence[Figures]) -> float:
     return min([statistics.median(gaps), MOST_INTERVAL_SECONDS]) if gaps else MOST_INTERVAL_SECONDS
 
 
-def covers(rows: Sequence[Figures], begin: float, end: float) -> list[Cover]:
+def covers(rows: Sequence[Figures], begin: float, end: float, next_at: float = inf) -> list[Cover]:
     """Return for how long each row holds within a stretch of time.
 
     Args:
         rows: of one host, oldest first, all within the stretch.
         begin: the start of the stretch; the row before it holds up to here.
-        end: its end; where the next row is known and near, its moment.
+        end: its end.
+        next_at: when the row behind these was taken, where that is known.
     """
     interval = interval_of(rows)
     reach, late = 1.5 * interval, max(60.0, 3 * interval)
@@ -86,13 +88,19 @@ def covers(rows: Sequence[Figures], begin: float, end: float) -> list[Cover]:
     if starts[0] - reach < begin:
         starts[0] = begin
     ends = [after if after - row.at <= late else row.at + reach for row, after in zip(rows, starts[1:], strict=False)]
-    ends.append(min(end, rows[-1].at + reach))
+    ends.append(next_at if next_at - rows[-1].at <= late else min(end, rows[-1].at + reach))
     return list(map(Cover, starts, ends))
 
 
-def roll(rows: Sequence[Figures], begin: float, end: float) -> Rolled:
-    """Add up rows of one host, oldest first, within a stretch of time."""
-    return roll_held(rows, covers(rows, begin, end))
+def roll(rows: Sequence[Figures], begin: float, end: float, next_at: float = inf) -> Rolled:
+    """Add up rows of one host, oldest first, within a stretch of time; the arguments are those of `covers`."""
+    return roll_held(rows, covers(rows, begin, end, next_at))
+
+
+def has_one_interval(rows: Sequence[Figures]) -> bool:
+    """Say whether the host of rows says the same interval in all: then their sums are those of their parts."""
+    said = rows[0].values[_INTERVAL]
+    return all(row.values[_INTERVAL] == said for row in rows)
 
 
 def roll_held(rows: Sequence[Figures], held: Sequence[Cover]) -> Rolled:

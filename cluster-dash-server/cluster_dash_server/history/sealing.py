@@ -7,7 +7,7 @@ it gave to sums before is taken out, what it gives now is put in. All functions 
 import json
 import sqlite3
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
 from operator import add, sub
 from typing import Any
@@ -225,8 +225,12 @@ def _add_usage(
     )
 
 
-def seal(db: sqlite3.Connection, names: Names, sums: Sums, host: int, hour: int) -> None:
-    """Seal an hour of a host, anew where it was sealed before and rows came late."""
+Given = Callable[[str, int, Sequence[Figures]], Rolled | None]
+"""Gives what rows of an hour of a host add up to, where that is known already."""
+
+
+def seal(db: sqlite3.Connection, names: Names, sums: Sums, host: int, hour: int, given: Given) -> None:
+    """Seal an hour of a host, anew where it was sealed before and rows came late; `given` is `OpenHours.given`."""
     name = names.host_name(host)
     fresh = hot_rows(db, names, host, hour, name)
     if not fresh:
@@ -236,7 +240,9 @@ def seal(db: sqlite3.Connection, names: Names, sums: Sums, host: int, hour: int)
     if before:
         sums.add(roll(before, hour, hour + HOUR), host, hour, -1)
         rows = sorted(before + fresh, key=lambda row: row.at)
-    rolled = roll(rows, hour, hour + HOUR)
+    rolled = None if before else given(name, hour, rows)
+    if rolled is None:
+        rolled = roll(rows, hour, hour + HOUR)
     sums.add(rolled, host, hour)
     db.execute("DELETE FROM sealed WHERE host = ? AND hour = ?", (host, hour))
     for gpus, part in by_layout(rows).items():

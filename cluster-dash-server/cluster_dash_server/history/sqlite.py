@@ -422,7 +422,7 @@ class SqliteStore:
         with _transaction(db):
             sums = Sums(db)
             for hour, host in due:
-                seal(db, names, sums, host, hour)
+                seal(db, names, sums, host, hour, self._open.given)
                 done.append((hour, host))
                 if time.monotonic() >= until:
                     break

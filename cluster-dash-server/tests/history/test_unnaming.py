@@ -101,7 +101,7 @@ def test_the_name_is_nowhere_in_the_file_nor_its_journal_and_sums_of_hosts_and_m
     of_hosts = UsageQuery(begin=BEGIN, end=END, by=("host", "model", "hour"))
     of_users = UsageQuery(begin=BEGIN, end=END, by=("user",))
     with closing(SqliteStore(folder, clock=lambda: END, keep=KEEP)) as store:
-        store.flush()  # the hour that is still open has been read
+        store.seal_all()  # what was open when the file was left, too
         before, alice = store.usage(of_hosts), [each for each in store.usage(of_users) if each.user == "alice"]
         told = forgotten(store)
         assert (told.host_hours, told.events, told.snapshots) == (4, 2, 2)

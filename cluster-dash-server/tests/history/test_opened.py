@@ -1,0 +1,69 @@
+"""What open hours have added up, a minute at a time: taken for the whole hour only where that is the same."""
+
+import random
+from collections.abc import Callable
+
+import pytest
+
+from cluster_dash_server.history.opened import OpenHours
+from cluster_dash_server.history.rollups import HOUR, Share, roll
+from cluster_dash_server.store import DOINGS, Figures
+
+MakeRow = Callable[..., Figures]
+BEGIN = 1_699_999_200.0
+USERS = ("alice", "bob", None)
+
+
+def some_rows(make_row: MakeRow, rng: random.Random, gap_seconds: tuple[float, ...], interval: float) -> list[Figures]:
+    """Rows of an hour and the first of the next one, with gaps of all lengths between them."""
+    rows, at = [], BEGIN + rng.choice((0.0, 3.5, 700.0))
+    while at < BEGIN + HOUR:
+        doing, user = rng.choice(DOINGS), rng.choice(USERS)
+        rows.append(make_row("gpu01", at, gpus=2, util=rng.uniform(0, 100), doing=doing, user=user, interval=interval))
+        at += rng.choice(gap_seconds)
+    return [*rows, make_row("gpu01", BEGIN + HOUR + 2.0, interval=interval)]
+
+
+def assert_alike(found: dict[tuple[str, str], Share], wanted: dict[tuple[str, str], Share]) -> None:
+    assert found.keys() == wanted.keys()
+    for key, share in wanted.items():
+        assert found[key] == pytest.approx(share, abs=1e-6), key
+
+
+@pytest.mark.parametrize("gap_seconds", [(15.0,), (14.9, 15.2, 22.0, 25.0, 44.0), (15.0, 50.0, 61.0, 80.0, 300.0)])
+@pytest.mark.parametrize("seed", range(5))
+def test_what_an_hour_has_given_minute_by_minute_is_what_its_rows_add_up_to(
+    make_row: MakeRow, gap_seconds: tuple[float, ...], seed: int
+) -> None:
+    *rows, after = some_rows(make_row, random.Random(seed), gap_seconds, 15.0)
+    opened = OpenHours()
+    opened.take([*rows, after])
+
+    found, wanted = opened.given("gpu01", int(BEGIN), rows), roll(rows, BEGIN, BEGIN + HOUR)
+
+    assert found is not None
+    assert_alike(found.usage, wanted.usage)
+    assert found.minutes.keys() == wanted.minutes.keys()
+    for key, share in wanted.minutes.items():
+        assert found.minutes[key] == pytest.approx(share, abs=1e-6), key
+
+
+def test_an_hour_is_added_up_anew_where_rows_of_it_were_not_counted_or_its_interval_changed(make_row: MakeRow) -> None:
+    rows = [make_row("gpu01", BEGIN + 15 * place, seq=place, interval=15.0) for place in range(40)]
+    after = make_row("gpu01", BEGIN + HOUR)
+    late = make_row("gpu01", BEGIN + 61.0, interval=15.0)
+    opened = OpenHours()
+
+    opened.take(rows)
+    assert opened.given("gpu01", int(BEGIN), rows) is None, "its last minute waits for what comes behind"
+    opened.take([late, after])
+    assert opened.given("gpu01", int(BEGIN), rows) is not None
+    assert opened.given("gpu01", int(BEGIN), [*rows, late]) is None, "a row came late"
+    assert opened.given("gpu02", int(BEGIN), rows) is None
+    opened.close("gpu01", int(BEGIN))
+    assert opened.given("gpu01", int(BEGIN), rows) is None, "it is sealed"
+
+    others = [*rows[:-1], make_row("gpu01", rows[-1].at, interval=5.0)]
+    opened = OpenHours()
+    opened.take([*others, after])
+    assert opened.given("gpu01", int(BEGIN), others) is None
