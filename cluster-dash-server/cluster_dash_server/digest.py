@@ -294,11 +294,16 @@ def _still(incident: Incident, hosts: Mapping[str, HostView] | None) -> bool:
     if host is None:
         return False
     if incident.kind == "silent":
-        return host.silent is not None
+        return host.silent is not None and not _may_be_silent(host)
     gpus = [each for each in host.gpus if incident.gpu in (None, each.gpu.index)]
     if incident.kind == "slow":
         return any(HARMFUL_THROTTLES.intersection(map(str.lower, each.gpu.throttle_reasons)) for each in gpus)
     return any(each.state == "error" or each.missing_since is not None for each in gpus) or bool(host.seen.gpu_error)
+
+
+def _may_be_silent(host: HostView) -> bool:
+    """Say whether nobody misses a host: its mole was stopped on purpose, or it is a pod, which comes and goes."""
+    return host.seen.stopping or host.seen.ephemeral
 
 
 def _at_most(topic: str, lines: Sequence[tuple[str, str]]) -> list[Line]:
@@ -351,8 +356,9 @@ def _stretch(incident: Incident, say: _Sayer) -> str:
         return f"since {say.moment(incident.began_at or 0)}"
     if incident.began_at is None:
         return f"until {say.moment(incident.ended_at)}"
-    lasted = _lasted(incident.ended_at - incident.began_at)
-    return f"{say.moment(incident.began_at)} to {say.moment(incident.ended_at)} ({lasted})"
+    begin, end = say.moment(incident.began_at), say.moment(incident.ended_at)
+    end = end.removeprefix(begin.rpartition(":")[0][:-2])  # the day is said once
+    return f"{begin} to {end} ({_lasted(incident.ended_at - incident.began_at)})"
 
 
 def _xid_lines(events: Iterable[Event], say: _Sayer) -> list[tuple[str, str]]:
@@ -390,6 +396,15 @@ def _happened(night: Night, say: _Sayer) -> list[Line]:
         often = [f"{host} {count} times" for host, count in reboots.items() if count > 1]
         also = f" ({', '.join(often)})" if often else ""
         lines.append(Line(topic="Changed", text=f"Rebooted: {compress(reboots)}{also}", path=_host_path(list(reboots))))
+    stopped = [
+        host.host
+        for host in night.hosts or ()
+        if host.silent is not None and host.seen.stopping and host.seen.received_at >= night.span.begin
+    ]
+    if stopped:
+        lines.append(
+            Line(topic="Changed", text=f"Moles stopped on purpose: {compress(stopped)}", path=_host_path(stopped))
+        )
     drivers: dict[str, list[str]] = defaultdict(list)
     for event in inside:
         if event.kind in DRIVER_KINDS:
@@ -479,7 +494,7 @@ def _hand(night: Night, say: _Sayer) -> Iterable[tuple[str, str]]:
     if firing:
         more = f" and {len(firing) - 2} more" if len(firing) > 2 else ""
         yield f"Alerts that nobody has taken on: {'; '.join(map(_cut, firing[:2]))}{more}", "alerts"
-    silent = [host for host in hosts if host.silent is not None]
+    silent = [host for host in hosts if host.silent is not None and not _may_be_silent(host)]
     if silent:
         longest = night.span.end - min(host.seen.received_at for host in silent)
         names = [host.host for host in silent]

@@ -13,6 +13,7 @@ from cluster_dash_server.alerts.rules import Rule
 from cluster_dash_server.alerts.watch import Watch
 from cluster_dash_server.cluster import Cluster
 from cluster_dash_server.events import EventLog
+from cluster_dash_server.history.memory import MemoryStore
 from cluster_dash_server.ledger.sqlite import SqliteBook
 from cluster_dash_server.notice import Notice
 from cluster_dash_server.receivers import Receiver
@@ -53,11 +54,12 @@ class Site:
         self._path = path
         self._events: dict[str, list[Snapshot]] = {}
         self._seq = 0
+        self.store = MemoryStore(lambda: self.now)
         self.begin()
 
     def begin(self) -> None:
         """Start the server, on the book that an earlier life left."""
-        self.events = EventLog(Thresholds())
+        self.events = EventLog(Thresholds(), ledger=self.store)
         self.slurm = Slurm()
         self.cluster = Cluster(Thresholds(), 20_000, self.events.witness)
         self.book = SqliteBook(self._path / "alerts.db", lambda: self.now)

@@ -1,10 +1,13 @@
 """A night of faults by a script: exactly the messages that are expected, each within its time."""
 
 from collections.abc import Callable
+from datetime import UTC
 from typing import Any
 
 from cluster_dash_server.alerts.book import Maintenance
+from cluster_dash_server.digest import Nights
 from cluster_dash_server.hostlist import expand
+from cluster_dash_server.when import Span
 
 MINUTE, HOUR = 60.0, 3600.0
 Gpu = Callable[..., dict[str, Any]]
@@ -78,3 +81,21 @@ def test_a_scripted_night_gives_exactly_the_expected_messages_each_within_its_ti
     for told, (at, within, title) in zip(site.told, expected, strict=True):
         assert at <= told.at <= at + within, title
     assert site.book.firing() == []
+    digest = Nights(
+        store=site.store,
+        ledger=site.store,
+        newest=lambda begin, end: site.events.newest(begin=begin, end=end),
+        cluster=site.cluster,
+        pictures=site.slurm.pictures,
+        zone=UTC,
+    ).told(Span(begin=site.now - 4 * HOUR, end=site.now, is_relative=False), site.now)
+    assert [(line.topic, line.text) for line in digest.lines] == [
+        ("Now", "78 of 80 GPUs free: 78 × H100 80G. 1 of 40 hosts down."),
+        ("Healed", "gpu[05-08] (4 hosts) silent Tue 22:44 to 23:33 (49 min)"),
+        ("Healed", "gpu09 silent Tue 22:54 to 22:58 (4 min)"),
+        ("Healed", "gpu[37-40] (4 hosts) silent Tue 23:15 to 00:43 (88 min)"),
+        ("Healed", "gpu01 GPU 0 in error Tue 22:23 to 01:03 (3 h): Xid 79: fallen off the bus"),
+        ("Changed", "Moles stopped on purpose: gpu12"),
+        ("Used", "Nobody held a GPU."),
+        ("Needs a hand today", "Nothing."),
+    ]
