@@ -1,7 +1,8 @@
-"""A relay between a fleet and the server: killed at random under load, as the server is; and 500 hosts behind it."""
+"""A relay between a fleet and the server: killed and paused under load, as the server is; and 500 hosts behind it."""
 
 import json
 import random
+import signal
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -56,6 +57,12 @@ class Line:
         self.centre.popen.wait()
         self.start_centre()
 
+    def pause(self, process: Process, seconds: float) -> None:
+        """Let a process stand still, with all its connections open, as on a machine that hangs."""
+        process.popen.send_signal(signal.SIGSTOP)
+        time.sleep(seconds)
+        process.popen.send_signal(signal.SIGCONT)
+
     def said(self, path: str) -> Any:
         with urllib.request.urlopen(self.centre.url + path, timeout=60) as answer:
             return json.load(answer)
@@ -77,8 +84,10 @@ def line(data: Path, oracle: Oracle) -> Iterator[Line]:
         found.close()
 
 
-def rage(folder: Path, *, moles: int, interval: float, kills: int, seed: int) -> tuple[Verdict, dict[str, int]]:
-    """Kill relay and centre under load; return the verdict, and from where on each mole still held its snapshots."""
+def rage(
+    folder: Path, *, moles: int, interval: float, kills: int, pause_seconds: float, seed: int
+) -> tuple[Verdict, dict[str, int]]:
+    """Kill and pause relay and centre under load; return the verdict, and from where on each mole held snapshots."""
     oracle, chance = Oracle(), random.Random(seed)
     with line(folder / "data", oracle) as way:
         crew = Crew(
@@ -90,7 +99,15 @@ def rage(folder: Path, *, moles: int, interval: float, kills: int, seed: int) ->
             wait_until(lambda: len(crew.log.first_live) == moles, 60, "each is live")
             for number in range(kills):
                 time.sleep(chance.uniform(0.2, 2 * interval))
-                (way.kill_centre if number % 3 == 2 else way.kill_relay)()
+                match number % 5:
+                    case 2:
+                        way.kill_centre()
+                    case 3:
+                        way.pause(way.centre, pause_seconds)
+                    case 4:
+                        way.pause(way.relay, pause_seconds)
+                    case _:
+                        way.kill_relay()
             newest = {host: max(who.seq for who in list(crew.sent) if who.hostname == host) for host in crew.oldest()}
             wait_until(lambda: all(seq > newest[host] for host, seq in crew.oldest().items()), 120, "all is durable")
             oldest = crew.oldest()
@@ -107,14 +124,14 @@ def nothing_lost_or_doubled(verdict: Verdict, oldest: dict[str, int]) -> None:
 
 
 @pytest.mark.slow
-def test_nothing_is_lost_or_doubled_when_relay_and_centre_are_killed_under_load(tmp_path: Path) -> None:
-    nothing_lost_or_doubled(*rage(tmp_path, moles=30, interval=1.0, kills=6, seed=1))
+def test_nothing_is_lost_or_doubled_when_relay_and_centre_are_killed_and_paused_under_load(tmp_path: Path) -> None:
+    nothing_lost_or_doubled(*rage(tmp_path, moles=30, interval=1.0, kills=6, pause_seconds=1.5, seed=1))
 
 
 @pytest.mark.soak
 @pytest.mark.timeout(3600)
 def test_the_same_for_five_hundred_hosts_and_sixty_kills(tmp_path: Path) -> None:
-    nothing_lost_or_doubled(*rage(tmp_path, moles=500, interval=5.0, kills=60, seed=2))
+    nothing_lost_or_doubled(*rage(tmp_path, moles=500, interval=5.0, kills=60, pause_seconds=15, seed=2))
 
 
 @pytest.mark.slow
