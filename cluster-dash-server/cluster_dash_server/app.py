@@ -214,7 +214,7 @@ def create_app(settings: Settings | None = None, clock: Callable[[], float] = ti
         veil=None if veil is None else veil.snapshot,
     )
     control = Control(folder, cluster, events, clock, tokens, history, slurm)
-    kept_book = KeptBook(folder, clock)
+    kept_book = KeptBook(folder, clock, settings.privacy.user_days)
     errands = Errands({}, clock)
     start = _Start(history, kept_book, cluster, events, control, slurm, errands, clock)
     app = Flask(__name__, static_folder=None)
@@ -365,7 +365,10 @@ def create_app(settings: Settings | None = None, clock: Callable[[], float] = ti
         minute_of_day=minute_of_day(settings.alerts.digest_at),
         link=link,
     )
-    control.forgets += [kept_book.forget_user, waiting.forget_user]
+    control.forgets += [
+        lambda user: watch.between_rounds(lambda: kept_book.forget_user(user)),
+        waiting.forget_user,
+    ]
     errands.rounds["tell me when free"] = lambda now: waiting.round(lambda: whole.hosts(now), now)
     errands.rounds["the digest"] = morning.round
     app.register_blueprint(alert_pages.blueprint(kept_book.book, clock, zone))

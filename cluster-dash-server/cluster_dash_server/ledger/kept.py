@@ -21,9 +21,10 @@ class KeptBook:
     Args:
         folder: the data folder.
         clock: Unix s.
+        kept_days: how long alerts are kept after their end: they may name users.
     """
 
-    def __init__(self, folder: Path, clock: Callable[[], float]) -> None:
+    def __init__(self, folder: Path, clock: Callable[[], float], kept_days: float = 400.0) -> None:
         self.trouble: str | None = None
         """Why no alerts are kept, though the server serves; None: they are, or it does not yet."""
         self.book = cast(Book, _Opened(self))
@@ -31,6 +32,7 @@ class KeptBook:
         """What ends before it is closed."""
         self._folder = folder
         self._clock = clock
+        self._kept_seconds = kept_days * 86_400.0
         self._file: SqliteBook | None = None
         self._lock: int | None = None
 
@@ -45,7 +47,9 @@ class KeptBook:
             if not has_folder:
                 self._lock = data_folder.take(self._folder)
             is_network = data_folder.file_system(self._folder) in data_folder.NETWORK_FILE_SYSTEMS
-            self._file = SqliteBook(self._folder / FILE, self._clock, wal=not is_network)
+            self._file = SqliteBook(
+                self._folder / FILE, self._clock, wal=not is_network, kept_seconds=self._kept_seconds
+            )
         except (data_folder.FolderHeld, BookError) as error:
             self.trouble = str(error)
         except OSError as error:

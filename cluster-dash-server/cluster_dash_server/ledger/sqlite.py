@@ -26,12 +26,12 @@ FILE = "alerts.db"
 VERSION = 1
 """The form of the file; a newer one is refused."""
 APPLICATION_ID = 0x636C6162  # "clab"
-KEPT_SECONDS = 730 * 86_400.0
-"""How long an alert is kept after its end, …"""
+KEPT_SECONDS = 400 * 86_400.0
+"""How long alerts, silences and maintenance are kept after their end, unless it is said."""
 SENT_KEPT_SECONDS = 30 * 86_400.0
-"""… a notice after it was sent or given up, …"""
+"""How long a notice is kept after it was sent or given up."""
 FAILING_SECONDS = 86_400.0
-"""… and the word that a receiver fails, where nothing waits for it any more."""
+"""How long it is said that a receiver fails, where nothing waits for it any more."""
 PRUNE_SECONDS = 3600.0
 
 TABLES = """
@@ -81,14 +81,18 @@ class SqliteBook:
         path: the file; made where it is not there.
         clock: Unix s.
         wal: whether its file system can hold a write-ahead log; one of a network cannot.
+        kept_seconds: how long what has ended is kept.
 
     Raises:
         BookError: it cannot be opened, or was written by a newer release.
     """
 
-    def __init__(self, path: Path, clock: Callable[[], float], *, wal: bool = True) -> None:
+    def __init__(
+        self, path: Path, clock: Callable[[], float], *, wal: bool = True, kept_seconds: float = KEPT_SECONDS
+    ) -> None:
         self.path = path
         self._clock = clock
+        self._kept_seconds = kept_seconds
         self._lock = threading.RLock()
         self._pruned_at = float("-inf")
         try:
@@ -245,15 +249,16 @@ class SqliteBook:
         db.execute(
             "DELETE FROM outbox WHERE done_at < ? AND "
             "(alert IS NULL OR alert NOT IN (SELECT id FROM alerts WHERE ended_at IS NULL))",
-            (now - SENT_KEPT_SECONDS,),
+            (now - min(SENT_KEPT_SECONDS, self._kept_seconds),),
         )
-        db.execute("DELETE FROM failing WHERE last_at < ?", (now - SENT_KEPT_SECONDS,))
+        db.execute("DELETE FROM failing WHERE last_at < ?", (now - min(SENT_KEPT_SECONDS, self._kept_seconds),))
         db.execute(
-            "DELETE FROM transitions WHERE alert IN (SELECT id FROM alerts WHERE ended_at < ?)", (now - KEPT_SECONDS,)
+            "DELETE FROM transitions WHERE alert IN (SELECT id FROM alerts WHERE ended_at < ?)",
+            (now - self._kept_seconds,),
         )
-        db.execute("DELETE FROM alerts WHERE ended_at < ?", (now - KEPT_SECONDS,))
+        db.execute("DELETE FROM alerts WHERE ended_at < ?", (now - self._kept_seconds,))
         for table in ("silences", "maintenance"):
-            db.execute(f"DELETE FROM {table} WHERE ends_at < ?", (now - KEPT_SECONDS,))  # noqa: S608 # ours
+            db.execute(f"DELETE FROM {table} WHERE ends_at < ?", (now - self._kept_seconds,))  # noqa: S608 # ours
 
     # --------------------------------------------------------------------------------- silences and maintenance
 

@@ -293,3 +293,21 @@ def test_a_file_of_somebody_else_is_refused_in_words(tmp_path: Path) -> None:
     db.close()
     with pytest.raises(BookError, match="no file of alerts"):
         SqliteBook(tmp_path / "alerts.db", lambda: NOW)
+
+
+def test_what_ended_is_kept_for_as_long_as_it_is_said(tmp_path: Path) -> None:
+    now = [NOW]
+    book = SqliteBook(tmp_path / "alerts.db", lambda: now[0], kept_seconds=86_400.0)
+    book.commit([began(to("ops", notice())), began(name="a2")])
+    (row,) = book.due(NOW, 10)
+    book.sent(row.row, NOW)
+    book.commit([ended(at=NOW + 60)])
+    now[0] = NOW + 86_000
+    book.commit([])
+    assert [each.id for each in book.history(0, now[0], 10)] == ["a1", "a2"]
+    now[0] = NOW + 90_000
+    book.commit([])
+    assert [each.id for each in book.history(0, now[0], 10)] == ["a2"]
+    book.put([("ops", notice())], now[0])  # its key is forgotten, too
+    assert waiting(book, now[0]) == [("ops", "a1:firing")]
+    book.close()
