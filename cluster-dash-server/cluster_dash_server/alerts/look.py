@@ -335,7 +335,7 @@ def _fits(job: Job, node: Node) -> bool:
         (job.memory_mib, node.memory_mib, node.memory_allocated_mib),
     )
     return all(
-        total is not None and total - (taken or 0) >= math.ceil(wish / count)
+        total is not None and taken is not None and total - taken >= math.ceil(wish / count)
         for wish, total, taken in wishes
         if wish is not None
     )

@@ -1,0 +1,176 @@
+"""What rules see of Slurm, and that a glance never overlooks what a look finds."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from cluster_dash_server.alerts import rules
+from cluster_dash_server.alerts.look import Disklog, Looker, waiting_jobs
+from cluster_dash_server.cluster import Cluster
+from cluster_dash_server.slurm import Job, Node, Picture, Place
+from cluster_dash_server.snapshot import read
+from cluster_dash_server.states import Allotment, JobOnGpu, Thresholds
+
+NOW = 1_700_000_000.0
+HOUR = 3600.0
+Gpu = Callable[..., dict[str, Any]]
+MakeSnapshot = Callable[..., dict[str, Any]]
+
+
+def place(state: str = "mixed", reason: str = "", *, jobs: tuple[JobOnGpu, ...] = ()) -> Place:
+    drained = "drain" in state or state == "down"
+    given_away = Allotment(drained=drained, reserved=False, allocated=bool(jobs), jobs=jobs)
+    other = Allotment(drained=drained, reserved=False, allocated=False, jobs=())
+    return Place(
+        node="gpu01",
+        state=state,
+        reason=reason,
+        partitions=("gpu",),
+        gpus=2,
+        allotments={0: given_away, 1: other},
+        other=other,
+    )
+
+
+def test_a_gpu_that_slurm_gave_away_and_nobody_uses_is_told_to_concern_its_user_once(site: Any, make_gpu: Gpu) -> None:
+    site.cluster.place(lambda name: place(jobs=(JobOnGpu("4711", "alice", None),)), site.now + 24 * HOUR)
+    site.host("gpu01", [make_gpu(0), make_gpu(1)])
+    site.run(4 * HOUR)
+    assert site.titles == ["firing alice, gpu01 GPU 0: allocated, and no process"]
+    facts = dict(site.book.firing()[0].facts)
+    assert (facts["what"], facts["who"]) == ("allocated by Slurm and no process, job 4711", "alice, job 4711")
+
+
+@pytest.mark.parametrize(
+    ("state", "expected"),
+    [("idle+drain", "firing gpu01: drained in Slurm"), ("down", "firing gpu01: down in Slurm"), ("mixed", None)],
+)
+def test_a_node_that_slurm_has_shut_is_told_with_its_reason(
+    site: Any, make_gpu: Gpu, state: str, expected: str | None
+) -> None:
+    site.cluster.place(lambda name: place(state, "bad fan"), site.now + 24 * HOUR)
+    site.host("gpu01", [make_gpu(0), make_gpu(1)])
+    site.run(HOUR)
+    assert site.titles == ([] if expected is None else [expected])
+    assert [dict(alert.facts)["what"] for alert in site.book.firing()] == (
+        [] if expected is None else [f"Slurm has it as {state}: bad fan"]
+    )
+
+
+# ---------------------------------------------------------------------------------------------------- jobs that wait
+
+
+def node(**more: Any) -> Node:
+    known = {
+        **{"name": "gpu01", "state": "mixed", "partitions": "gpu,long", "gpu": "gpu:h100:8", "gpus": 8},
+        **{"gpus_allocated": 4, "cpus": 64, "cpus_allocated": 32, "memory_mib": 512_000.0},
+        **{"memory_allocated_mib": 100_000.0, **more},
+    }
+    return Node._make([known.get(name) for name in Node._fields])
+
+
+def job(**more: Any) -> Job:
+    known = {
+        **{"id": 7, "user": "alice", "partition": "gpu", "state": "pending", "reason": "Resources", "gpus": 4},
+        **{"node_count": 1, "cpus": 16, "memory_mib": 64_000.0, "gpu_type": "", **more},
+    }
+    return Job._make([known.get(name) for name in Job._fields])
+
+
+def picture(nodes: list[Node], jobs: list[Job]) -> Picture:
+    return Picture(
+        host="head",
+        cluster="hpc",
+        version=None,
+        received_at=NOW,
+        collected_at=NOW,
+        interval_seconds=60,
+        sources={},
+        notes=(),
+        totals={},
+        scheduler={},
+        partitions=(),
+        nodes=nodes,
+        jobs=jobs,
+        omitted={},
+        finished=None,
+    )
+
+
+def test_a_job_that_waits_though_what_fits_is_free_is_told_with_where() -> None:
+    assert list(waiting_jobs(picture([node()], [job()]))) == [
+        ("jobs_wait", "partition gpu", "1 job waits; job 7 of alice asks for 4 GPUs, free on gpu01")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("nodes", "jobs"),
+    [
+        ([node()], [job(gpus=5)]),
+        ([node()], [job(cpus=33)]),
+        ([node()], [job(memory_mib=500_000.0)]),
+        ([node()], [job(gpu_type="a100")]),
+        ([node()], [job(partition="debug")]),
+        ([node()], [job(reason="QOSMaxGRESPerUser")]),
+        ([node()], [job(reason="Priority")]),
+        ([node()], [job(state="running")]),
+        ([node()], [job(gpus=0)]),
+        ([node()], [job(gpus=8, node_count=2)]),
+        ([node(state="mixed+drain")], [job()]),
+        ([node(state="idle+reserved")], [job()]),
+        ([node(gpus_allocated=None)], [job()]),
+    ],
+)
+def test_a_job_that_waits_for_good_reason_is_no_trouble(nodes: list[Node], jobs: list[Job]) -> None:
+    assert list(waiting_jobs(picture(nodes, jobs))) == []
+
+
+# ---------------------------------------------------------------------------------------------------------- glances
+
+_GPU = st.fixed_dictionaries(
+    {
+        "used_mem": st.sampled_from((None, 3.0, 40_000.0)),
+        "gpu_util": st.sampled_from((None, 0.0, 97.0)),
+        "error": st.sampled_from((None, "lost")),
+        "temperature_c": st.sampled_from((None, 50.0, 86.0, 92.0)),
+        "temperature_slowdown_c": st.sampled_from((None, 90.0)),
+        "throttle_reasons": st.sampled_from(([], ["hw_thermal_slowdown"], ["sw_power_cap"])),
+        "unattributed_mem": st.sampled_from((None, 0.0, 5_000.0)),
+        "users": st.sampled_from((None, {}, {"alice": {"1": {"mem": 1.0, "time": 1.0, "name": "python"}}})),
+        "pcie": st.sampled_from((None, {"width": 8, "width_max": 16}, {"width": 16, "width_max": 16})),
+        "ecc": st.sampled_from((None, {"uncorrected": 1}, {"remap_pending": True}, {"remap_failed": True})),
+    }
+)
+
+
+@hypothesis_settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    gpu=_GPU,
+    slurm=st.sampled_from((None, place(), place("down"), place(jobs=(JobOnGpu("1", "alice", None),)))),
+    seconds=st.sampled_from((0.0, HOUR, 3 * HOUR)),
+    skew=st.sampled_from((None, 0.0, -45.0, 100.0)),
+)
+def test_a_glance_overlooks_nothing_that_a_look_finds(
+    make_snapshot: MakeSnapshot,
+    make_gpu: Gpu,
+    gpu: dict[str, Any],
+    slurm: Place | None,
+    seconds: float,
+    skew: float | None,
+) -> None:
+    cluster = Cluster(Thresholds(), 10)
+    cluster.place(lambda name: slurm, NOW + 24 * HOUR)
+    for at in (NOW, NOW + seconds):
+        snapshot = make_snapshot("gpu01", [make_gpu(0, **gpu)], interval_seconds=2 * HOUR)
+        cluster.offer(read(snapshot, received_at=at, skew_seconds=skew))
+    now = NOW + seconds
+    looker = Looker(rules.load(), Disklog())
+    host = cluster.host("gpu01", now)
+    assert host is not None
+    found = looker.host(host, now)
+    (known,) = cluster.known(["gpu01"])
+    assert looker.may_find(known, cluster.node("gpu01", now), now) or not found
