@@ -19,7 +19,7 @@ from cluster_dash_server.receivers import AlertSettings, Receiver
 from cluster_dash_server.wording import Wording
 
 BEGIN = 1_795_000_000.0
-STEP_SECONDS = 30.0
+STEP_SECONDS = 60.0
 EVERY_SECONDS = 600.0
 RECEIVERS_BACK_HOUR = 6
 

@@ -34,6 +34,11 @@ def clock() -> Clock:
     return Clock()
 
 
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(telling, "TEST_SECONDS", 60.0)  # it ends as soon as all have an outcome
+
+
 @pytest.fixture
 def tells(tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Iterator[Telling]:
     def answer(url: str, **more: object) -> None:
