@@ -26,6 +26,7 @@ class Engine:
         with socket.socket() as bound:
             bound.bind(("127.0.0.1", 0))
             self.port = int(bound.getsockname()[1])
+        self.name = command[0]
         self.url = f"http://127.0.0.1:{self.port}"
         self.access = Access(write_url=f"{self.url}/api/v1/write", read_url=self.url)
         self._command = [part.replace("{port}", str(self.port)) for part in command]

@@ -177,6 +177,46 @@ def test_what_was_not_settled_when_the_engine_was_killed_is_there_in_the_end(
         store.close()
 
 
+@pytest.mark.soak
+def test_what_is_called_durable_outlives_five_kills_under_load(own_engine: Engine, make_row: MakeRow) -> None:
+    engine, now = own_engine, BEGIN + 2 * HOUR
+    settle = 15 if "victoria" in engine.name else 0
+    pace = Pace(flush_seconds=2, settle_seconds=settle, window_seconds=None)
+    store = RemoteStore(engine.access, "soaked", pace, lambda: now)
+    seq = 0
+
+    def post_for(seconds: float) -> None:
+        nonlocal seq
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            seq += 1
+            store.append(make_row(at=BEGIN + seq, seq=seq, util=float(seq % 100)))
+            time.sleep(0.05)
+
+    def missing(last: int) -> list[int]:
+        """Return which of the newest numbers up to one are not in the engine."""
+        first = max(1, last - 1400)
+        ask = SeriesQuery(metric="gpu_util", begin=BEGIN + first, end=BEGIN + last, step_seconds=1)
+        (line,) = store.series(ask)
+        wanted = [float(each % 100) for each in range(first, last + 1)]
+        return [first + place for place, pair in enumerate(zip(line.mean, wanted, strict=True)) if pair[0] != pair[1]]
+
+    try:
+        for number in range(5):
+            post_for(20 + number)
+            claimed = store.durable_seq("gpu01", "boot", 1)
+            engine.kill()
+            assert claimed is not None
+            post_for(2)
+            engine.start()
+            assert missing(claimed) == []
+        wait_until(lambda: store.durable_seq("gpu01", "boot", 1) == seq, 60, "all is settled")
+        engine.flush()
+        assert missing(seq) == []
+    finally:
+        store.close()
+
+
 @pytest.fixture(params=[pytest.param(kind, marks=pytest.mark.needs(kind)) for kind in KINDS])
 def own_engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]:
     """An engine of its own for one test."""

@@ -7,6 +7,7 @@ request is any number of encoded snapshots, one after the other.
 import struct
 from array import array
 from collections.abc import Sequence
+from functools import lru_cache
 from itertools import groupby
 from operator import mul
 from typing import NamedTuple
@@ -127,7 +128,7 @@ class _Template:
         runs = [(known, len(list(places))) for known, places in groupby(is_known)]
         # one call takes the known figures out, and a few compare what is between them: both in C
         form = "=" + "".join(f"{count}f" if known else f"{4 * count}x" for known, count in runs)
-        self._known = struct.Struct(form).unpack
+        self._known = _struct(form).unpack
         self._gaps: list[tuple[slice, bytes]] = []
         place = 0
         for known, count in runs:
@@ -148,7 +149,7 @@ class _Template:
         heads.append(_head(_labels(cluster, row.host, SNAPSHOT_AT, None)))
         self._heads = heads
         self._constant = constant
-        self._pack = struct.Struct("<" + "".join(f"{len(head)}s{_SAMPLE}" for head in heads)).pack
+        self._pack = _struct("<" + "".join(f"{len(head)}s{_SAMPLE}" for head in heads)).pack
         self._arguments: list[object] = [part for head in heads for part in (head, 0.0, b"")]
 
     def fits(self, row: Figures) -> bool:
@@ -181,6 +182,12 @@ class _Template:
             head + struct.pack(f"<{_SAMPLE}", value, moment)
             for head, value in zip(self._heads, self.numbers(values, at_ms) or (), strict=True)
         ]
+
+
+@lru_cache(4096)
+def _struct(form: str) -> struct.Struct:
+    """Return a form that hosts with names of one length share: it takes as much as the rest of a template."""
+    return struct.Struct(form)
 
 
 def _names(gpus: Sequence[GpuId]) -> list[tuple[str, str | None, float]]:

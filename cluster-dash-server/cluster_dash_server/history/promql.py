@@ -292,10 +292,13 @@ class Asker:
                 if line is None:
                     line = lines[key] = _Line([None] * steps.count, [None] * steps.count, [None] * steps.count)
                 numbers = array("f", [float(value) / scale for _, value in found["values"]])
-                into = line[place]
+                total = sum(numbers)
+                if len(numbers) == steps.count and total == total:
+                    line[place][:] = numbers.tolist()
+                    continue
                 for (at, _), number in zip(found["values"], numbers, strict=True):
                     if number == number:
-                        into[_place(at, steps)] = number
+                        line[place][_place(at, steps)] = number
         return lines
 
     def _ask(self, asked: str, steps: Steps) -> list[dict[str, Any]]:
