@@ -301,6 +301,13 @@ def until(true: Callable[[], bool], seconds: float) -> bool:
     return False
 
 
+def send_good(port: int, count: int) -> None:
+    """Send so many good posts of twenty hosts, one after the other."""
+    for number in range(count):
+        said = say(port, good(f"gpu{number % 20:02}"))
+        assert said.status == 200, said
+
+
 def fuzz(port: int, count: int, seed: int) -> Counter[int]:
     """Send so many generated requests; fail at the first that is answered otherwise than the judge says."""
     rng, statuses = random.Random(seed), Counter[int]()
