@@ -32,7 +32,7 @@ def startable(folder: Path, name: str, target: Path) -> Path:
     for source in (folder / name, *sorted((folder / f"{name}.d").glob("*.conf"))):
         copy = target / source.relative_to(folder)
         copy.parent.mkdir(exist_ok=True)
-        text = re.sub(r"^(ExecStart=-?)\S+", r"\1/bin/true", source.read_text(), flags=re.MULTILINE)
+        text = re.sub(r"^(Exec(?:Start|Reload)=-?)\S+", r"\1/bin/true", source.read_text(), flags=re.MULTILINE)
         copy.write_text(text)
     return target / name
 

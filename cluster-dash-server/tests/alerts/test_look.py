@@ -4,9 +4,6 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given
-from hypothesis import settings as hypothesis_settings
-from hypothesis import strategies as st
 
 from cluster_dash_server.alerts import rules
 from cluster_dash_server.alerts.look import Disklog, Looker, waiting_jobs
@@ -131,46 +128,68 @@ def test_a_job_that_waits_for_good_reason_is_no_trouble(nodes: list[Node], jobs:
 
 # ---------------------------------------------------------------------------------------------------------- glances
 
-_GPU = st.fixed_dictionaries(
-    {
-        "used_mem": st.sampled_from((None, 3.0, 40_000.0)),
-        "gpu_util": st.sampled_from((None, 0.0, 97.0)),
-        "error": st.sampled_from((None, "lost")),
-        "temperature_c": st.sampled_from((None, 50.0, 86.0, 92.0)),
-        "temperature_slowdown_c": st.sampled_from((None, 90.0)),
-        "throttle_reasons": st.sampled_from(([], ["hw_thermal_slowdown"], ["sw_power_cap"])),
-        "unattributed_mem": st.sampled_from((None, 0.0, 5_000.0)),
-        "users": st.sampled_from((None, {}, {"alice": {"1": {"mem": 1.0, "time": 1.0, "name": "python"}}})),
-        "pcie": st.sampled_from((None, {"width": 8, "width_max": 16}, {"width": 16, "width_max": 16})),
-        "ecc": st.sampled_from((None, {"uncorrected": 1}, {"remap_pending": True}, {"remap_failed": True})),
-    }
-)
+_ALICE = {"alice": {"1": {"mem": 1.0, "time": 1.0, "name": "python"}}}
+_GIVEN = place(jobs=(JobOnGpu("1", "alice", None),))
 
 
-@hypothesis_settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(
-    gpu=_GPU,
-    slurm=st.sampled_from((None, place(), place("down"), place(jobs=(JobOnGpu("1", "alice", None),)))),
-    seconds=st.sampled_from((0.0, HOUR, 3 * HOUR)),
-    skew=st.sampled_from((None, 0.0, -45.0, 100.0)),
+@pytest.mark.parametrize(
+    ("fields", "slurm", "expected"),
+    [
+        ({}, None, set()),
+        ({"users": _ALICE, "gpu_util": 97.0, "used_mem": 70_000.0}, place(), set()),
+        ({"error": "lost"}, None, {"gpu-error"}),
+        ({"temperature_c": 90.0, "temperature_slowdown_c": 90.0}, None, {"gpu-too-hot"}),
+        ({"temperature_c": 86.0, "temperature_slowdown_c": 90.0}, None, {"gpu-too-hot"}),  # it lingers
+        ({"throttle_reasons": ["hw_thermal_slowdown"]}, None, {"gpu-throttled"}),
+        ({"throttle_reasons": ["sw_power_cap"]}, None, set()),
+        ({"unattributed_mem": 5_000.0}, None, {"memory-unexplained"}),
+        ({"unattributed_mem": 5_000.0, "users": _ALICE}, None, set()),
+        ({"pcie": {"width": 8, "width_max": 16}}, None, {"pcie-narrow"}),
+        ({"ecc": {"uncorrected": 1}}, None, {"ecc-uncorrected"}),
+        ({"ecc": {"remap_pending": True}}, None, {"remap-pending"}),
+        ({"ecc": {"remap_failed": True}}, None, {"remap-failed"}),
+        ({"used_mem": 40_000.0, "users": _ALICE}, None, {"gpu-held"}),
+        ({}, _GIVEN, {"allocated-unused"}),
+        ({}, place("down"), {"node-down"}),
+        ({}, place("idle+drain"), {"node-drained"}),
+    ],
 )
 def test_a_glance_overlooks_nothing_that_a_look_finds(
-    make_snapshot: MakeSnapshot,
-    make_gpu: Gpu,
-    gpu: dict[str, Any],
-    slurm: Place | None,
-    seconds: float,
-    skew: float | None,
+    make_snapshot: MakeSnapshot, make_gpu: Gpu, fields: dict[str, Any], slurm: Place | None, expected: set[str]
 ) -> None:
     cluster = Cluster(Thresholds(), 10)
     cluster.place(lambda name: slurm, NOW + 24 * HOUR)
-    for at in (NOW, NOW + seconds):
-        snapshot = make_snapshot("gpu01", [make_gpu(0, **gpu)], interval_seconds=2 * HOUR)
-        cluster.offer(read(snapshot, received_at=at, skew_seconds=skew))
-    now = NOW + seconds
+    now = NOW + 3 * HOUR
+    for at in (NOW, now):
+        snapshot = make_snapshot("gpu01", [make_gpu(0, **fields), make_gpu(1)], interval_seconds=2 * HOUR)
+        cluster.offer(read(snapshot, received_at=at))
     looker = Looker(rules.load(), Disklog())
     host = cluster.host("gpu01", now)
     assert host is not None
-    found = looker.host(host, now)
+    assert {name for name, _ in looker.host(host, now)} == expected
     (known,) = cluster.known(["gpu01"])
-    assert looker.may_find(known, cluster.node("gpu01", now), now) or not found
+    assert looker.may_find(known, cluster.node("gpu01", now), now) or not expected
+
+
+@pytest.mark.parametrize(
+    ("fields", "skew_seconds", "expected"),
+    [
+        ({}, 10.0, set()),
+        ({}, -100.0, {"clock-skew"}),
+        ({"disk": {"/": {"mount_point": "/", "percent_used": 96.0}}}, None, {"disk-full"}),
+        ({"collectors": {"disk": {"ok": False, "seconds": 1.0, "error": "no answer"}}}, None, {"collector-failing"}),
+        ({"gpu": {"gpu_error": {"index": 0, "error": "no driver"}}}, None, {"gpus-unreadable"}),
+    ],
+)
+def test_a_glance_overlooks_no_trouble_of_a_host(
+    make_snapshot: MakeSnapshot, fields: dict[str, Any], skew_seconds: float | None, expected: set[str]
+) -> None:
+    cluster = Cluster(Thresholds(), 10)
+    snapshot = make_snapshot("gpu01") | fields
+    cluster.offer(read(snapshot, received_at=NOW, skew_seconds=skew_seconds))
+    looker = Looker(rules.load(), Disklog())
+    host = cluster.host("gpu01", NOW)
+    assert host is not None
+    assert {name for name, _ in looker.host(host, NOW)} == expected
+    (known,) = cluster.known(["gpu01"])
+    assert looker.may_find(known, None, NOW) or not expected
