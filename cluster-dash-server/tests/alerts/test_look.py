@@ -150,6 +150,7 @@ _GIVEN = place(jobs=(JobOnGpu("1", "alice", None),))
         ({"ecc": {"remap_failed": True}}, None, {"remap-failed"}),
         ({"used_mem": 40_000.0, "users": _ALICE}, None, {"gpu-held"}),
         ({}, _GIVEN, {"allocated-unused"}),
+        ({"gpu_util": None}, _GIVEN, {"allocated-unused"}),
         ({}, place("down"), {"node-down"}),
         ({}, place("idle+drain"), {"node-drained"}),
     ],
