@@ -88,6 +88,7 @@ def test_a_receiver_of_a_rule_that_does_not_exist_is_refused(
     hook = '[alerts.receivers.hook]\nkind = "webhook"\nurl = "https://hooks.lab/"\n'
     file.write_text(f'{hook}rules = ["gpu-error", "host-silence"]\n')
     assert main(["check-config", "-c", str(file)]) == 78
-    assert "alerts.receivers.hook.rules: no rule is called host-silence, did you mean host-silent?" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "alerts.receivers.hook.rules: no rule is called host-silence, did you mean host-silent?" in said
     file.write_text(f'{hook}rules = ["gpu-error", "host-silent"]\n')
     assert main(["check-config", "-c", str(file)]) == 0
