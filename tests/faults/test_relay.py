@@ -48,11 +48,13 @@ class Line:
 
     def kill_relay(self) -> None:
         """Kill it as it stands, whatever it had taken and not passed on or answered."""
+        self.relay_at.server_port = 1  # some other server here may get its port
         self.relay.popen.kill()
         self.relay.popen.wait()
         self.start_relay()
 
     def kill_centre(self) -> None:
+        self.centre_at.server_port = 1
         self.centre.popen.kill()
         self.centre.popen.wait()
         self.start_centre()
@@ -108,7 +110,9 @@ def rage(
                         way.pause(way.relay, pause_seconds)
                     case _:
                         way.kill_relay()
-            newest = {host: max(who.seq for who in list(crew.sent) if who.hostname == host) for host in crew.oldest()}
+            newest: dict[str, int] = {}
+            for who in list(crew.sent):
+                newest[who.hostname] = max(who.seq, newest.get(who.hostname, 0))
             wait_until(lambda: all(seq > newest[host] for host, seq in crew.oldest().items()), 120, "all is durable")
             oldest = crew.oldest()
         assert way.relay.stop() == 0
