@@ -80,7 +80,7 @@ def test_nothing_is_durable_before_it_is_committed(
     real = SqliteStore._write
 
     def held(self: SqliteStore, items: object) -> None:
-        assert goes_on.wait(20)
+        assert goes_on.wait(60)
         real(self, items)  # type: ignore[arg-type]
 
     monkeypatch.setattr(SqliteStore, "_write", held)
