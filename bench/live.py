@@ -4,7 +4,7 @@ import http.client
 import statistics
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from urllib.parse import urlsplit
 
 from bench.harness import WITHOUT_HISTORY, Figure, get, post
@@ -130,21 +130,19 @@ def _viewers_percent(server: Listening, batches: list[bytes]) -> float:
 
 
 def _ready_seconds(server: Listening) -> float:
-    """Return how long after a change a whole body that holds it has arrived."""
-    time.sleep(1.1)
-    get(server.url, "/api/v1/cluster", "zstd")
-    begin = time.monotonic()
-    post(server.url, [body_of({**snapshot("gpu00007", GPUS), "interval_seconds": 6 + int(begin) % 100})])
-    old = _version(server)
+    """Return how long after a change a whole body that holds it has arrived, for a viewer who asks all the time."""
+    place = urlsplit(server.url)
+    with closing(http.client.HTTPConnection(place.hostname or "", place.port, timeout=60)) as viewer:
 
-    def changed() -> bool:
-        return _version(server) != old
+        def new_version(known: str) -> str:
+            viewer.request("GET", "/api/v1/cluster", headers={"Accept-Encoding": "zstd", "If-None-Match": known})
+            answer = viewer.getresponse()
+            answer.read()
+            return (answer.headers["ETag"] or "") if answer.status == 200 else ""
 
-    wait_until(changed, 10)
-    get(server.url, "/api/v1/cluster", "zstd")
-    return time.monotonic() - begin
-
-
-def _version(server: Listening) -> bytes:
-    head = get(server.url, "/api/v1/cluster?since=", "identity", 64) or b""
-    return head.partition(b'"version":"')[2].partition(b'"')[0]
+        time.sleep(1.1)
+        known = new_version("")
+        begin = time.monotonic()
+        post(server.url, [body_of({**snapshot("gpu00007", GPUS), "interval_seconds": 6 + int(begin) % 100})])
+        wait_until(lambda: new_version(known), 10)
+        return time.monotonic() - begin
