@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterable, Sequence
+from fnmatch import fnmatchcase
 from functools import lru_cache
 from typing import Literal, NamedTuple
 
@@ -74,11 +75,22 @@ def concerns(
 def _is_meant(meant: filters.Filter, subject: Subject, host_of: HostOf, now: float) -> bool:
     if not meant.terms:
         return True
+    if subject.user is not None and not _means_user(meant, subject.user):
+        return False  # of a GPU that two share, each has an alert of their own
     host = None if subject.host is None else host_of(subject.host)
     marks = None if host is None else meant.means(host, now)
     if host is None or marks is None or subject.gpu is None:
         return marks is not None
     return any(mark and gpu.gpu.index == subject.gpu for mark, gpu in zip(marks, host.gpus, strict=True))
+
+
+def _means_user(meant: filters.Filter, user: str) -> bool:
+    """Say whether a filter, as far as it is about users, means this one."""
+    return all(
+        term.is_negated is not any(fnmatchcase(user.lower(), each.text.lower()) for each in term.alternatives)
+        for term in meant.terms
+        if term.key == "user"
+    )
 
 
 # ------------------------------------------------------------------------------------------------------- silences

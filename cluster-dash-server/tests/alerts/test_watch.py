@@ -66,9 +66,9 @@ def test_a_host_that_flaps_every_interval_for_an_hour_is_told_of_twice_at_most(s
 def test_what_comes_back_again_and_again_is_told_ever_more_seldom(site: Any, make_gpu: Gpu) -> None:
     for _ in range(48):  # 10 minutes ill, 20 minutes well, for a day
         site.host("gpu01", [make_gpu(0, error="lost")])
-        site.run(600)
+        site.run(600, every=30.0)
         site.host("gpu01", [make_gpu(0)])
-        site.run(1_200)
+        site.run(1_200, every=30.0)
     assert 3 <= len(site.told) <= 6
     assert "in a row" in dict(site.book.firing()[0].facts)["again"]
 
@@ -364,3 +364,20 @@ def test_a_name_that_is_taken_out_of_the_book_does_not_come_back_from_memory(sit
     site.run(HOUR)
     assert site.book.firing() == []
     assert "alice" not in str(site.book.history(0, site.now, 10))
+
+
+def test_a_silence_of_one_user_leaves_the_other_of_a_shared_gpu(site: Any, make_gpu: Gpu) -> None:
+    users = {user: {"1": {"mem": 1.0, "time": 1.0, "name": "python"}} for user in ("alice", "bob")}
+    site.host("gpu01", [make_gpu(0, used_mem=40_000.0, users=users)])
+    site.book.silence(
+        Silence(
+            id=None,
+            filter="rule:gpu-held user:alice",
+            by="alice",
+            reason="needed",
+            begins_at=site.now,
+            ends_at=site.now + 24 * HOUR,
+        )
+    )
+    site.run(2 * HOUR + 60)
+    assert site.titles == ["firing bob, gpu01 GPU 0: held without work"]
