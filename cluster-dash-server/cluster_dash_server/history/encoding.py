@@ -137,50 +137,53 @@ class _Template:
                 self._gaps.append((part, plain[part]))
             place += count
         names = [name for name, known in zip(_names(row.gpus), is_known, strict=True) if known]
-        heads = [_head(_labels(cluster, row.host, name, gpu)) for name, gpu, _ in names]
+        self._heads = [_head(_labels(cluster, row.host, name, gpu)) for name, gpu, _ in names]
         self._scales = [scale for _, _, scale in names]
-        constant: list[float] = []
+        self._fixed: list[bytes] = []
         for gpu in row.gpus:
-            heads.append(_head(_info(cluster, row.host, gpu)))
-            constant.append(1.0)
+            self._fixed.append(_head(_info(cluster, row.host, gpu)) + struct.pack("<d", 1.0))
             if gpu.total_mem is not None:
-                heads.append(_head(_labels(cluster, row.host, TOTAL_MEM, str(gpu.gpu))))
-                constant.append(gpu.total_mem * MIB)
-        heads.append(_head(_labels(cluster, row.host, SNAPSHOT_AT, None)))
-        self._heads = heads
-        self._constant = constant
-        self._pack = _struct("<" + "".join(f"{len(head)}s{_SAMPLE}" for head in heads)).pack
-        self._arguments: list[object] = [part for head in heads for part in (head, 0.0, b"")]
+                head = _head(_labels(cluster, row.host, TOTAL_MEM, str(gpu.gpu)))
+                self._fixed.append(head + struct.pack("<d", gpu.total_mem * MIB))
+        self._last = _head(_labels(cluster, row.host, SNAPSHOT_AT, None))
+        of_figures = [f"{len(head)}s{_SAMPLE}" for head in self._heads]
+        of_others = [*(f"{len(part)}s7s" for part in self._fixed), f"{len(self._last)}s{_SAMPLE}"]
+        self._pack = _struct("<" + "".join(of_figures + of_others)).pack
+        self._arguments: list[object] = [part for head in self._heads for part in (head, 0.0, b"")]
+        self._after = len(self._arguments)
+        self._arguments += [*(part for fixed in self._fixed for part in (fixed, b"")), self._last, 0.0, b""]
 
     def fits(self, row: Figures) -> bool:
         return row.gpus is self.gpus or row.gpus == self.gpus
 
-    def numbers(self, values: "array[float]", at_ms: int) -> list[float] | None:
-        """Return the values of all series, in an engine's units; None where others are known than the template has."""
+    def numbers(self, values: "array[float]") -> list[float] | None:
+        """Return the known figures in an engine's units; None where others are known than the template has."""
         plain = values.tobytes()
         for part, unknown in self._gaps:
             if plain[part] != unknown:
                 return None
         known = self._known(plain)
         total = sum(known)
-        if total != total:
-            return None
-        return [*map(mul, known, self._scales), *self._constant, at_ms / 1000]
+        return None if total != total else [*map(mul, known, self._scales)]
 
     def pack(self, values: "array[float]", at_ms: int) -> bytes | None:
-        numbers = self.numbers(values, at_ms)
+        numbers = self.numbers(values)
         if numbers is None:
             return None
-        arguments = self._arguments
-        arguments[1::3] = numbers
-        arguments[2::3] = (_moment(at_ms),) * len(numbers)
+        arguments, after, moment = self._arguments, self._after, _moment(at_ms)
+        arguments[1:after:3] = numbers
+        arguments[2:after:3] = (moment,) * len(numbers)
+        arguments[after + 1 : -3 : 2] = (moment,) * len(self._fixed)
+        arguments[-2:] = (at_ms / 1000, moment)
         return self._pack(*arguments)
 
     def parts(self, values: "array[float]", at_ms: int) -> list[bytes]:
         moment = _moment(at_ms)
+        figures = zip(self._heads, self.numbers(values) or (), strict=True)
         return [
-            head + struct.pack(f"<{_SAMPLE}", value, moment)
-            for head, value in zip(self._heads, self.numbers(values, at_ms) or (), strict=True)
+            *(head + struct.pack(f"<{_SAMPLE}", value, moment) for head, value in figures),
+            *(fixed + moment for fixed in self._fixed),
+            self._last + struct.pack(f"<{_SAMPLE}", at_ms / 1000, moment),
         ]
 
 
@@ -221,14 +224,15 @@ def _head(labels: Labels) -> bytes:
 
 def _moment(at_ms: int) -> bytes:
     """Return a moment behind its tag: seven bytes."""
-    if not _FIRST_MS <= at_ms < _AFTER_MS:
-        raise ValueError(f"{at_ms / 1000}: before 1971 or after 2109")
-    return bytes(
-        (
-            *(0x10, at_ms & 127 | 128, at_ms >> 7 & 127 | 128, at_ms >> 14 & 127 | 128),
-            *(at_ms >> 21 & 127 | 128, at_ms >> 28 & 127 | 128, at_ms >> 35),
-        )
-    )
+    return bytes((0x10, at_ms & 127 | 128, at_ms >> 7 & 127 | 128)) + _sixteen_seconds(at_ms >> 14)
+
+
+@lru_cache(64)
+def _sixteen_seconds(number: int) -> bytes:
+    """Return what all moments of some 16 s end with."""
+    if not _FIRST_MS >> 14 <= number < _AFTER_MS >> 14:
+        raise ValueError(f"{(number << 14) / 1000}: before 1971 or after 2109")
+    return bytes((number & 127 | 128, number >> 7 & 127 | 128, number >> 14 & 127 | 128, number >> 21))
 
 
 def _sized(part: bytes) -> bytes:
