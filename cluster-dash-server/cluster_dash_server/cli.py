@@ -108,7 +108,7 @@ def _parser() -> argparse.ArgumentParser:
         "notify-test",
         parents=[kept],
         help="send a message to receivers of alerts, by the way of a real one",
-        description="Send a message to receivers of alerts, by the way that a real one takes: through the running server.",
+        description="Send a message to receivers of alerts, by the way of a real one: through the running server.",
     )
     notify_command.add_arguments(command)
     command.set_defaults(run=notify_test)
