@@ -422,4 +422,5 @@ def test_an_outbox_that_can_be_read_and_not_written_is_said_once(
     assert len(said) == 1
     mail.trouble = None
     let_pass(delivery, clock, MOST_SECONDS * 2)
-    assert (delivery.trouble, mail.keys) == (None, ["1"])
+    now: list[object] = [delivery.trouble, mail.keys]
+    assert now == [None, ["1"]]
