@@ -71,6 +71,10 @@ class Wait:
     asked_at: float
     until: float
 
+    def is_ended_by(self, key: str) -> bool:
+        """Say whether somebody who knows this key asked for it."""
+        return hmac.compare_digest(digest_of(key), self.key)
+
 
 class Called(NamedTuple):
     """A GPU that somebody was told of."""
@@ -222,6 +226,12 @@ def receiver_of(to: str, allowed: Sequence[str]) -> str:
     return f"{PERSON}{name}@{domain.lower()}"
 
 
+def mailbox(receiver: str) -> str:
+    """Return where a message to an address ends up: most mail servers take `Ann+x@…` and `ann@…` for one."""
+    name, _, domain = receiver.casefold().rpartition("@")
+    return f"{name.partition('+')[0]}@{domain}"
+
+
 def shown(receiver: str, *, in_full: bool) -> str:
     """Return how a receiver is shown: an address to who may know it, to others its first letter and its domain."""
     address = receiver.removeprefix(PERSON)
@@ -298,9 +308,10 @@ class Waiting:
             raise WaitError(429, f"count: {MOST_WAITING} wait already")
         if not receiver.startswith(PERSON):
             return
-        if sum(each.receiver == receiver for each in line.waits) >= MOST_OF_ONE:
+        box = mailbox(receiver)
+        if sum(mailbox(each.receiver) == box for each in line.waits) >= MOST_OF_ONE:
             raise WaitError(429, f"to: {MOST_OF_ONE} wishes of this address wait already: end one")
-        if sum(told == receiver and now - at < DAY_SECONDS for told, at in line.told) >= MOST_A_DAY:
+        if sum(mailbox(told) == box and now - at < DAY_SECONDS for told, at in line.told) >= MOST_A_DAY:
             raise WaitError(429, f"to: this address has had {MOST_A_DAY} messages in a day: that is enough")
 
     def end(self, id_: int, now: float, *, key: str | None, may_end_any: bool = False) -> Wait:
@@ -314,7 +325,7 @@ class Waiting:
             wait = next((each for each in line.waits if each.id == id_), None)
             if wait is None:
                 raise WaitError(404, f"id: nobody waits under {id_}")
-            if not may_end_any and not hmac.compare_digest(digest_of(key or ""), wait.key):
+            if not may_end_any and not wait.is_ended_by(key or ""):
                 raise WaitError(403, "key: it is not that of this wish")
             self._keep(replace(line, waits=tuple([each for each in line.waits if each.id != id_])))
         return wait

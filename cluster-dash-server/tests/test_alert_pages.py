@@ -14,12 +14,17 @@ from cluster_dash_server import users
 from cluster_dash_server.alerts.book import Alert, Book, Silence, Transition
 from cluster_dash_server.app import create_app
 from cluster_dash_server.history.kept import PrivacySettings
+from cluster_dash_server.notice import Notice
 from cluster_dash_server.settings import ServerSettings, Settings, ViewerSettings
 
 EVIL = "</title><script>alert(1)</script>"
 OWN = {"Sec-Fetch-Site": "same-origin"}
 AFAR = {"REMOTE_ADDR": "10.0.0.9"}
 MakeSite = Callable[..., Flask]
+TEST_NOTICE: dict[str, Any] = {
+    **{"key": "free:1:1", "kind": "free", "alert": None, "rule": "free", "severity": "info", "title": "1 free"},
+    **{"facts": (), "text": "", "link": None, "actions": (), "labels": {}, "begun_at": 0.0, "ended_at": None},
+}
 
 
 @pytest.fixture(autouse=True)
@@ -193,6 +198,8 @@ def test_programs_acknowledge_and_silence_by_json(site: Flask, client: FlaskClie
     assert client.delete("/api/v1/alerts/a1/acknowledgement", json={}).status_code == 404
     made: Any = client.post("/api/v1/silences", json={"filter": "host:gpu01", "reason": "moved"}).json
     assert json_of(client, "/api/v1/silences")["silences"][0]["id"] == made["id"]
+    unwritable = '{"filter": "host:gpu02", "reason": "\\ud800"}'
+    assert client.post("/api/v1/silences", data=unwritable, content_type="application/json").status_code == 400
     assert client.delete(f"/api/v1/silences/{made['id']}", json={}).status_code == 200
     assert client.delete(f"/api/v1/silences/{made['id']}", json={}).status_code == 404
 
@@ -247,7 +254,15 @@ def test_who_may_not_know_names_finds_none_in_alerts(make_site: MakeSite, clock:
     book_of(site).silence(
         Silence(id=None, filter="host:a", by="nora", reason="x", begins_at=clock.now, ends_at=clock.now + 60)
     )
+    for filter_ in ("rule:gpu-held user:mallory", "part:gpu mallory", "host:c"):
+        said = Silence(id=None, filter=filter_, by="nora", reason="x", begins_at=clock.now, ends_at=clock.now + 60)
+        book_of(site).silence(said)
+    site.extensions["book"].book.put([("mailto:trent@example.org", Notice(**TEST_NOTICE))], clock.now)
+    (waits,) = site.extensions["book"].book.due(clock.now, 1)
+    site.extensions["book"].book.failed(waits.row, clock.now, "550 no trent here", None)
     client = site.test_client()
+    assert "1 person" in client.get("/alerts").text
+    assert "host:c" in client.get("/alerts").text
     for path in ("/alerts", "/api/v1/alerts", "/api/v1/alerts?format=csv", "/api/v1/silences", "/history", "/digest"):
         text = client.get(path).text
         assert not {name for name in ("mallory", "trent", "nora") if name in text}, path

@@ -249,6 +249,18 @@ def test_one_address_can_be_flooded_neither_with_wishes_nor_with_messages(floor:
     floor.wait("ann")
 
 
+def test_a_mailbox_cannot_be_flooded_by_other_spellings_of_its_address(floor: Floor) -> None:
+    for who in ("ann", "Ann", "ANN", "ann+1", "aNN+2+3"):
+        floor.wait(who)
+    with pytest.raises(WaitError, match="wait already"):
+        floor.wait("anN+4")
+    floor.wait("anne")
+    LineFile(floor._folder).write(Line(told=(("mailto:Ann+x@example.org", floor._clock.now - 60),) * MOST_A_DAY))
+    floor.line = floor.opened()
+    with pytest.raises(WaitError, match="in a day"):
+        floor.wait("ann")
+
+
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
@@ -383,7 +395,23 @@ def test_addresses_are_shown_to_who_sits_at_the_server_and_their_first_letter_to
     assert told(client.get("/api/v1/waiting"))["waiting"][0]["to"] == "ann@example.org"
     assert told(client.get("/api/v1/waiting", environ_base=AFAR))["waiting"][0]["to"] == "a…@example.org"
     assert "ann@" not in client.get("/waiting", environ_base=AFAR).text
+    for guess in ("x", "", key[:-1]):
+        assert "ann@" not in client.get(f"/waiting?id=1&key={guess}", environ_base=AFAR).text
+    assert "ann@" in client.get(f"/waiting?id=1&key={key}", environ_base=AFAR).text
     assert client.delete("/api/v1/waiting/1", json={"key": key}, environ_base=AFAR).status_code == 200
+
+
+def test_a_text_that_nothing_can_write_is_refused_and_others_wait_on(site: Flask) -> None:
+    client = site.test_client()
+    for wish in (
+        '{"to": "ann@example.org", "q": "-host:\\ud800"}',
+        '{"to": "ann@example.org", "until": NaN}',
+        "[" * 5000,
+    ):
+        answer = client.post("/api/v1/waiting", data=wish, content_type="application/json")
+        assert (answer.status_code, told(answer)["success"]) == (400, False), wish[:60]
+    assert client.get("/waiting").status_code == 200
+    assert told(client.get("/api/v1/waiting"))["waiting"] == []
 
 
 def test_one_client_asks_no_more_than_a_few_times_a_minute(site: Flask) -> None:

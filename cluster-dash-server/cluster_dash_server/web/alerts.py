@@ -12,6 +12,7 @@ from werkzeug.wrappers import Response as Answer
 from cluster_dash_server.alerts.book import Alert, Book, BookError, Silence
 from cluster_dash_server.alerts.routing import silence_of
 from cluster_dash_server.privacy import unnamed
+from cluster_dash_server.receivers import PERSON
 from cluster_dash_server.snapshot import Json, dumps, printable
 from cluster_dash_server.store import Event
 from cluster_dash_server.viewers import Viewer, current, needs
@@ -202,7 +203,7 @@ def blueprint(book: Book, clock: Callable[[], float], zone: tzinfo = UTC) -> Blu
             from_text=request.args.get("from") or "now-24h",
             silences=[_silence(each, viewer) for each in book.silences(now)],
             maintenance=book.maintenance(now),
-            failing=[(name, since, why) for name, (since, why) in failing.items()],
+            failing=_failing(failing, viewer),
             may_operate="operate" in viewer.scopes,
             untils=UNTILS,
             problem=problem,
@@ -252,7 +253,7 @@ def blueprint(book: Book, clock: Callable[[], float], zone: tzinfo = UTC) -> Blu
     @needs("operate")
     def acknowledged(alert: str) -> Response:
         try:
-            acknowledge(alert, _text(_object(), "note", MOST_TEXT))
+            acknowledge(alert, _text(views.json_object(), "note", MOST_TEXT))
         except QueryError as error:
             return failure(400, str(error))
         return json_response({"success": True})
@@ -267,7 +268,7 @@ def blueprint(book: Book, clock: Callable[[], float], zone: tzinfo = UTC) -> Blu
     @needs("operate")
     def silenced() -> Response:
         try:
-            made = silence(_object())
+            made = silence(views.json_object())
         except QueryError as error:
             return failure(400, str(error))
         return json_response({"success": True, "id": made.id, "until": made.ends_at})
@@ -353,6 +354,24 @@ def _row(alert: Alert, now: float) -> Json:
     }
 
 
+def _may_name(text: str) -> bool:
+    """Say whether the filter of a silence may name a user."""
+    rest = silence_of(text).rest
+    return bool(rest.problems) or any(each.key in (None, "user") for term in rest.terms for each in term.alternatives)
+
+
+def _failing(failing: Mapping[str, tuple[float, str]], viewer: Viewer) -> list[tuple[str, float, str]]:
+    """Return who is not reached, since when and why; people only for who acts on it, counted for others."""
+    if "operate" in viewer.scopes and viewer.sees_names:
+        return [(name, since, why) for name, (since, why) in failing.items()]
+    found = [(name, since, why) for name, (since, why) in failing.items() if not name.startswith(PERSON)]
+    people = [since for name, (since, _) in failing.items() if name.startswith(PERSON)]
+    if people:
+        word = "person" if len(people) == 1 else "people"
+        found.append((f"{len(people)} {word}", min(people), "who signs in as operator sees whom"))
+    return found
+
+
 def _flat(value: object) -> object:
     return dumps(value).decode() if isinstance(value, dict) else value
 
@@ -360,19 +379,12 @@ def _flat(value: object) -> object:
 def _silence(silence: Silence, viewer: Viewer) -> Json:
     return {
         "id": silence.id,
-        "filter": silence.filter,
+        "filter": silence.filter if viewer.sees_names or not _may_name(silence.filter) else "…",
         "by": silence.by if viewer.sees_names else None,
         "reason": silence.reason,
         "begins_at": silence.begins_at,
         "ends_at": silence.ends_at,
     }
-
-
-def _object() -> Json:
-    body = request.get_json(silent=True)
-    if not isinstance(body, dict):
-        raise QueryError("body: expected a JSON object, sent with Content-Type: application/json")
-    return body
 
 
 def _text(said: Mapping[str, object], name: str, longest: int) -> str:

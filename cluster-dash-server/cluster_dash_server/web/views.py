@@ -11,7 +11,7 @@ from cluster_dash_server import facets, filters
 from cluster_dash_server.cluster import GpuView, HostView
 from cluster_dash_server.facets import Facets
 from cluster_dash_server.filters import Filter
-from cluster_dash_server.snapshot import Json, printable
+from cluster_dash_server.snapshot import Json, loads, printable
 from cluster_dash_server.summary import Tally, sentence, tally_of
 
 LONGEST_PARAMETER = 4_000
@@ -20,6 +20,21 @@ LONGEST_PARAMETER = 4_000
 
 class QueryError(Exception):
     """A query that cannot be answered; the text names the parameter and its mend."""
+
+
+def json_object() -> Json:
+    """Return what a request holds, by the parser of snapshots: a lone surrogate could be kept and shown nowhere.
+
+    Raises:
+        QueryError: it is no JSON object.
+    """
+    try:
+        body = loads(request.get_data()) if request.is_json else None
+    except (ValueError, RecursionError):
+        body = None
+    if not isinstance(body, dict):
+        raise QueryError("body: expected a JSON object, sent with Content-Type: application/json")
+    return body
 
 
 @dataclass(frozen=True, kw_only=True)  # no slots: what is asked for more than once is kept

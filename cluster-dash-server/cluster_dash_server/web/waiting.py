@@ -16,7 +16,7 @@ from cluster_dash_server.web.api import failure, json_response
 from cluster_dash_server.web.edge import caller_of
 from cluster_dash_server.web.history import html
 from cluster_dash_server.web.lists import count, moment, size_mib
-from cluster_dash_server.web.views import QueryError
+from cluster_dash_server.web.views import QueryError, json_object
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +82,7 @@ def blueprint(waiting: Waiting, clock: Callable[[], float], proxies: Proxies, zo
     def tell_me() -> Response:
         now = clock()
         try:
-            wait, key = asked(_object(), now)
+            wait, key = asked(json_object(), now)
         except QueryError as error:
             return failure(400, str(error))
         ahead = [each.id for each in waiting.waits(now)].index(wait.id)
@@ -92,7 +92,7 @@ def blueprint(waiting: Waiting, clock: Callable[[], float], proxies: Proxies, zo
     @needs("state:read")
     def no_longer(number: str) -> Response:
         try:
-            key = _text(_object(), "key", 64)
+            key = _text(json_object(), "key", 64)
         except QueryError as error:
             return failure(400, str(error))
         waiting.end(_number(number), clock(), key=key, may_end_any="operate" in current.get().scopes)
@@ -104,8 +104,8 @@ def blueprint(waiting: Waiting, clock: Callable[[], float], proxies: Proxies, zo
     def page() -> Response:
         now = clock()
         key, number = request.args.get("key", ""), request.args.get("id", "")
-        mine = next((each for each in waiting.waits(now) if str(each.id) == number), None)
-        return _page(now, mine=mine if mine is not None and key else None, key=key)
+        mine = next((each for each in waiting.waits(now) if str(each.id) == number and each.is_ended_by(key)), None)
+        return _page(now, mine=mine, key=key)
 
     @routes.post("/waiting")
     @needs("state:read")
@@ -148,13 +148,6 @@ def blueprint(waiting: Waiting, clock: Callable[[], float], proxies: Proxies, zo
         )
 
     return routes
-
-
-def _object() -> Json:
-    body = request.get_json(silent=True)
-    if not isinstance(body, dict):
-        raise QueryError("body: expected a JSON object, sent with Content-Type: application/json")
-    return body
 
 
 def _text(said: Mapping[str, object], name: str, longest: int | None = None) -> str:
