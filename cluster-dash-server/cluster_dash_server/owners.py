@@ -148,7 +148,7 @@ class Owners:
         return datetime.fromtimestamp(at, self._zone).strftime("%Y-%m-%d %H:%M %Z")
 
     def find(self, token: str) -> tuple[Need, Alert] | None:
-        """Return what a link is about; None: it is not ours, too late, or its alert has ended.
+        """Return what a link is about; None: it is not ours, too late, or its alert or what it asked for was ended.
 
         Raises:
             BookError: alerts cannot be read now.
@@ -157,7 +157,9 @@ class Owners:
         if need is None or need.until <= self._clock():
             return None
         alert = next((each for each in self._book.firing() if each.id == need.alert), None)
-        return None if alert is None or alert.user != need.user else (need, alert)
+        if alert is None or alert.user != need.user or any(said.ends_at < need.until for said in self._said(need)):
+            return None
+        return need, alert
 
     def is_extended(self, need: Need) -> bool:
         """Say whether the link was used already.
@@ -165,11 +167,14 @@ class Owners:
         Raises:
             BookError: alerts cannot be read now.
         """
+        return any(said.ends_at >= need.until for said in self._said(need))
+
+    def _said(self, need: Need) -> list[Silence]:
+        """Return what was kept of the link, also where an operator has ended it since."""
         silence = self._silence(need)
-        return any(
-            (each.filter, each.by, each.reason) == (silence.filter, silence.by, silence.reason)
-            for each in self._book.silences(self._clock())
-        )
+        mark = silence.filter, silence.by, silence.reason
+        kept = self._book.silences(float("-inf"))
+        return [each for each in kept if (each.filter, each.by, each.reason) == mark]
 
     def extend(self, need: Need) -> None:
         """Keep quiet about it until then; a second time changes nothing.

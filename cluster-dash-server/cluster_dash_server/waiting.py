@@ -32,7 +32,10 @@ MOST_OF_ONE = 5
 """Wishes of one address that wait at a time, …"""
 MOST_A_DAY = 20
 """… and messages to it in a day: no address can be flooded from here."""
+MOST_TOLD = 80
+"""Characters of a filter that stand in a message."""
 DAY_SECONDS = 86_400.0
+_LINKS = re.compile(r"[/@\\]|www\.", re.IGNORECASE)
 _ADDRESS = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}@[A-Za-z0-9](?:[A-Za-z0-9.-]{0,252}[A-Za-z0-9])?", re.ASCII)
 
 
@@ -135,11 +138,12 @@ def serve(line: Line, hosts: Sequence[HostView], now: float) -> list[Found]:
     those have been free for HOLDS_SECONDS; until then nobody behind them is given these.
     """
     taken = {(each.host, each.gpu) for each in _kept_back(line.called, hosts, now)}
+    some_free = [host for host in hosts if any(gpu.state == "free" for gpu in host.gpus)]
     found = []
     for wait in line.waits:
         if wait.until <= now:
             continue
-        meant = _meant(wait, hosts, taken, now)
+        meant = _meant(wait, some_free, taken, now)
         offers = free.find([_lasting(host, now) for host in meant], wait.wish)
         is_told = bool(offers)
         offers = offers or free.find(meant, wait.wish)
@@ -168,14 +172,13 @@ def _meant(wait: Wait, hosts: Sequence[HostView], taken: set[tuple[str, int]], n
     wanted = filters.parse(wait.q)
     found = []
     for host in hosts:
-        marks = wanted.means(host, now) if wanted.terms else [True] * len(host.gpus)
+        is_open = [gpu.state == "free" and (host.host, gpu.gpu.index) not in taken for gpu in host.gpus]
+        if sum(is_open) < wait.wish.count:
+            continue  # most hosts, most of the time: a filter costs far more than this
+        marks = wanted.means(host, now) if wanted.terms else is_open
         if marks is None:
             continue
-        left = [
-            gpu
-            for gpu, is_meant in zip(host.gpus, marks, strict=True)
-            if is_meant and gpu.state == "free" and (host.host, gpu.gpu.index) not in taken
-        ]
+        left = [gpu for gpu, *is_meant in zip(host.gpus, is_open, marks, strict=True) if all(is_meant)]
         if len(left) >= wait.wish.count:
             found.append(replace(host, gpus=tuple(left)))
     return found
@@ -405,7 +408,7 @@ class Waiting:
             ("Free", f"{len(found.gpus)} × {what}"),
             ("Where", f"{found.host} GPU {indices}"),
             *([] if least is None else [("Memory free on each", f"{least / 1024:.0f} GiB")]),
-            ("You asked for", words_of(wait)),
+            ("You asked for", words_of(replace(wait, q=told_of(wait.q)))),
             (
                 "What now",
                 f"for {KEPT_SECONDS / 60:.0f} minutes nobody else who waits is told of them; to wait on, ask again",
@@ -426,6 +429,11 @@ class Waiting:
             begun_at=since,
             ended_at=None,
         )
+
+
+def told_of(q: str) -> str:
+    """Return a filter as it stands in a message: who asks for another's address must not send them words and links."""
+    return q if len(q) <= MOST_TOLD and _LINKS.search(q) is None else "what a filter means"
 
 
 def words_of(wait: Wait) -> str:

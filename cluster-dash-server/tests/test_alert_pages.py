@@ -130,6 +130,16 @@ def test_how_alerts_stand_is_told_to_people_and_machines(site: Flask, client: Fl
     assert client.get("/api/v1/alerts?from=soon").status_code == 400
 
 
+def test_the_silence_that_the_page_offers_means_the_alert_and_no_other_user(
+    site: Flask, client: FlaskClient, clock: Any
+) -> None:
+    raise_alert(site, clock, rule="gpu-held", host=None)
+    raise_alert(site, clock, "a2", user=None)
+    page = client.get("/alerts").text
+    assert 'value="rule:gpu-held user:mallory"' in page
+    assert 'value="rule:gpu-too-hot host:gpu01"' in page
+
+
 def test_what_is_done_on_the_page_can_be_undone_there(site: Flask, client: FlaskClient, clock: Any) -> None:
     raise_alert(site, clock)
     done = client.post("/alerts/acknowledge", data={"alert": "a1", "note": "mine"}, headers=OWN)

@@ -154,6 +154,21 @@ def test_the_link_keeps_it_quiet_once_until_the_moment_that_it_names(
     assert book.silences(clock.now) == []
 
 
+def test_what_an_operator_has_ended_the_link_does_not_begin_again(
+    owners: Owners, book: SqliteBook, clock: Clock
+) -> None:
+    began(book, alert())
+    token = token_of(owners.route(alert(), notice(alert()), [], NOW))
+    found = owners.find(token)
+    assert found is not None
+    owners.extend(found[0])
+    (silence,) = book.silences(NOW)
+    clock.now += 60
+    assert book.end_silence(silence.id or 0, "nora", clock.now)
+    assert owners.find(token) is None
+    assert book.silences(clock.now) == []
+
+
 def test_a_link_means_one_user_and_one_alert(owners: Owners, book: SqliteBook) -> None:
     began(book, alert(), alert("bob", "b1"))
     tokens = [token_of(owners.route(each, notice(each), [], NOW)) for each in (alert(), alert("bob", "b1"))]

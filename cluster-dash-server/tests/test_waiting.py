@@ -10,7 +10,8 @@ import pytest
 from flask import Flask
 
 from cluster_dash_server.app import create_app
-from cluster_dash_server.cluster import Cluster
+from cluster_dash_server.cluster import Cluster, HostView
+from cluster_dash_server.filters import Filter
 from cluster_dash_server.free import Wish
 from cluster_dash_server.ledger.line import LineFile
 from cluster_dash_server.notice import Notice
@@ -97,6 +98,14 @@ def test_one_is_told_once_when_gpus_have_been_free_for_a_minute(floor: Floor) ->
     assert floor.line.waits(floor._clock.now) == ()
 
 
+@pytest.mark.parametrize("words", ["see https://evil.example", "www.evil.example", "ask me@evil.example", "word " * 20])
+def test_nobody_sends_words_and_links_to_another_by_a_filter(words: str, floor: Floor) -> None:
+    floor.stands(free=1)
+    floor.wait("ann", q=f'-"{words}"')
+    assert floor.after(HOLDS_SECONDS) == ["ann"]
+    assert dict(floor.told[0][1].facts)["You asked for"] == "1 GPU, what a filter means"
+
+
 def test_a_gpu_that_is_taken_within_the_minute_calls_nobody(floor: Floor) -> None:
     floor.stands(free=1)
     floor.wait("ann")
@@ -147,6 +156,22 @@ def test_who_wants_what_nobody_has_does_not_hold_up_the_others(floor: Floor) -> 
     floor.wait("eve")
     floor.stands(free=2)
     assert floor.after(HOLDS_SECONDS) == ["eve"]
+
+
+def test_a_filter_is_asked_only_of_hosts_with_enough_free_gpus(floor: Floor, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    means = Filter.means
+
+    def counted(self: Filter, host: HostView, now: float) -> Any:
+        asked.append(host.host)
+        return means(self, host, now)
+
+    floor.wait("ann", 2, q="-user:a*b")
+    for host, free in (("gpu01", 0), ("gpu02", 1), ("gpu03", 2)):
+        floor.stands(host, free=free, busy=2)
+    monkeypatch.setattr(Filter, "means", counted)
+    assert floor.after(HOLDS_SECONDS) == ["ann"]
+    assert set(asked) == {"gpu03"}
 
 
 def test_the_line_ends_by_time_by_key_and_stands_after_a_restart(floor: Floor) -> None:
