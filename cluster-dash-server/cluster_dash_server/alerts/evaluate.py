@@ -213,7 +213,10 @@ def _hold_seconds(rule: Rule, times: int) -> float:
 
 
 def _spells(rules: Mapping[str, Rule], view: View, known: Mapping[Key, Spell], now: float) -> dict[Key, Spell]:
-    """Return the spells as they are now; one whose host raises nothing, or whose rule is gone, is none any more."""
+    """Return the spells as they are now; one whose host raises nothing, or whose rule is gone, is none any more.
+
+    What seems to come lasts from now on: the clock was set back.
+    """
     spells: dict[Key, Spell] = {}
     for key, finding in view.found.items():
         spell = known.get(key)
@@ -225,7 +228,7 @@ def _spells(rules: Mapping[str, Rule], view: View, known: Mapping[Key, Spell], n
             since = now if finding.since is None else min(now, finding.since)
             spells[key] = Spell(since, finding)
         else:
-            spells[key] = Spell(spell.since, finding, None, spell.alert)
+            spells[key] = Spell(min(spell.since, now), finding, None, spell.alert)
     for key, spell in known.items():
         if key in spells or key[0] not in rules:
             continue
@@ -235,7 +238,8 @@ def _spells(rules: Mapping[str, Rule], view: View, known: Mapping[Key, Spell], n
         if view.is_unknown(name, subject):
             spells[key] = spell
         elif spell.alert is not None:
-            spells[key] = spell if spell.gone_since is not None else spell._replace(gone_since=now)
+            gone_since = now if spell.gone_since is None else min(spell.gone_since, now)
+            spells[key] = spell if spell.gone_since == gone_since else spell._replace(gone_since=gone_since)
     return spells
 
 

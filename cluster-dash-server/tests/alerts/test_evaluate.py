@@ -67,6 +67,21 @@ def test_evaluating_twice_says_nothing_new(
     assert twice == once
 
 
+def test_a_clock_that_is_set_back_delays_neither_the_beginning_nor_the_end_of_an_alert() -> None:
+    key, day = ("gpu-error", Subject("gpu01", 1)), 86_400.0
+    bad, well = View(found={key: Finding("lost")}, hosts=100), View(found={}, hosts=100)
+    state, steps = evaluate(RULES, bad, State(), NOW + day)
+    for view, at, kinds in (
+        (bad, NOW, []),
+        (bad, NOW + 60, ["began"]),
+        (well, NOW + day, []),
+        (well, NOW + 70, []),
+        (well, NOW + 670, ["ended"]),
+    ):
+        state, steps = evaluate(RULES, view, state, at)
+        assert [step.kind for step in steps] == kinds, at - NOW
+
+
 @given(_NIGHT)
 def test_each_alert_begins_once_and_ends_once_after_it_began(night: list[tuple[dict[Key, Finding], float]]) -> None:
     state, steps, _ = _live(night)
