@@ -5,6 +5,7 @@ know is kept, and everybody else looks at the cluster through `veiled`: pages, J
 what that shows, and know of no names.
 """
 
+import contextlib
 import dataclasses
 import hmac
 import os
@@ -26,6 +27,7 @@ from cluster_dash_server.viewers import current
 KEY_FILE = "pseudonyms.key"
 NO_PERSON = ("root", "")
 """Users of whom no person is meant; nor is one by what begins with `unknown`."""
+_keys = threading.Lock()  # held while a key is read or made
 UNNAMED = "unknown"
 """What stands in the place of who was forgotten."""
 MOST_REMEMBERED = 10_000
@@ -323,11 +325,17 @@ def kept_key(folder: Path, name: str = KEY_FILE) -> bytes:
     Raises:
         OSError: it cannot be read or made.
     """
-    path = folder / name
+    path, new = folder / name, folder / f"{name}.tmp"
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    try:
-        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-            file.write(secrets.token_bytes(32))
-    except FileExistsError:
-        pass
-    return path.read_bytes()
+    with _keys:
+        with contextlib.suppress(FileNotFoundError):
+            key = path.read_bytes()
+            if key:  # an empty one, of a loss of power, would be known to everybody
+                return key
+        key = secrets.token_bytes(32)
+        with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+            file.write(key)
+            file.flush()
+            os.fsync(file.fileno())
+        new.replace(path)
+        return key

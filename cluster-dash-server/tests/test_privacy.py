@@ -84,6 +84,9 @@ def test_pseudonyms_are_the_same_for_the_same_name_and_key(tmp_path: Path) -> No
     assert [veil.person(name) for name in ("root", "unknown (pid 7)")] == ["root", "unknown (pid 7)"]
     assert kept_key(tmp_path) == kept_key(tmp_path) != kept_key(tmp_path / "other")
     assert (tmp_path / KEY_FILE).stat().st_mode & 0o777 == 0o600
+    (tmp_path / KEY_FILE).write_bytes(b"")  # a loss of power before it was on the disk
+    assert len(kept_key(tmp_path)) == 32
+    assert kept_key(tmp_path) == (tmp_path / KEY_FILE).read_bytes()
 
 
 def test_what_nobody_may_know_is_found_nowhere(tmp_path: Path, clock: Any, snapshot: dict[str, Any]) -> None:

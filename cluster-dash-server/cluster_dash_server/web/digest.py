@@ -20,7 +20,8 @@ PRESETS = (
     ("7 d", "now-7d", None),
     ("last week", "now-1w/w", "now-1w/w"),
 )
-MOST_SECONDS = 31 * 86_400.0
+MOST_SECONDS = 31 * 86_400.0 + 3600.0
+"""31 days, also where one of them has 25 hours."""
 
 
 def blueprint(nights: Nights, clock: Callable[[], float]) -> Blueprint:
