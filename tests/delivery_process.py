@@ -11,12 +11,12 @@ import sys
 from datetime import UTC
 from pathlib import Path
 
-from cluster_dash_server import notifiers
-from cluster_dash_server.delivering import Delivery
 from cluster_dash_server.ledger.sqlite import SqliteBook
-from cluster_dash_server.notice import Notice, Notifier
-from cluster_dash_server.receivers import AlertSettings, Receiver
-from cluster_dash_server.wording import Wording
+from cluster_dash_server.notices import notifiers
+from cluster_dash_server.notices.delivering import Delivery
+from cluster_dash_server.notices.notice import Notice, Notifier
+from cluster_dash_server.notices.receivers import AlertSettings, Receiver
+from cluster_dash_server.notices.wording import Wording
 
 BEGIN = 1_795_000_000.0
 STEP_SECONDS = 60.0

@@ -12,7 +12,7 @@ from waitress.server import create_server
 
 from cluster_dash_server.alerts.book import Alert, Book, Maintenance, Silence, Transition
 from cluster_dash_server.app import create_app
-from cluster_dash_server.receivers import AlertSettings
+from cluster_dash_server.notices.receivers import AlertSettings
 from cluster_dash_server.settings import ServerSettings, Settings
 from tests.seats import HOSTILE, POLL_SECONDS, Seat, Site, gpu, sit, snapshot, until
 from tests.test_browser_everybody import SCHEMES, violations

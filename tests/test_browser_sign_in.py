@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page
 
-from cluster_dash_server import users
+from cluster_dash_server.access import users
 from tests.hostile import say
 from tests.processes import Listening, body_of, snapshot, start_server
 from tests.seats import CHROMIUM, FLAGS

@@ -445,8 +445,8 @@ def test_a_revoked_token_is_refused_at_once_and_others_stay(tmp_path: Path) -> N
 @pytest.mark.soak
 def test_an_unknown_token_and_a_wrong_secret_take_the_same_time(tmp_path: Path) -> None:
     """20,000 tries in turn, by the CPU time of a look-up: means that differ by less than 5 %, in the best of three."""
-    from cluster_dash_server.auth import Auth, AuthError, Caller, Passcode
-    from cluster_dash_server.tokens import TokenFile, Tokens
+    from cluster_dash_server.access.auth import Auth, AuthError, Caller, Passcode
+    from cluster_dash_server.access.tokens import TokenFile, Tokens
 
     tokens = Tokens(TokenFile(tmp_path), time.time)
     auth = Auth(Passcode(PASSCODE), tokens)

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from cluster_dash_server.notice import Kind, Notice
-from cluster_dash_server.notifiers.alertmanager import Alertmanager
-from cluster_dash_server.receivers import Receiver
-from cluster_dash_server.wording import Wording
+from cluster_dash_server.notices.notice import Kind, Notice
+from cluster_dash_server.notices.notifiers.alertmanager import Alertmanager
+from cluster_dash_server.notices.receivers import Receiver
+from cluster_dash_server.notices.wording import Wording
 from tests.post_office import HookServer, MailServer, free_port
 from tests.processes import BIN, TOP, Process, start_server, wait_until
 

@@ -20,9 +20,10 @@ from grafana_foundation_sdk.models import dashboard as grafana
 
 from cluster_dash_mole.senders.listen.slurm_text import vpenso as slurm_of_mole
 from cluster_dash_mole.senders.listen.text import dcgm as text_of_mole
-from cluster_dash_server import slurm, slurm_metrics
-from cluster_dash_server.dcgm import text as text_of_server
-from cluster_dash_server.exposition import section
+from cluster_dash_server import slurm
+from cluster_dash_server.prometheus import slurm as slurm_metrics
+from cluster_dash_server.prometheus.dcgm import text as text_of_server
+from cluster_dash_server.prometheus.exposition import section
 from dev import dashboards
 from tests.processes import BIN, TOP, Process, fake_nvml, snapshot, start_server, wait_until
 
@@ -256,7 +257,7 @@ def test_the_metrics_page_names_what_the_server_says_and_nothing_else(world: Sim
 def test_both_halves_have_the_same_table_of_names() -> None:
     tables = [
         resources.files(package).joinpath("dcgm-names.json").read_bytes()
-        for package in ("cluster_dash_mole", "cluster_dash_server")
+        for package in ("cluster_dash_mole", "cluster_dash_server.prometheus")
     ]
     assert tables[0] == tables[1]
 

@@ -16,10 +16,11 @@ from werkzeug.exceptions import HTTPException
 
 from cluster_dash_server import __version__, alert_commands, digest_command, looking, privacy, restart, when
 from cluster_dash_server import settings as settings_of_site
+from cluster_dash_server.access.auth import Auth, Limiter, Passcode, Proxies, names_loopback
+from cluster_dash_server.access.tokens import TokenError, TokenFile, Tokens
+from cluster_dash_server.access.viewers import Viewer, current, scope_of
 from cluster_dash_server.alerts import rules
 from cluster_dash_server.alerts.watch import Watch
-from cluster_dash_server.auth import Auth, Limiter, Passcode, Proxies, names_loopback
-from cluster_dash_server.centre import Centre
 from cluster_dash_server.cluster import Cluster, KnownHost
 from cluster_dash_server.control import Control, data_folder
 from cluster_dash_server.digest import Nights
@@ -31,20 +32,19 @@ from cluster_dash_server.ingest import Answer, Ingest
 from cluster_dash_server.ledger.kept import KeptBook
 from cluster_dash_server.ledger.line import LineFile
 from cluster_dash_server.live import Live
-from cluster_dash_server.metrics import Metrics, PostCounts, XidCounts
 from cluster_dash_server.narrowed import Narrowed
+from cluster_dash_server.notices.receivers import PERSON, minute_of_day
+from cluster_dash_server.notices.telling import Telling
 from cluster_dash_server.owners import KEY_FILE as LINKS_KEY
 from cluster_dash_server.owners import Owners
+from cluster_dash_server.prometheus.metrics import Metrics, PostCounts, XidCounts
 from cluster_dash_server.received import Reception
-from cluster_dash_server.receivers import PERSON, minute_of_day
-from cluster_dash_server.relay import Relay
+from cluster_dash_server.relaying.centre import Centre
+from cluster_dash_server.relaying.relay import Relay
 from cluster_dash_server.settings import ConfigError, Reading, Settings
 from cluster_dash_server.slurm import Slurm
 from cluster_dash_server.snapshot import Seen, checker
 from cluster_dash_server.store import StoreError
-from cluster_dash_server.telling import Telling
-from cluster_dash_server.tokens import TokenError, TokenFile, Tokens
-from cluster_dash_server.viewers import Viewer, current, scope_of
 from cluster_dash_server.waiting import Waiting
 from cluster_dash_server.web import alerts as alert_pages
 from cluster_dash_server.web import (

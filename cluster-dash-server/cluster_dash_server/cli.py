@@ -12,21 +12,15 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from cluster_dash_server import (
-    __version__,
-    alert_commands,
-    control,
-    digest_command,
-    forget_command,
-    logs,
-    notify_command,
-    past_command,
-    token_command,
-    user_command,
-)
+from cluster_dash_server import __version__, alert_commands, control, digest_command, logs
+from cluster_dash_server.access.users import UsersError
+from cluster_dash_server.commands import forget as forget_command
+from cluster_dash_server.commands import notify_test as notify_command
+from cluster_dash_server.commands import past as past_command
+from cluster_dash_server.commands import token as token_command
+from cluster_dash_server.commands import user as user_command
 from cluster_dash_server.hostlist import HostlistError
 from cluster_dash_server.settings import SERVERS, ConfigError, Settings
-from cluster_dash_server.users import UsersError
 
 log = logging.getLogger(__name__)
 
@@ -151,7 +145,8 @@ def check(options: argparse.Namespace) -> int:
     Raises:
         ConfigError: a setting that cannot be used.
     """
-    from cluster_dash_server import app, check_config
+    from cluster_dash_server import app
+    from cluster_dash_server.commands import check_config
 
     sys.stdout.write(check_config.report(app.read_settings(options.config)))
     return EXIT_DONE
@@ -159,7 +154,8 @@ def check(options: argparse.Namespace) -> int:
 
 def examine(options: argparse.Namespace) -> int:
     """Print what the doctor finds; the exit code is that of the worst finding."""
-    from cluster_dash_server import app, doctor
+    from cluster_dash_server import app
+    from cluster_dash_server.commands import doctor
 
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal without ✔ still gets the words

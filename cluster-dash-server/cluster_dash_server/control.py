@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol
 
+from cluster_dash_server.access.tokens import Tokens, obey
 from cluster_dash_server.alerts.book import BookError
 from cluster_dash_server.cluster import Cluster
 from cluster_dash_server.events import EventLog
@@ -25,7 +26,6 @@ from cluster_dash_server.restart import stripped, unnamed, unnamed_block
 from cluster_dash_server.slurm import Slurm
 from cluster_dash_server.snapshot import Json, printable
 from cluster_dash_server.store import Ledger, Store, StoreError
-from cluster_dash_server.tokens import Tokens, obey
 from cluster_dash_server.waiting import WaitError
 
 log = logging.getLogger(__name__)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from typing import NamedTuple, Protocol
 
-from cluster_dash_server.auth import Auth, AuthError, Caller
+from cluster_dash_server.access.auth import Auth, AuthError, Caller
 from cluster_dash_server.cluster import Cluster, Refused
 from cluster_dash_server.figures import figures
 from cluster_dash_server.inflate import InflateError, inflate

@@ -5,13 +5,13 @@ from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from cluster_dash_server import oidc
-from cluster_dash_server.auth import Limiter, Proxies, names_loopback
+from cluster_dash_server.access import oidc
+from cluster_dash_server.access.auth import Limiter, Proxies, names_loopback
+from cluster_dash_server.access.tokens import Tokens
+from cluster_dash_server.access.users import UsersError, UsersFile
+from cluster_dash_server.access.viewers import Gate, Mode, Rules, Sessions
 from cluster_dash_server.privacy import Veil, kept_key
 from cluster_dash_server.settings import ConfigError, Settings, ViewerSettings
-from cluster_dash_server.tokens import Tokens
-from cluster_dash_server.users import UsersError, UsersFile
-from cluster_dash_server.viewers import Gate, Mode, Rules, Sessions
 
 _MODES: dict[str, Mode] = {"open": "open", "basic": "basic", "proxy": "proxy", "oidc": "oidc"}
 

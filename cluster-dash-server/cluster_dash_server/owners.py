@@ -16,9 +16,9 @@ from datetime import datetime, tzinfo
 from pathlib import Path
 
 from cluster_dash_server.alerts.book import Addressed, Alert, Book, Silence
-from cluster_dash_server.notice import Notice
+from cluster_dash_server.notices.notice import Notice
+from cluster_dash_server.notices.receivers import PERSON, AlertSettings
 from cluster_dash_server.privacy import NO_PERSON
-from cluster_dash_server.receivers import PERSON, AlertSettings
 
 log = logging.getLogger(__name__)
 

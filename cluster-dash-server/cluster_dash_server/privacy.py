@@ -16,13 +16,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
+from cluster_dash_server.access.viewers import current
 from cluster_dash_server.cluster import Cluster, GpuView, HostView
 from cluster_dash_server.inflate import pack
 from cluster_dash_server.slurm import Picture, Place, Slurm
 from cluster_dash_server.snapshot import Gpu, Json, Seen, dumps
 from cluster_dash_server.states import Allotment
 from cluster_dash_server.store import Figures, Series, SeriesQuery, Usage, UsageQuery, Use, UseQuery
-from cluster_dash_server.viewers import current
 
 KEY_FILE = "pseudonyms.key"
 NO_PERSON = ("root", "")

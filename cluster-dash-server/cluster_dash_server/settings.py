@@ -17,12 +17,13 @@ from urllib.parse import unquote, urlsplit
 
 import tomllib
 
-from cluster_dash_server import filters, notifiers, when
-from cluster_dash_server.auth import Proxies, names_loopback
+from cluster_dash_server import filters, when
+from cluster_dash_server.access.auth import Proxies, names_loopback
 from cluster_dash_server.history.kept import HistorySettings, PrivacySettings
 from cluster_dash_server.ingest import Limits
-from cluster_dash_server.receivers import AlertSettings, Receiver, minute_of_day, secret_path
-from cluster_dash_server.relay import RelaySettings
+from cluster_dash_server.notices import notifiers
+from cluster_dash_server.notices.receivers import AlertSettings, Receiver, minute_of_day, secret_path
+from cluster_dash_server.relaying.relay import RelaySettings
 from cluster_dash_server.slurm import SlurmSettings
 from cluster_dash_server.states import Thresholds
 

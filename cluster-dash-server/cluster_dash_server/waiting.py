@@ -14,13 +14,13 @@ from typing import NamedTuple, Protocol
 from urllib.parse import quote
 
 from cluster_dash_server import filters, free
+from cluster_dash_server.access.tokens import digest_of
 from cluster_dash_server.cluster import GpuView, HostView
-from cluster_dash_server.notice import Notice
+from cluster_dash_server.notices.notice import Notice
+from cluster_dash_server.notices.receivers import PERSON
 from cluster_dash_server.privacy import unnamed
-from cluster_dash_server.receivers import PERSON
 from cluster_dash_server.snapshot import printable
 from cluster_dash_server.summary import model
-from cluster_dash_server.tokens import digest_of
 
 HOLDS_SECONDS = 60.0
 """For so long GPUs are free before somebody is told of them: a job that ends is often followed by the next."""

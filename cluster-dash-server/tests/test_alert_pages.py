@@ -10,11 +10,11 @@ import pytest
 from flask import Flask
 from flask.testing import FlaskClient
 
-from cluster_dash_server import users
+from cluster_dash_server.access import users
 from cluster_dash_server.alerts.book import Alert, Book, Silence, Transition
 from cluster_dash_server.app import create_app
 from cluster_dash_server.history.kept import PrivacySettings
-from cluster_dash_server.notice import Notice
+from cluster_dash_server.notices.notice import Notice
 from cluster_dash_server.settings import ServerSettings, Settings, ViewerSettings
 
 EVIL = "</title><script>alert(1)</script>"

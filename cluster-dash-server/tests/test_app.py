@@ -9,9 +9,9 @@ from flask import Flask
 from flask.cli import FlaskGroup
 from flask.testing import FlaskClient
 
+from cluster_dash_server.access.viewers import SCOPES, needs, scope_of
 from cluster_dash_server.app import VERSION, create_app
 from cluster_dash_server.settings import IngestSettings, ServerSettings, Settings, SiteSettings, ViewerSettings
-from cluster_dash_server.viewers import SCOPES, needs, scope_of
 
 
 @pytest.fixture

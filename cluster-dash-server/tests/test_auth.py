@@ -5,8 +5,17 @@ from typing import Any
 
 import pytest
 
-from cluster_dash_server.auth import SHIPPED_PASSCODE, Auth, AuthError, Caller, Limiter, Passcode, Proxies, name_of
-from cluster_dash_server.tokens import TokenFile, Tokens
+from cluster_dash_server.access.auth import (
+    SHIPPED_PASSCODE,
+    Auth,
+    AuthError,
+    Caller,
+    Limiter,
+    Passcode,
+    Proxies,
+    name_of,
+)
+from cluster_dash_server.access.tokens import TokenFile, Tokens
 
 
 def caller(**facts: Any) -> Caller:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from cluster_dash_server.app import create_app
-from cluster_dash_server.backups import FORM, MARK, BackupError, backup, restore
+from cluster_dash_server.history.backups import FORM, MARK, BackupError, backup, restore
 from cluster_dash_server.history.folder import take
 from cluster_dash_server.settings import ServerSettings, Settings
 

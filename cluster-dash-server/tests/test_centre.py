@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from cluster_dash_server import centre
-from cluster_dash_server.centre import Centre, CentreError
+from cluster_dash_server.relaying import centre
+from cluster_dash_server.relaying.centre import Centre, CentreError
 
 
 class Answers(ThreadingHTTPServer):

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from cluster_dash_server.check_config import report
 from cluster_dash_server.cli import main
+from cluster_dash_server.commands.check_config import report
 from cluster_dash_server.settings import read
 
 

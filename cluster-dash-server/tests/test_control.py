@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from cluster_dash_server import cli, control
+from cluster_dash_server.access.tokens import TokenFile, Tokens
 from cluster_dash_server.app import create_app
 from cluster_dash_server.cluster import Cluster
 from cluster_dash_server.control import Control, ControlError, Forget, ask, data_folder, forget
@@ -20,7 +21,6 @@ from cluster_dash_server.settings import Settings
 from cluster_dash_server.slurm import Slurm
 from cluster_dash_server.snapshot import Seen
 from cluster_dash_server.states import Thresholds
-from cluster_dash_server.tokens import TokenFile, Tokens
 
 MakeSeen = Callable[..., Seen]
 MakeGpu = Callable[..., dict[str, Any]]

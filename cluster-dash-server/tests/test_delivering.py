@@ -9,10 +9,10 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from cluster_dash_server.alerts.book import Addressed, Alert, BookError, Transition
-from cluster_dash_server.delivering import KEPT_SECONDS, MOST_SECONDS, Delivery, quiet_until
 from cluster_dash_server.ledger.sqlite import SqliteBook
-from cluster_dash_server.notice import Kind, Notice, Notifier, NotifyError, Severity
-from cluster_dash_server.receivers import Receiver
+from cluster_dash_server.notices.delivering import KEPT_SECONDS, MOST_SECONDS, Delivery, quiet_until
+from cluster_dash_server.notices.notice import Kind, Notice, Notifier, NotifyError, Severity
+from cluster_dash_server.notices.receivers import Receiver
 
 BERLIN = ZoneInfo("Europe/Berlin")
 

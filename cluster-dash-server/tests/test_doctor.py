@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 
-from cluster_dash_server import doctor
+from cluster_dash_server.access.tokens import TokenFile, Tokens
 from cluster_dash_server.cli import main
-from cluster_dash_server.doctor import Finding
+from cluster_dash_server.commands import doctor
+from cluster_dash_server.commands.doctor import Finding
+from cluster_dash_server.notices.receivers import AlertSettings, Receiver
 from cluster_dash_server.port_holder import Holder
-from cluster_dash_server.receivers import AlertSettings, Receiver
-from cluster_dash_server.relay import RelaySettings
+from cluster_dash_server.relaying.relay import RelaySettings
 from cluster_dash_server.settings import ServerSettings, Settings, ViewerSettings, read
-from cluster_dash_server.tokens import TokenFile, Tokens
 
 FAR = "0.0.0.0"  # noqa: S104 - a setting that is looked at
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from prometheus_client import parser as text_parser
 from prometheus_client.openmetrics import parser as open_metrics_parser
 
-from cluster_dash_server.exposition import OPEN_METRICS_END, Family, labels, section, wants_open_metrics
+from cluster_dash_server.prometheus.exposition import OPEN_METRICS_END, Family, labels, section, wants_open_metrics
 
 Read = Callable[[str], Iterable[Any]]
 read_text: Read = text_parser.text_string_to_metric_families

@@ -9,8 +9,8 @@ from typing import ClassVar
 
 import pytest
 
-from cluster_dash_server import guarded
-from cluster_dash_server.notice import NotifyError
+from cluster_dash_server.notices import guarded
+from cluster_dash_server.notices.notice import NotifyError
 
 
 class Answers(http.server.BaseHTTPRequestHandler):

@@ -15,9 +15,10 @@ from flask.testing import FlaskClient
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cluster_dash_server import bygone, privacy
+from cluster_dash_server import privacy
 from cluster_dash_server.app import create_app
 from cluster_dash_server.cluster import Cluster
+from cluster_dash_server.history import bygone
 from cluster_dash_server.history.memory import MemoryStore
 from cluster_dash_server.settings import ServerSettings, Settings, SiteSettings
 from cluster_dash_server.states import Thresholds

@@ -13,7 +13,7 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cluster_dash_server.auth import Auth, Caller, Passcode
+from cluster_dash_server.access.auth import Auth, Caller, Passcode
 from cluster_dash_server.cluster import Cluster
 from cluster_dash_server.ingest import Answer, Ingest, Limits, Post, bearer, date
 from cluster_dash_server.snapshot import checker

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from cluster_dash_server.auth import Auth, Caller, Passcode
+from cluster_dash_server.access.auth import Auth, Caller, Passcode
 from cluster_dash_server.cluster import Cluster
 from cluster_dash_server.history.memory import MemoryStore
 from cluster_dash_server.ingest import Answer, Ingest, Limits, Post

@@ -13,7 +13,7 @@ from prometheus_client.openmetrics import parser as open_metrics_parser
 from cluster_dash_server.app import create_app
 from cluster_dash_server.cluster import Cluster
 from cluster_dash_server.ingest import Answer
-from cluster_dash_server.metrics import Metrics, PostCounts, XidCounts
+from cluster_dash_server.prometheus.metrics import Metrics, PostCounts, XidCounts
 from cluster_dash_server.settings import MetricsSettings, ServerSettings, Settings
 from cluster_dash_server.slurm import Slurm
 from cluster_dash_server.states import Thresholds
@@ -216,7 +216,7 @@ def test_an_xid_is_counted_once_however_often_it_is_told(
 
 
 def test_the_kinds_of_xids_a_host_can_invent_are_bounded(make_seen: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cluster_dash_server.metrics.MOST_XIDS", 3)
+    monkeypatch.setattr("cluster_dash_server.prometheus.metrics.MOST_XIDS", 3)
     xids = XidCounts()
     for code in range(9):
         xids.witness(make_seen("gpu01", events=[{"at": code, "kind": "xid", "gpu": 0, "code": code}]), None, None)

@@ -8,12 +8,12 @@ import pytest
 from flask import Flask
 
 from cluster_dash_server import privacy
+from cluster_dash_server.access.users import hash_password, write
 from cluster_dash_server.alerts.book import Alert, Book, Transition
 from cluster_dash_server.app import create_app
+from cluster_dash_server.notices.receivers import AlertSettings
 from cluster_dash_server.owners import KEY_FILE, Need, signed
-from cluster_dash_server.receivers import AlertSettings
 from cluster_dash_server.settings import ServerSettings, Settings, ViewerSettings
-from cluster_dash_server.users import hash_password, write
 
 OWN = {"Sec-Fetch-Site": "same-origin"}
 SETTINGS = AlertSettings(

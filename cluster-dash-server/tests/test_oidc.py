@@ -14,8 +14,8 @@ from urllib.parse import parse_qs, urlencode, urlsplit
 import pytest
 from flask.testing import FlaskClient
 
+from cluster_dash_server.access.oidc import KEPT_SECONDS
 from cluster_dash_server.app import create_app
-from cluster_dash_server.oidc import KEPT_SECONDS
 from cluster_dash_server.settings import ServerSettings, Settings, ViewerSettings
 
 CLIENT, SECRET = "dash", "secret-of-the-client"

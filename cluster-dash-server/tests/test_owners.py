@@ -9,9 +9,9 @@ import pytest
 from cluster_dash_server import privacy
 from cluster_dash_server.alerts.book import Addressed, Alert, Transition
 from cluster_dash_server.ledger.sqlite import SqliteBook
-from cluster_dash_server.notice import Notice
+from cluster_dash_server.notices.notice import Notice
+from cluster_dash_server.notices.receivers import AlertSettings
 from cluster_dash_server.owners import KEY_FILE, Addresses, Need, Owners, read, signed
-from cluster_dash_server.receivers import AlertSettings
 
 KEY = b"k" * 32
 NOW = 1_795_000_000.0

@@ -9,12 +9,12 @@ import pytest
 from flask import Flask
 from flask.testing import FlaskClient
 
-from cluster_dash_server import users
+from cluster_dash_server.access import users
+from cluster_dash_server.access.viewers import scope_of
 from cluster_dash_server.app import create_app
 from cluster_dash_server.history.kept import PrivacySettings
 from cluster_dash_server.privacy import KEY_FILE, Veil, kept_key
 from cluster_dash_server.settings import MetricsSettings, ServerSettings, Settings, ViewerSettings
-from cluster_dash_server.viewers import scope_of
 
 MakeGpu = Callable[..., dict[str, Any]]
 MakeSnapshot = Callable[..., dict[str, Any]]

@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 import zstandard
 
-from cluster_dash_server import relay as relay_module
-from cluster_dash_server.auth import Auth, Caller, Passcode, Proxies
-from cluster_dash_server.centre import CentreError, Said
+from cluster_dash_server.access.auth import Auth, Caller, Passcode, Proxies
 from cluster_dash_server.cluster import Cluster
 from cluster_dash_server.ingest import Answer, Ingest, Limits, Post
-from cluster_dash_server.relay import Relay, RelaySettings
+from cluster_dash_server.relaying import relay as relay_module
+from cluster_dash_server.relaying.centre import CentreError, Said
+from cluster_dash_server.relaying.relay import Relay, RelaySettings
 from cluster_dash_server.snapshot import checker
 from cluster_dash_server.states import Thresholds
 

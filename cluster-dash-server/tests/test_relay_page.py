@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from flask.testing import FlaskClient
 
+from cluster_dash_server.access.viewers import SCOPES, scope_of
 from cluster_dash_server.app import create_app
-from cluster_dash_server.relay import RelaySettings
+from cluster_dash_server.relaying.relay import RelaySettings
 from cluster_dash_server.settings import ServerSettings, Settings
-from cluster_dash_server.viewers import SCOPES, scope_of
 
 
 @pytest.fixture

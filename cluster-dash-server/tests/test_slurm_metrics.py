@@ -6,9 +6,9 @@ import pytest
 
 from cluster_dash_server import slurm
 from cluster_dash_server.app import create_app
-from cluster_dash_server.exposition import section
+from cluster_dash_server.prometheus.exposition import section
+from cluster_dash_server.prometheus.slurm import own, vpenso
 from cluster_dash_server.settings import MetricsSettings, Settings
-from cluster_dash_server.slurm_metrics import own, vpenso
 
 NOW = 1_700_000_000.0
 VPENSO = {

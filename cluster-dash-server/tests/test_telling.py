@@ -7,11 +7,11 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from cluster_dash_server import guarded, telling
 from cluster_dash_server.ledger.sqlite import SqliteBook
-from cluster_dash_server.notice import NotifyError
-from cluster_dash_server.receivers import AlertSettings, Receiver
-from cluster_dash_server.telling import Heart, Telling
+from cluster_dash_server.notices import guarded, telling
+from cluster_dash_server.notices.notice import NotifyError
+from cluster_dash_server.notices.receivers import AlertSettings, Receiver
+from cluster_dash_server.notices.telling import Heart, Telling
 
 NOW = 1_795_000_000.0
 SETTINGS = AlertSettings(

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from cluster_dash_server.tokens import (
+from cluster_dash_server.access.tokens import (
     FILE,
     OVERLAP_SECONDS,
     REMEMBERED_SECONDS,

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from cluster_dash_server import cli, users
-from cluster_dash_server.users import UsersError, UsersFile, check_password, hash_password, parse
+from cluster_dash_server import cli
+from cluster_dash_server.access import users
+from cluster_dash_server.access.users import UsersError, UsersFile, check_password, hash_password, parse
 
 
 @pytest.fixture(autouse=True)

@@ -9,10 +9,10 @@ import pytest
 from flask import Flask
 from flask.testing import FlaskClient
 
-from cluster_dash_server import users
+from cluster_dash_server.access import users
+from cluster_dash_server.access.viewers import SCOPES, current, needs, scope_of
 from cluster_dash_server.app import create_app
 from cluster_dash_server.settings import ConfigError, ServerSettings, Settings, ViewerSettings
-from cluster_dash_server.viewers import SCOPES, current, needs, scope_of
 from cluster_dash_server.web.edge import Edge
 
 PASSWORD = "correct horse battery"

@@ -3,8 +3,8 @@
 from dataclasses import replace
 from zoneinfo import ZoneInfo
 
-from cluster_dash_server.notice import Notice
-from cluster_dash_server.wording import Wording, lasting
+from cluster_dash_server.notices.notice import Notice
+from cluster_dash_server.notices.wording import Wording, lasting
 
 WORDING = Wording(site="lab", zone=ZoneInfo("Europe/Berlin"))
 NOTICE = Notice(

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
-from cluster_dash_server.notice import Notice, Outbox, Severity
+from cluster_dash_server.notices.notice import Notice, Outbox, Severity
 
 
 class BookError(Exception):

@@ -11,8 +11,8 @@ from cluster_dash_server.alerts.book import Addressed, Alert, Silence
 from cluster_dash_server.alerts.evaluate import Running, Subject
 from cluster_dash_server.alerts.rules import Rule
 from cluster_dash_server.cluster import HostView
-from cluster_dash_server.notice import Notice
-from cluster_dash_server.receivers import Receiver
+from cluster_dash_server.notices.notice import Notice
+from cluster_dash_server.notices.receivers import Receiver
 from cluster_dash_server.snapshot import printable
 
 HostOf = Callable[[str], HostView | None]

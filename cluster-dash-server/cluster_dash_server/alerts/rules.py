@@ -15,8 +15,8 @@ import tomllib
 
 from cluster_dash_server import filters
 from cluster_dash_server.alerts.facts import FACTS, Fact
-from cluster_dash_server.notice import Severity
-from cluster_dash_server.receivers import SEVERITIES
+from cluster_dash_server.notices.notice import Severity
+from cluster_dash_server.notices.receivers import SEVERITIES
 
 SHIPPED = "rules.toml"
 _NAME = re.compile(r"[a-z][a-z0-9-]{0,47}", re.ASCII)

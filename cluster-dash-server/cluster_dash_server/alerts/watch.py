@@ -12,7 +12,7 @@ from cluster_dash_server.alerts.rules import Rule
 from cluster_dash_server.cluster import Cluster, HostView, KnownHost
 from cluster_dash_server.events import EventLog
 from cluster_dash_server.hostlist import HostlistError, matcher
-from cluster_dash_server.receivers import Receiver
+from cluster_dash_server.notices.receivers import Receiver
 from cluster_dash_server.slurm import Slurm
 from cluster_dash_server.states import silence
 

@@ -19,7 +19,7 @@ from cluster_dash_server.alerts.book import (
     Silence,
     Transition,
 )
-from cluster_dash_server.notice import Notice, Waiting
+from cluster_dash_server.notices.notice import Notice, Waiting
 from cluster_dash_server.privacy import unnamed
 
 FILE = "alerts.db"

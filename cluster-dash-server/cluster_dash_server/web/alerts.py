@@ -9,13 +9,13 @@ from typing import Literal, get_args
 from flask import Blueprint, Response, redirect, render_template, request, url_for
 from werkzeug.wrappers import Response as Answer
 
+from cluster_dash_server.access.viewers import Viewer, current, needs
 from cluster_dash_server.alerts.book import Alert, Book, BookError, Silence
 from cluster_dash_server.alerts.routing import silence_of
+from cluster_dash_server.notices.receivers import PERSON
 from cluster_dash_server.privacy import unnamed
-from cluster_dash_server.receivers import PERSON
 from cluster_dash_server.snapshot import Json, dumps, printable
 from cluster_dash_server.store import Event
-from cluster_dash_server.viewers import Viewer, current, needs
 from cluster_dash_server.web import views
 from cluster_dash_server.web.api import failure, json_response
 from cluster_dash_server.web.export import csv_response

@@ -9,12 +9,12 @@ from urllib.parse import parse_qs
 from flask import Blueprint, Response, request
 from werkzeug.http import parse_etags
 
+from cluster_dash_server.access.viewers import needs
 from cluster_dash_server.cluster import Cluster, GpuView, HostView
 from cluster_dash_server.live import Body, Live, choose_encoding, chosen_columns
 from cluster_dash_server.narrowed import Narrowed
 from cluster_dash_server.snapshot import Json, dumps, printable, schema_text
 from cluster_dash_server.states import STATES
-from cluster_dash_server.viewers import needs
 from cluster_dash_server.web import views
 from cluster_dash_server.web.edge import Reply, Way
 

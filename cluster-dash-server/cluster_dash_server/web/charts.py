@@ -14,10 +14,10 @@ from typing import Any, Literal
 
 from flask import Blueprint, Response, request
 
+from cluster_dash_server.access.viewers import needs
 from cluster_dash_server.cluster import Cluster, HostView
 from cluster_dash_server.hostlist import natural
 from cluster_dash_server.snapshot import dumps
-from cluster_dash_server.viewers import needs
 from cluster_dash_server.web import views, words
 from cluster_dash_server.web.export import Table
 

@@ -4,9 +4,9 @@ from collections.abc import Callable
 
 from flask import Blueprint, Response, request
 
+from cluster_dash_server.access.viewers import needs
 from cluster_dash_server.digest import Digest, Nights
 from cluster_dash_server.snapshot import Json
-from cluster_dash_server.viewers import needs
 from cluster_dash_server.web import views
 from cluster_dash_server.web.api import json_response
 from cluster_dash_server.web.history import html, say_what_fails

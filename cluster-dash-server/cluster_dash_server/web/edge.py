@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterable
 from http import HTTPStatus
 from typing import TYPE_CHECKING, NamedTuple
 
-from cluster_dash_server.auth import Caller, name_of
+from cluster_dash_server.access.auth import Caller, name_of
+from cluster_dash_server.access.viewers import Denied, Scope
 from cluster_dash_server.snapshot import dumps, printable
-from cluster_dash_server.viewers import Denied, Scope
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment

@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 
 from flask import Blueprint, Response, request
 
+from cluster_dash_server.access.viewers import needs
 from cluster_dash_server.cluster import Cluster
 from cluster_dash_server.snapshot import Json, printable
 from cluster_dash_server.store import Series, SeriesQuery, Store, StoreError
-from cluster_dash_server.viewers import needs
 from cluster_dash_server.web.api import FREE_PERCENT, failure, json_response
 
 MOST_HOURS = 200_000

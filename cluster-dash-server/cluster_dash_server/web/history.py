@@ -8,8 +8,9 @@ from urllib.parse import urlencode
 
 from flask import Blueprint, Response, abort, render_template, request
 
-from cluster_dash_server import bygone
+from cluster_dash_server.access.viewers import needs
 from cluster_dash_server.cluster import Cluster, HostView
+from cluster_dash_server.history import bygone
 from cluster_dash_server.history.steps import FINEST_SECONDS, METRICS, SETTLING_SECONDS
 from cluster_dash_server.hostlist import HostlistError, expand, matcher
 from cluster_dash_server.snapshot import Json, printable
@@ -29,7 +30,6 @@ from cluster_dash_server.store import (
     StoreError,
     UseQuery,
 )
-from cluster_dash_server.viewers import needs
 from cluster_dash_server.web import export, timelines, views, words
 from cluster_dash_server.web.api import failure, json_response
 from cluster_dash_server.web.export import csv_response

@@ -7,13 +7,13 @@ from typing import NoReturn
 from flask import Blueprint, Response, request
 
 from cluster_dash_server import filters, free, when
+from cluster_dash_server.access.viewers import needs
 from cluster_dash_server.cluster import Cluster, GpuView
 from cluster_dash_server.events import EventLog, silences
 from cluster_dash_server.hostlist import HostlistError, matcher
 from cluster_dash_server.snapshot import Json, printable
 from cluster_dash_server.store import Event, EventQuery, Ledger, StoreError
 from cluster_dash_server.summary import model
-from cluster_dash_server.viewers import needs
 from cluster_dash_server.web import views, words
 from cluster_dash_server.web.api import json_response
 from cluster_dash_server.web.export import csv_response

@@ -5,21 +5,22 @@ from urllib.parse import urlsplit
 
 from flask import Blueprint, Response, request
 
-from cluster_dash_server import dcgm, slurm_metrics
+from cluster_dash_server.access.viewers import needs
 from cluster_dash_server.cluster import Cluster
 from cluster_dash_server.events import EventLog
-from cluster_dash_server.exposition import (
+from cluster_dash_server.live import Encoding, choose_encoding, pack
+from cluster_dash_server.prometheus import dcgm
+from cluster_dash_server.prometheus import slurm as slurm_metrics
+from cluster_dash_server.prometheus.exposition import (
     CONTENT_TYPE,
     OPEN_METRICS_END,
     OPEN_METRICS_TYPE,
     section,
     wants_open_metrics,
 )
-from cluster_dash_server.live import Encoding, choose_encoding, pack
-from cluster_dash_server.metrics import Metrics
+from cluster_dash_server.prometheus.metrics import Metrics
 from cluster_dash_server.slurm import Slurm
 from cluster_dash_server.snapshot import Json, printable
-from cluster_dash_server.viewers import needs
 from cluster_dash_server.web.api import failure, json_response
 
 

@@ -2,9 +2,9 @@
 
 from flask import Blueprint, Response, render_template
 
+from cluster_dash_server.access.viewers import needs
 from cluster_dash_server.alerts.book import BookError
 from cluster_dash_server.owners import Owners
-from cluster_dash_server.viewers import needs
 
 
 def blueprint(owners: Owners) -> Blueprint:

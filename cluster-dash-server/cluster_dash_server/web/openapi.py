@@ -8,8 +8,8 @@ from typing import Any
 
 from flask import Blueprint, Flask, Response, current_app
 
+from cluster_dash_server.access.viewers import needs
 from cluster_dash_server.snapshot import schema_text
-from cluster_dash_server.viewers import needs
 from cluster_dash_server.web.api import json_response
 from cluster_dash_server.web.lists import MOST_GPUS
 

@@ -12,10 +12,10 @@ from importlib.resources.abc import Traversable
 from flask import Blueprint, Response, abort, render_template, request, url_for
 
 from cluster_dash_server import facets, free
+from cluster_dash_server.access.viewers import needs
 from cluster_dash_server.cluster import Cluster
 from cluster_dash_server.events import EventLog
 from cluster_dash_server.filters import Filter
-from cluster_dash_server.viewers import needs
 from cluster_dash_server.web import (
     charts,
     export,

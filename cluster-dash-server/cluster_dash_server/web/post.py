@@ -10,10 +10,10 @@ from flask import Blueprint, Response, request
 from werkzeug.exceptions import ClientDisconnected, RequestEntityTooLarge
 from werkzeug.wsgi import get_input_stream
 
-from cluster_dash_server.auth import Auth, AuthError
+from cluster_dash_server.access.auth import Auth, AuthError
+from cluster_dash_server.access.viewers import needs
 from cluster_dash_server.ingest import RELAYED, Answer, Limits, Post, refused
 from cluster_dash_server.snapshot import SnapshotError, decode, dumps, printable
-from cluster_dash_server.viewers import needs
 from cluster_dash_server.web.edge import Reply, Way, caller_of
 from cluster_dash_server.web.waitress_limits import WHOLE_SINCE
 

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 from flask import Blueprint, Flask, Response, abort, render_template, request
 from werkzeug.exceptions import HTTPException
 
-from cluster_dash_server import exposition
-from cluster_dash_server.exposition import Family
+from cluster_dash_server.access.viewers import needs
+from cluster_dash_server.prometheus import exposition
+from cluster_dash_server.prometheus.exposition import Family
 from cluster_dash_server.received import Reception
-from cluster_dash_server.relay import ENROL, Relay, Standing
+from cluster_dash_server.relaying.relay import ENROL, Relay, Standing
 from cluster_dash_server.snapshot import Json
-from cluster_dash_server.viewers import needs
 from cluster_dash_server.web import edge, pages, post, status, waitress_limits, words
 from cluster_dash_server.web.api import failure, json_response
 

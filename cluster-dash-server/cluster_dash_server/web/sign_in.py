@@ -7,8 +7,8 @@ from urllib.parse import quote
 from flask import Blueprint, Flask, Response, redirect, render_template, request, url_for
 from werkzeug.wrappers import Response as Answer
 
-from cluster_dash_server.oidc import OidcError, Provider
-from cluster_dash_server.viewers import Asked, Denied, Gate, current, needs, scope_of
+from cluster_dash_server.access.oidc import OidcError, Provider
+from cluster_dash_server.access.viewers import Asked, Denied, Gate, current, needs, scope_of
 from cluster_dash_server.web.edge import caller_of, denial
 
 if TYPE_CHECKING:

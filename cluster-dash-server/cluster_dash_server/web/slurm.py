@@ -5,11 +5,11 @@ from dataclasses import dataclass
 
 from flask import Blueprint, Response, abort, render_template, request
 
+from cluster_dash_server.access.viewers import needs
 from cluster_dash_server.cluster import Cluster
 from cluster_dash_server.hostlist import natural
 from cluster_dash_server.slurm import Finished, Job, Node, Picture, Slurm, word
 from cluster_dash_server.snapshot import Json, printable
-from cluster_dash_server.viewers import needs
 from cluster_dash_server.web import export, rows, slurm_words, words
 from cluster_dash_server.web.api import failure, json_response
 from cluster_dash_server.web.export import csv_response

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from flask import Blueprint, Response, render_template
 
 from cluster_dash_server import facets
+from cluster_dash_server.access.viewers import needs
 from cluster_dash_server.cluster import Cluster
 from cluster_dash_server.filters import EVERYTHING
 from cluster_dash_server.hostlist import natural
@@ -18,7 +19,6 @@ from cluster_dash_server.ingest import Limits
 from cluster_dash_server.live import Live
 from cluster_dash_server.received import Received, Reception
 from cluster_dash_server.snapshot import Json
-from cluster_dash_server.viewers import needs
 from cluster_dash_server.web import views
 from cluster_dash_server.web.api import json_response
 

@@ -8,9 +8,9 @@ from flask import Blueprint, Response, redirect, render_template, request, url_f
 from werkzeug.wrappers import Response as Answer
 
 from cluster_dash_server import free
-from cluster_dash_server.auth import Limiter, Proxies
+from cluster_dash_server.access.auth import Limiter, Proxies
+from cluster_dash_server.access.viewers import Viewer, current, needs
 from cluster_dash_server.snapshot import Json, printable
-from cluster_dash_server.viewers import Viewer, current, needs
 from cluster_dash_server.waiting import DEFAULT_HOURS, Wait, WaitError, Waiting, shown, words_of
 from cluster_dash_server.web.api import failure, json_response
 from cluster_dash_server.web.edge import caller_of

@@ -7,10 +7,10 @@ from html import escape
 from flask import Blueprint, Response, abort, render_template, request
 
 from cluster_dash_server import free
+from cluster_dash_server.access.viewers import needs
 from cluster_dash_server.cluster import Cluster, HostView
 from cluster_dash_server.states import STATES
 from cluster_dash_server.summary import standing
-from cluster_dash_server.viewers import needs
 from cluster_dash_server.web import fleet, rows, theme, views, words
 from cluster_dash_server.web.views import View
 

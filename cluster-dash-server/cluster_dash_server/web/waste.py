@@ -6,8 +6,8 @@ from urllib.parse import urlencode
 from flask import Blueprint, Response, request
 
 from cluster_dash_server import waste
+from cluster_dash_server.access.viewers import needs
 from cluster_dash_server.snapshot import Json
-from cluster_dash_server.viewers import needs
 from cluster_dash_server.waste import BYS, By, Hour, Line, Report
 from cluster_dash_server.web import export, timelines, views, words
 from cluster_dash_server.web.api import json_response

@@ -15,8 +15,8 @@ from cluster_dash_server.cluster import Cluster
 from cluster_dash_server.events import EventLog
 from cluster_dash_server.history.memory import MemoryStore
 from cluster_dash_server.ledger.sqlite import SqliteBook
-from cluster_dash_server.notice import Notice
-from cluster_dash_server.receivers import Receiver
+from cluster_dash_server.notices.notice import Notice
+from cluster_dash_server.notices.receivers import Receiver
 from cluster_dash_server.slurm import Slurm
 from cluster_dash_server.snapshot import read
 from cluster_dash_server.states import Thresholds

@@ -4,9 +4,9 @@ from collections.abc import Callable
 from typing import Any
 from zoneinfo import ZoneInfo
 
-from cluster_dash_server.notice import Notice
+from cluster_dash_server.notices.notice import Notice
+from cluster_dash_server.notices.receivers import AlertSettings
 from cluster_dash_server.owners import Owners
-from cluster_dash_server.receivers import AlertSettings
 
 Gpu = Callable[..., dict[str, Any]]
 HOUR = 3600.0

@@ -9,7 +9,7 @@ import pytest
 
 from cluster_dash_server.alerts.book import Addressed, Alert, Book, BookError, Maintenance, Silence, Transition
 from cluster_dash_server.ledger.sqlite import SqliteBook
-from cluster_dash_server.notice import Kind, Notice
+from cluster_dash_server.notices.notice import Kind, Notice
 
 NOW = 1_700_000_000.0
 

@@ -4,8 +4,8 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from cluster_dash_server.notice import Notice
-from cluster_dash_server.wording import Wording
+from cluster_dash_server.notices.notice import Notice
+from cluster_dash_server.notices.wording import Wording
 
 
 @pytest.fixture

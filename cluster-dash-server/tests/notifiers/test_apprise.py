@@ -8,9 +8,9 @@ from typing import Any, ClassVar
 
 import pytest
 
-from cluster_dash_server.notice import Notice, NotifyError
-from cluster_dash_server.notifiers.apprise import Apprise
-from cluster_dash_server.wording import Wording
+from cluster_dash_server.notices.notice import Notice, NotifyError
+from cluster_dash_server.notices.notifiers.apprise import Apprise
+from cluster_dash_server.notices.wording import Wording
 
 pytestmark = pytest.mark.filterwarnings("ignore:'imghdr':DeprecationWarning")  # apprise asks for it up to Python 3.12
 

@@ -14,10 +14,10 @@ import pytest
 from aiosmtpd.controller import Controller
 from aiosmtpd.smtp import AuthResult, Envelope
 
-from cluster_dash_server.notice import Notice, NotifyError
-from cluster_dash_server.notifiers.email import Email, is_address
-from cluster_dash_server.receivers import AlertSettings
-from cluster_dash_server.wording import Wording
+from cluster_dash_server.notices.notice import Notice, NotifyError
+from cluster_dash_server.notices.notifiers.email import Email, is_address
+from cluster_dash_server.notices.receivers import AlertSettings
+from cluster_dash_server.notices.wording import Wording
 
 
 class Post:

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from cluster_dash_server import guarded
-from cluster_dash_server.notice import Notice
-from cluster_dash_server.notifiers.webhook import Webhook, signature
-from cluster_dash_server.receivers import Receiver
-from cluster_dash_server.wording import Wording
+from cluster_dash_server.notices import guarded
+from cluster_dash_server.notices.notice import Notice
+from cluster_dash_server.notices.notifiers.webhook import Webhook, signature
+from cluster_dash_server.notices.receivers import Receiver
+from cluster_dash_server.notices.wording import Wording
 
 Sent = list[tuple[str, bytes, Mapping[str, str]]]
 

@@ -19,8 +19,8 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any, Protocol
 
-from cluster_dash_server.auth import Auth, AuthError
-from cluster_dash_server.centre import CentreError, Said
+from cluster_dash_server.access.auth import Auth, AuthError
+from cluster_dash_server.access.tokens import looks_like
 from cluster_dash_server.inflate import InflateError, inflate
 from cluster_dash_server.ingest import (
     LARGE_BODY_BYTES,
@@ -33,8 +33,8 @@ from cluster_dash_server.ingest import (
     date,
     refused,
 )
+from cluster_dash_server.relaying.centre import CentreError, Said
 from cluster_dash_server.snapshot import Json, SnapshotError, decode, dumps, loads, printable
-from cluster_dash_server.tokens import looks_like
 
 log = logging.getLogger(__name__)
 

@@ -4,7 +4,7 @@ import html
 from dataclasses import dataclass
 from datetime import datetime, tzinfo
 
-from cluster_dash_server.notice import Notice
+from cluster_dash_server.notices.notice import Notice
 from cluster_dash_server.snapshot import printable
 
 MOST_SUBJECT = 150

@@ -3,11 +3,11 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 
-from cluster_dash_server import guarded
-from cluster_dash_server.notice import Notifier
-from cluster_dash_server.notifiers import alertmanager, apprise, email, webhook
-from cluster_dash_server.receivers import PERSON, AlertSettings, Receiver
-from cluster_dash_server.wording import Wording
+from cluster_dash_server.notices import guarded
+from cluster_dash_server.notices.notice import Notifier
+from cluster_dash_server.notices.notifiers import alertmanager, apprise, email, webhook
+from cluster_dash_server.notices.receivers import PERSON, AlertSettings, Receiver
+from cluster_dash_server.notices.wording import Wording
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,10 +7,10 @@ import json
 import time
 from collections.abc import Callable
 
-from cluster_dash_server import guarded
-from cluster_dash_server.notice import Notice
-from cluster_dash_server.receivers import AlertSettings, Receiver
-from cluster_dash_server.wording import Wording
+from cluster_dash_server.notices import guarded
+from cluster_dash_server.notices.notice import Notice
+from cluster_dash_server.notices.receivers import AlertSettings, Receiver
+from cluster_dash_server.notices.wording import Wording
 
 KEY_PREFIX = "whsec_"
 """How a secret begins of which the rest is base64."""

@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from cluster_dash_server.receivers import Receiver
+from cluster_dash_server.notices.receivers import Receiver
 from cluster_dash_server.settings import Reading
 
 

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from cluster_dash_server.exposition import Family, labels
+from cluster_dash_server.prometheus.exposition import Family, labels
 from cluster_dash_server.slurm import Job, Node, Picture, is_down, is_drained, word
 
 Samples = Iterable[tuple[str, float | None]]

@@ -14,7 +14,7 @@ import secrets
 import threading
 from pathlib import Path
 
-from cluster_dash_server.viewers import ROLES, Role
+from cluster_dash_server.access.viewers import ROLES, Role
 
 N, R, P = 2**15, 8, 1
 """The cost of scrypt: 128 · N · R bytes of memory, some 80 ms."""

@@ -6,10 +6,10 @@ import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 
-from cluster_dash_server import guarded
-from cluster_dash_server.notice import Notice, NotifyError
-from cluster_dash_server.receivers import AlertSettings, Receiver
-from cluster_dash_server.wording import Wording
+from cluster_dash_server.notices import guarded
+from cluster_dash_server.notices.notice import Notice, NotifyError
+from cluster_dash_server.notices.receivers import AlertSettings, Receiver
+from cluster_dash_server.notices.wording import Wording
 
 TEST_SECONDS = 300.0
 """After so long a test ends by itself."""

@@ -16,7 +16,7 @@ from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from urllib.parse import urlsplit
 
-from cluster_dash_server.notice import NotifyError
+from cluster_dash_server.notices.notice import NotifyError
 
 SECONDS = 10.0
 """How long a connection, or a part of an answer, may take."""

@@ -5,9 +5,9 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
-from cluster_dash_server.notice import Notice, NotifyError
-from cluster_dash_server.receivers import AlertSettings, Receiver
-from cluster_dash_server.wording import Wording
+from cluster_dash_server.notices.notice import Notice, NotifyError
+from cluster_dash_server.notices.receivers import AlertSettings, Receiver
+from cluster_dash_server.notices.wording import Wording
 
 NOT_THESE = ("dbus", "glib", "qt", "kde", "gnome", "macosx", "windows", "syslog", "file")
 """Schemas of apprise that reach this machine's own desktop and files: of no use to a server."""

@@ -10,9 +10,9 @@ import time
 from pathlib import Path
 
 from cluster_dash_server import control
+from cluster_dash_server.access.tokens import READ_SCOPES, TokenFile, Tokens, obey
 from cluster_dash_server.history import folder as data_folder
 from cluster_dash_server.snapshot import Json, printable
-from cluster_dash_server.tokens import READ_SCOPES, TokenFile, Tokens, obey
 
 log = logging.getLogger(__name__)
 

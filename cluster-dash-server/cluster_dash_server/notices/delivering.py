@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta, tzinfo
 from typing import NamedTuple
 
-from cluster_dash_server.notice import Forgetful, Notice, Notifier, NotifyError, Outbox, Waiting
-from cluster_dash_server.receivers import PERSON, SEVERITIES, Receiver
+from cluster_dash_server.notices.notice import Forgetful, Notice, Notifier, NotifyError, Outbox, Waiting
+from cluster_dash_server.notices.receivers import PERSON, SEVERITIES, Receiver
 
 log = logging.getLogger(__name__)
 

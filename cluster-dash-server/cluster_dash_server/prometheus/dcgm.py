@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from importlib import resources
 
-from cluster_dash_server.exposition import OPEN_METRICS_END, Family, labels, section
+from cluster_dash_server.prometheus.exposition import OPEN_METRICS_END, Family, labels, section
 from cluster_dash_server.snapshot import Json
 
 

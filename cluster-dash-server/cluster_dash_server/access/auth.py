@@ -9,9 +9,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 
+from cluster_dash_server.access.tokens import Token, TokenError, Tokens, digest_of, looks_like
 from cluster_dash_server.hostlist import compress
 from cluster_dash_server.snapshot import Json, printable
-from cluster_dash_server.tokens import Token, TokenError, Tokens, digest_of, looks_like
 
 log = logging.getLogger(__name__)
 

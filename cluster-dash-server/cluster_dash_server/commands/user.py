@@ -5,8 +5,8 @@ import getpass
 import sys
 from pathlib import Path
 
-from cluster_dash_server.users import SHORTEST_PASSWORD, UsersError, hash_password, parse, write
-from cluster_dash_server.viewers import ROLES
+from cluster_dash_server.access.users import SHORTEST_PASSWORD, UsersError, hash_password, parse, write
+from cluster_dash_server.access.viewers import ROLES
 
 
 def add_arguments(parser: argparse.ArgumentParser, parents: list[argparse.ArgumentParser]) -> None:

@@ -11,10 +11,10 @@ from email.message import EmailMessage
 from email.utils import formatdate
 from hashlib import sha256
 
-from cluster_dash_server.notice import Notice, NotifyError
-from cluster_dash_server.receivers import AlertSettings, Receiver
+from cluster_dash_server.notices.notice import Notice, NotifyError
+from cluster_dash_server.notices.receivers import AlertSettings, Receiver
+from cluster_dash_server.notices.wording import Wording
 from cluster_dash_server.snapshot import printable
-from cluster_dash_server.wording import Wording
 
 SECONDS = 20.0
 """How long the mail server may take for each of its answers."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import time
 from pathlib import Path
 
-from cluster_dash_server.notice import Severity
+from cluster_dash_server.notices.notice import Severity
 
 SEVERITIES: tuple[Severity, ...] = ("info", "warning", "critical")
 """The mildest first."""

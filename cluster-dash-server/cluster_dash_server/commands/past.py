@@ -9,8 +9,9 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TextIO
 
-from cluster_dash_server import backups, control, exports
-from cluster_dash_server.exports import COLUMNS, ExportError, Wish
+from cluster_dash_server import control
+from cluster_dash_server.history import backups, exports
+from cluster_dash_server.history.exports import COLUMNS, ExportError, Wish
 from cluster_dash_server.history.kept import History
 from cluster_dash_server.settings import ConfigError, Settings
 from cluster_dash_server.store import StoreError

@@ -19,18 +19,18 @@ from typing import Literal
 from urllib.parse import urlsplit
 
 from cluster_dash_server import control, looking
+from cluster_dash_server.access.auth import SHIPPED_PASSCODE, names_loopback
+from cluster_dash_server.access.tokens import TokenError, TokenFile, Tokens
 from cluster_dash_server.asking import Answer, ask
-from cluster_dash_server.auth import SHIPPED_PASSCODE, names_loopback
-from cluster_dash_server.centre import Centre, CentreError
 from cluster_dash_server.history.folder import NETWORK_FILE_SYSTEMS, file_system
 from cluster_dash_server.history.kept import HistorySettings
+from cluster_dash_server.notices.receivers import AlertSettings, Receiver
 from cluster_dash_server.port_holder import Holder, holder_of
-from cluster_dash_server.receivers import AlertSettings, Receiver
-from cluster_dash_server.relay import RelaySettings
+from cluster_dash_server.relaying.centre import Centre, CentreError
+from cluster_dash_server.relaying.relay import RelaySettings
 from cluster_dash_server.serving import SPARE_FILES
 from cluster_dash_server.settings import ConfigError, IngestSettings, Reading, ServerSettings, Settings
 from cluster_dash_server.snapshot import printable
-from cluster_dash_server.tokens import TokenError, TokenFile, Tokens
 
 Mark = Literal["✔", "!", "✘"]
 

@@ -13,6 +13,7 @@ from typing import Any
 from cluster_dash_server import control, restart
 from cluster_dash_server.alerts.book import BookError
 from cluster_dash_server.cluster import Cluster
+from cluster_dash_server.commands.token import seconds
 from cluster_dash_server.events import EventLog
 from cluster_dash_server.history.kept import History
 from cluster_dash_server.history.sqlite import FILE
@@ -22,7 +23,6 @@ from cluster_dash_server.ledger.line import LineFile
 from cluster_dash_server.settings import Settings
 from cluster_dash_server.snapshot import Json, printable
 from cluster_dash_server.store import KeptEvent, LastSeen, StoreError
-from cluster_dash_server.token_command import seconds
 from cluster_dash_server.waiting import WaitError, without
 
 POLL_SECONDS = 0.2

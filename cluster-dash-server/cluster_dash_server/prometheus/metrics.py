@@ -14,11 +14,11 @@ from functools import lru_cache
 from itertools import chain
 from pathlib import Path
 
-from cluster_dash_server import slurm_metrics
 from cluster_dash_server.cluster import Cluster, GpuView, HostView, KnownHost
-from cluster_dash_server.exposition import OPEN_METRICS_END, Family, escape, labels, section
 from cluster_dash_server.ingest import Answer
 from cluster_dash_server.live import REFRESH_SECONDS, Encoding, pack
+from cluster_dash_server.prometheus import slurm as slurm_metrics
+from cluster_dash_server.prometheus.exposition import OPEN_METRICS_END, Family, escape, labels, section
 from cluster_dash_server.slurm import Slurm
 from cluster_dash_server.snapshot import Seen, printable
 from cluster_dash_server.states import STATES, Thresholds, silence_after

@@ -7,12 +7,12 @@ import time
 from collections.abc import Callable, Mapping
 from datetime import tzinfo
 
-from cluster_dash_server import guarded, notifiers
-from cluster_dash_server.delivering import Delivery, Outcome
-from cluster_dash_server.notice import Notice, NotifyError, Outbox
-from cluster_dash_server.receivers import PERSON, AlertSettings
+from cluster_dash_server.notices import guarded, notifiers
+from cluster_dash_server.notices.delivering import Delivery, Outcome
+from cluster_dash_server.notices.notice import Notice, NotifyError, Outbox
+from cluster_dash_server.notices.receivers import PERSON, AlertSettings
+from cluster_dash_server.notices.wording import Wording
 from cluster_dash_server.snapshot import Json
-from cluster_dash_server.wording import Wording
 
 log = logging.getLogger(__name__)
 

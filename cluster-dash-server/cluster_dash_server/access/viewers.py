@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeVar, get_args
 from urllib.parse import urlsplit
 
-from cluster_dash_server.auth import AuthError, Caller, Limiter, Proxies, refuse_ended
-from cluster_dash_server.tokens import Tokens, digest_of, looks_like
+from cluster_dash_server.access.auth import AuthError, Caller, Limiter, Proxies, refuse_ended
+from cluster_dash_server.access.tokens import Tokens, digest_of, looks_like
 
 log = logging.getLogger(__name__)
 

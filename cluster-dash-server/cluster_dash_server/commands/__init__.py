@@ -1,0 +1,1 @@
+"""What `cluster-dash-server` does besides serving; `cli` calls it."""

@@ -1,0 +1,1 @@
+"""How people are told: notices, receivers, and the delivery that outlives outages."""

@@ -1,0 +1,1 @@
+"""What Prometheus reads: names, labels and text of metrics."""

@@ -1,0 +1,1 @@
+"""A server that keeps nothing and passes snapshots on."""
