@@ -166,6 +166,22 @@ def test_what_was_tried_for_a_day_is_given_up(book: SqliteBook, clock: Clock, ma
     assert mail.keys == ["3"]
 
 
+def test_what_was_free_is_not_told_hours_later(book: SqliteBook, clock: Clock, make: Make) -> None:
+    mail = Told(clock)
+    mail.trouble = NotifyError("off")
+    delivery = make(mail=mail)
+    for kind in ("free", "digest", "firing"):
+        book.put([("mail", notice(kind, kind))], clock.now)
+    let_pass(delivery, clock, 2 * 3600)
+    mail.trouble = None
+    let_pass(delivery, clock, 2 * MOST_SECONDS)
+    assert sorted(mail.keys) == ["digest", "firing"]
+    book.put([("mail", notice("this morning's", "digest"))], clock.now)
+    clock.now += 7 * 3600  # the server was stopped meanwhile
+    let_pass(make(mail=mail), clock, 60)
+    assert sorted(mail.keys) == ["digest", "firing"]
+
+
 def test_a_notice_that_its_receiver_will_never_take_is_given_up_and_the_next_goes_on(
     book: SqliteBook, clock: Clock, make: Make
 ) -> None:

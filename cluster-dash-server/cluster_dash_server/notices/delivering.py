@@ -4,6 +4,7 @@ At least once: a notice is marked when its receiver has said yes, so it comes tw
 """
 
 import logging
+import math
 import random
 import threading
 import time
@@ -12,13 +13,15 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta, tzinfo
 from typing import NamedTuple
 
-from cluster_dash_server.notices.notice import Forgetful, Notice, Notifier, NotifyError, Outbox, Waiting
+from cluster_dash_server.notices.notice import Forgetful, Kind, Notice, Notifier, NotifyError, Outbox, Waiting
 from cluster_dash_server.notices.receivers import PERSON, SEVERITIES, Receiver
 
 log = logging.getLogger(__name__)
 
 KEPT_SECONDS = 86_400.0
 """For so long a notice is tried."""
+PERISHED_SECONDS: Mapping[Kind, float] = {"free": 600.0, "digest": 21_600.0}
+"""After so long some are not even tried: what was free is had by others, a digest is of another morning."""
 FIRST_SECONDS, MOST_SECONDS = 10.0, 900.0
 """How long a receiver rests after its first failure, doubled with each, and at most; each time × (1 … 1.5)."""
 ROUND_SECONDS = 1.0
@@ -244,6 +247,9 @@ class Delivery:
 
     def _deliver(self, way: _Way, each: Waiting) -> None:
         now = self._clock()
+        if now - each.made_at > PERISHED_SECONDS.get(each.notice.kind, math.inf):
+            self._fail(each, now, way.why or "it could not be sent in time", None)
+            return
         if now < way.rests_until and each.notice.kind != "test":  # who tests may just have mended it
             if now - each.made_at > KEPT_SECONDS:
                 self._fail(each, now, way.why, None)
