@@ -132,6 +132,9 @@ class Book(Outbox, Protocol):
     def firing(self) -> list[Alert]:
         """Return the alerts that go on, newest first, the silenced and acknowledged ones too."""
 
+    def open_count(self, now: float) -> int:
+        """Count the alerts that go on and are neither acknowledged nor silenced: each page asks."""
+
     def history(self, begin: float, end: float, most: int) -> list[Alert]:
         """Return alerts that were there at some time between two moments (Unix s), newest first."""
 

@@ -164,6 +164,16 @@ class SqliteBook:
             rows = db.execute(f"SELECT {_ALERT} FROM alerts WHERE ended_at IS NULL ORDER BY began_at DESC, id")  # noqa: S608 # ours
             return [_alert(row) for row in rows]
 
+    def open_count(self, now: float) -> int:
+        """See `Book`."""
+        with self._reading() as db:
+            (count,) = db.execute(
+                "SELECT COUNT(*) FROM alerts WHERE ended_at IS NULL AND acknowledged_at IS NULL "
+                "AND (silenced_until IS NULL OR silenced_until <= ?)",
+                (now,),
+            ).fetchone()
+            return int(count)
+
     def history(self, begin: float, end: float, most: int) -> list[Alert]:
         """See `Book`."""
         with self._reading() as db:

@@ -109,6 +109,17 @@ def test_an_acknowledgement_outlives_what_evaluation_writes(book: Book) -> None:
     assert (found.acknowledged.by, found.acknowledged.note) == ("nora", "a fan is on its way")
 
 
+def test_the_count_is_of_what_goes_on_and_nobody_has_taken_on_or_silenced(book: Book) -> None:
+    for name in ("a1", "a2", "a3", "a4"):
+        book.commit([began(name=name)])
+    assert book.open_count(NOW) == 4
+    book.acknowledge("a1", "nora", NOW, "")
+    book.commit([ended(name="a2")])
+    silenced = replace(alert("a3"), silenced_until=NOW + 60)
+    book.commit([Transition(kind="changed", alert=silenced, at=NOW, memory="")])
+    assert (book.open_count(NOW), book.open_count(NOW + 60)) == (1, 2)
+
+
 def test_only_what_goes_on_can_be_acknowledged(book: Book) -> None:
     assert not book.acknowledge("a1", "nora", NOW, "")
     book.commit([began(), ended()])
