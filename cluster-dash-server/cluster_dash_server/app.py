@@ -34,7 +34,7 @@ from cluster_dash_server.ledger.line import LineFile
 from cluster_dash_server.live import Live
 from cluster_dash_server.narrowed import Narrowed
 from cluster_dash_server.notices.receivers import PERSON, minute_of_day
-from cluster_dash_server.notices.telling import Telling
+from cluster_dash_server.notices.telling import Telling, without_addresses
 from cluster_dash_server.owners import KEY_FILE as LINKS_KEY
 from cluster_dash_server.owners import Owners
 from cluster_dash_server.prometheus.metrics import Metrics, PostCounts, XidCounts
@@ -328,7 +328,7 @@ def create_app(settings: Settings | None = None, clock: Callable[[], float] = ti
             yield "posts_refused", None, refused
         for name, (_, why) in telling.failing().items():
             if not name.startswith(PERSON):
-                yield "notices_failing", f"receiver {name}", why
+                yield "notices_failing", f"receiver {name}", without_addresses(why)
 
     watch = Watch(
         whole,

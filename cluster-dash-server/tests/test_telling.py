@@ -55,6 +55,17 @@ def tells(tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Iter
     book.close()
 
 
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("ops@lab.org: 550 5.1.1 <ops@lab.org>: no such user", "… 550 5.1.1 <…>: no such user"),
+        ("mail.lab.org:587: Connection refused", "mail.lab.org:587: Connection refused"),
+    ],
+)
+def test_what_pages_say_of_a_mail_server_names_no_address(text: str, shown: str) -> None:
+    assert without_addresses(text) == shown
+
+
 def test_a_test_takes_the_way_of_a_real_notice_and_says_what_became_of_it(tells: Telling) -> None:
     answer = tells.test({"receiver": None})
     assert answer == {

@@ -1,6 +1,7 @@
 """Who tells people, by the settings: the receivers, the delivery to them, the word to who watches this server."""
 
 import logging
+import re
 import secrets
 import threading
 import time
@@ -19,6 +20,11 @@ log = logging.getLogger(__name__)
 TEST_SECONDS = 8.0
 """How long who tests waits for what becomes of it; the delivery goes on after that."""
 _POLL_SECONDS = 0.05
+
+
+def without_addresses(text: str) -> str:
+    """Return a mail server's words for those who may not know whom a site writes to."""
+    return re.sub(r"[^\s<>\"']+@[^\s<>\"']+", "…", text)
 
 
 class Telling:
@@ -82,7 +88,11 @@ class Telling:
     def notices(self) -> list[str]:
         """Return what the pages say of receivers that fail; people are counted, not named."""
         failing = self.failing()
-        found = [f"Notices do not reach {name}: {why}." for name, (_, why) in failing.items() if not _is_person(name)]
+        found = [
+            f"Notices do not reach {name}: {without_addresses(why)}."
+            for name, (_, why) in failing.items()
+            if not _is_person(name)
+        ]
         people = sum(map(_is_person, failing))
         if people:
             found.append(f"Notices do not reach {people} {'person' if people == 1 else 'people'}: see the log.")

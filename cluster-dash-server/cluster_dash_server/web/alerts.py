@@ -13,6 +13,7 @@ from cluster_dash_server.access.viewers import Viewer, current, needs
 from cluster_dash_server.alerts.book import Alert, Book, BookError, Silence
 from cluster_dash_server.alerts.routing import silence_of
 from cluster_dash_server.notices.receivers import PERSON
+from cluster_dash_server.notices.telling import without_addresses
 from cluster_dash_server.privacy import unnamed
 from cluster_dash_server.snapshot import Json, dumps, printable
 from cluster_dash_server.store import Event
@@ -367,7 +368,9 @@ def _failing(failing: Mapping[str, tuple[float, str]], viewer: Viewer) -> list[t
     """Return who is not reached, since when and why; people only for who acts on it, counted for others."""
     if "operate" in viewer.scopes and viewer.sees_names:
         return [(name, since, why) for name, (since, why) in failing.items()]
-    found = [(name, since, why) for name, (since, why) in failing.items() if not name.startswith(PERSON)]
+    found = [
+        (name, since, without_addresses(why)) for name, (since, why) in failing.items() if not name.startswith(PERSON)
+    ]
     people = [since for name, (since, _) in failing.items() if name.startswith(PERSON)]
     if people:
         word = "person" if len(people) == 1 else "people"
