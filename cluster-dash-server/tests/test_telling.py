@@ -11,7 +11,7 @@ from cluster_dash_server.ledger.sqlite import SqliteBook
 from cluster_dash_server.notices import guarded, telling
 from cluster_dash_server.notices.notice import NotifyError
 from cluster_dash_server.notices.receivers import AlertSettings, Receiver
-from cluster_dash_server.notices.telling import Heart, Telling
+from cluster_dash_server.notices.telling import Heart, Telling, without_addresses
 
 NOW = 1_795_000_000.0
 SETTINGS = AlertSettings(
