@@ -1,5 +1,8 @@
 """What browser tests share: a fleet of every kind of host, a server with a clock that a test moves, a reader's seat."""
 
+import atexit
+import shutil
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,7 +16,7 @@ from playwright.sync_api import Browser, BrowserContext, Page
 from waitress.server import create_server
 
 from cluster_dash_server.app import create_app
-from cluster_dash_server.settings import Settings
+from cluster_dash_server.settings import ServerSettings, Settings
 
 CHROMIUM = "/usr/bin/chromium"
 FLAGS = [
@@ -104,7 +107,10 @@ class Site:
     url: str = field(init=False)
 
     def __post_init__(self) -> None:
-        self.app = create_app(Settings(), clock=lambda: self.now)
+        folder = tempfile.mkdtemp(prefix="cluster-dash-site-")
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        self.app = create_app(Settings(server=ServerSettings(data=folder)), clock=lambda: self.now)
+        self.app.extensions["book"].start(has_folder=False)  # pages ask for alerts; nothing evaluates here
 
     def post(self, sent: Snapshot) -> None:
         body = {**sent, "timestamp": self.now, "auth_code": "lab_cluster_2025"}

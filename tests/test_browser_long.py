@@ -82,6 +82,7 @@ def use(page: Page) -> None:
     expect(page.locator("#hosts tr")).to_have_count(8)
 
 
+@pytest.mark.clocked
 def test_half_a_minute_of_the_demo_leaves_no_error_and_no_growth(browser: Browser, demo: str) -> None:
     watch(browser, demo, 25)
 

@@ -18,6 +18,8 @@ import tomllib
 
 from cluster_dash_mole import config as mole_config
 from cluster_dash_server import settings
+from cluster_dash_server.alerts import rules
+from cluster_dash_server.notices.receivers import Receiver
 from cluster_dash_server.settings import Settings
 from tests.processes import BIN, TOP, Listening, start_server
 
@@ -128,14 +130,43 @@ def test_what_a_marked_block_types_is_there(block: Block) -> None:
             assert [each for each in unit.split() if not (TOP / "systemd" / f"{each}.service").exists()] == []
 
 
-@pytest.mark.parametrize("block", [block for block in BLOCKS if block.kind == "toml"], ids=str)
+TOML = [block for block in BLOCKS if block.kind == "toml"]
+
+
+def is_of_the_server(block: Block) -> bool:
+    """Say whether an example is of the server's settings: there are also those of the mole, and rules."""
+    return bool(set(tomllib.loads(block.text)) & {field.name for field in dataclasses.fields(Settings)})
+
+
+def with_those_above(block: Block) -> str:
+    """Return an example with what the examples above it on its page have set: they are one file, a piece at a time."""
+    lines: dict[str, dict[str, str]] = {}
+    for each in (each for each in TOML if each.page == block.page and is_of_the_server(each)):
+        for line in each.text.splitlines():
+            if line.startswith("["):
+                section = lines.setdefault(line, {})
+            elif not line.startswith("#"):
+                section.setdefault(line.partition(" =")[0], line)
+        if each == block:
+            break
+    return "\n".join(line for header, section in lines.items() for line in (header, *section.values()))
+
+
+@pytest.mark.parametrize("block", TOML, ids=str)
 def test_each_example_of_a_configuration_loads(block: Block, tmp_path: Path) -> None:
     file = tmp_path / "example.toml"
     file.write_text(block.text)
-    if set(tomllib.loads(block.text)) & set(mole_config.SECTIONS):
+    sections = set(tomllib.loads(block.text))
+    if sections & set(mole_config.SECTIONS):
         mole_config.load(file, {})
+    elif not is_of_the_server(block):
+        assert sections <= {rule.name for rule in rules.read(file)}
     else:
-        settings.load(file, environment={})
+        text = block.text if block.page != "docs/alerts.md" else with_those_above(block)
+        file.write_text(text.replace("/etc/cluster-dash/", f"{tmp_path}/"))
+        for secret in re.findall(r'_file = "(?:/etc/cluster-dash/)?([\w-]+)"', text):
+            (tmp_path / secret).write_text("https://chat.example.org/x" if "url" in secret else "a secret")
+        settings.load(file, environment={"CREDENTIALS_DIRECTORY": str(tmp_path)})
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -146,6 +177,7 @@ def test_each_setting_that_a_page_names_exists(page: str) -> None:
     }
     keys = {name: {field.name for field in dataclasses.fields(kind)} for name, kind in known.items()}  # type: ignore[arg-type]
     by_variable = {f"{name}__{key}".upper() for name, has in keys.items() for key in has}
+    by_variable |= {f"ALERTS__RECEIVERS__CHAT__{field.name}".upper() for field in dataclasses.fields(Receiver)}
     text = (TOP / page).read_text()
     for variable in re.findall(r"CLUSTER_DASH_(\w+__\w+)", text):
         assert variable in by_variable, variable
