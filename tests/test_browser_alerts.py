@@ -97,8 +97,7 @@ def test_a_page_for_people_is_for_everybody(operator: Seat, path: str) -> None:
         page.emulate_media(color_scheme=scheme)
         assert violations(page) == [], scheme
     page.set_viewport_size({"width": 360, "height": 800})
-    page.wait_for_timeout(200)
-    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    until(page, "document.documentElement.scrollWidth <= 360")
     assert violations(page) == [], "on a phone"
     assert not page.evaluate("'hacked' in window")
     assert page.locator("img").count() == 0

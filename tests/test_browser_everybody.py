@@ -82,8 +82,7 @@ def test_a_page_is_for_everybody(browser: Browser, calm_site: Site, name: str) -
             page.emulate_media(color_scheme=scheme)
             assert violations(page) == [], scheme
         page.set_viewport_size({"width": 360, "height": 800})
-        page.wait_for_timeout(200)
-        assert page.evaluate("document.documentElement.scrollWidth") <= 360
+        until(page, "document.documentElement.scrollWidth <= 360")
         assert violations(page) == [], "on a phone"
         if name not in UNKNOWN:
             assert seat.wrong == []

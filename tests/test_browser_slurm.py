@@ -93,8 +93,7 @@ def test_a_page_on_slurm_is_for_everybody_and_no_text_runs(seat: Seat, path: str
         page.emulate_media(color_scheme=scheme)
         assert violations(page) == [], scheme
     page.set_viewport_size({"width": 360, "height": 800})
-    page.wait_for_timeout(200)
-    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    until(page, "document.documentElement.scrollWidth <= 360")
     assert page.evaluate("window.hacked") is None
     assert seat.wrong == []
 
