@@ -52,6 +52,19 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "needs(part): uses a program or a piece of hardware that a machine may lack")
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the tests of a module that is marked `in_order` back into the order in which they are written."""
+    by_module: dict[Path, list[int]] = {}
+    for place, item in enumerate(items):
+        if item.get_closest_marker("in_order"):
+            by_module.setdefault(item.path, []).append(place)
+    for places in by_module.values():
+        written = sorted((items[place] for place in places), key=lambda item: item.reportinfo()[1] or 0)
+        for place, item in zip(places, written, strict=True):
+            items[place] = item
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     for marker in item.iter_markers("needs"):
         (part,) = marker.args

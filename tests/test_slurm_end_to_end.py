@@ -20,7 +20,13 @@ import pytest
 from tests.processes import Listening, Process, body_of, snapshot, start_mole, start_server, wait_until
 from tests.slurm_lab import Lab
 
-pytestmark = [pytest.mark.needs("slurmctld"), pytest.mark.needs("root"), pytest.mark.slow, pytest.mark.clocked]
+pytestmark = [
+    pytest.mark.needs("slurmctld"),
+    pytest.mark.needs("root"),
+    pytest.mark.slow,
+    pytest.mark.clocked,
+    pytest.mark.in_order,
+]
 
 INTERVAL_SECONDS = 5
 SLACK_SECONDS = 10
