@@ -34,6 +34,7 @@ PARTS = {
     "prometheus-alertmanager": "Debian's package prometheus-alertmanager",
     "nginx": "Debian's package nginx-light",
     "caddy": "Debian's package caddy",
+    "ansible-playbook": "Debian's package ansible-core",
     "openssl": "Debian's package openssl",
     "slurmctld": "tests/slurm-lab/install.sh",
 }

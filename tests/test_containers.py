@@ -7,7 +7,6 @@ import json
 import os
 import re
 import shlex
-import shutil
 import subprocess
 import urllib.error
 import urllib.request
@@ -250,7 +249,7 @@ def test_the_role_of_ansible_is_whole_and_its_configuration_loads(tmp_path: Path
     assert mole_config.load(tmp_path / "mole.toml", {}).labels == {"rack": "r1"}
 
 
-@pytest.mark.skipif(shutil.which("ansible-playbook") is None, reason="no ansible-playbook here")
+@pytest.mark.needs("ansible-playbook")
 def test_ansible_reads_the_play() -> None:
     command = shlex.split("ansible-playbook --syntax-check -i localhost, mole.yml")
     assert subprocess.run(command, cwd=ETC / "ansible", check=False).returncode == 0

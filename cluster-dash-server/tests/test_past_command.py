@@ -1,7 +1,7 @@
 """Export, backup, restore and prune, as typed in a terminal."""
 
 import csv
-import importlib.util
+import importlib
 import io
 import sys
 from pathlib import Path
@@ -86,7 +86,6 @@ def test_parquet_needs_its_extra_and_says_which(
     assert run(folder, "export", "uses", "--format", "parquet") == 1
 
 
-@pytest.mark.skipif(importlib.util.find_spec("pyarrow") is None, reason="pyarrow is not installed")
 def test_parquet_holds_what_csv_holds(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     parquet: Any = importlib.import_module("pyarrow.parquet")
     file = tmp_path / "uses.parquet"

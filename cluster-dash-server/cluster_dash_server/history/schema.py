@@ -102,7 +102,7 @@ def opened(path: Path, *, wal: bool, file_bytes: int, suspect: bool = False) -> 
         if is_damage(error):
             raise Damaged(str(error)) from error
         raise
-    except BaseException:
+    except BaseException:  # raised again: the connection is nobody's yet
         db.close()
         raise
     return db

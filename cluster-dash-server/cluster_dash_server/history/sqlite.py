@@ -684,7 +684,7 @@ def _transaction(db: sqlite3.Connection) -> Iterator[None]:
     try:
         yield
         db.execute("COMMIT")
-    except BaseException:
+    except BaseException:  # raised again: whatever ends it, half of it must not stand
         with contextlib.suppress(sqlite3.Error):
             db.execute("ROLLBACK")
         raise

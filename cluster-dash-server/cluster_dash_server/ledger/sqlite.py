@@ -151,7 +151,7 @@ class SqliteBook:
             try:
                 yield db
                 db.execute("COMMIT")
-            except BaseException:
+            except BaseException:  # raised again: whatever ends it, half of it must not stand
                 with contextlib.suppress(sqlite3.Error):
                     db.execute("ROLLBACK")
                 raise

@@ -109,7 +109,7 @@ class Centre:
             content = answer.read(MOST_ANSWER_BYTES + 1)
             if len(content) > MOST_ANSWER_BYTES:
                 raise http.client.HTTPException("its answer is too long to be that of a cluster-dash server")
-        except BaseException:
+        except BaseException:  # raised again: what is left of an answer must not be read as the next one
             connection.close()
             raise
         retry_after = (answer.getheader("Retry-After") or "").strip()

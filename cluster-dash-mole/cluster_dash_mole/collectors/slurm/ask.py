@@ -50,7 +50,7 @@ class Commands:
             with _file_in_memory("slurm-errors") as errors:
                 self._run([program, *command[1:]], said, errors, limit_seconds)
             said.seek(0)
-        except BaseException:
+        except BaseException:  # it goes on from here; only the file must not stay open
             said.close()
             raise
         return said

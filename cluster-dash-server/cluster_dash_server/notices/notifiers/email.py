@@ -107,7 +107,7 @@ class Email:
                 server.starttls(context=context)
             if alerts.mail_user is not None:
                 server.login(alerts.mail_user, alerts.mail_password or "")
-        except BaseException:
+        except BaseException:  # raised again: the connection is nobody's yet
             server.close()
             raise
         return server
