@@ -357,6 +357,7 @@ def create_app(settings: Settings | None = None, clock: Callable[[], float] = ti
         put=kept_book.book.put,
         link=link,
         trouble=lambda: kept_book.trouble,
+        most_of_client=settings.alerts.waiting_per_client,
     )
     morning = Morning(
         all_nights,

@@ -5,6 +5,7 @@ so that one free GPU does not call twenty people.
 """
 
 import hmac
+import logging
 import re
 import secrets
 import threading
@@ -15,12 +16,15 @@ from urllib.parse import quote
 
 from cluster_dash_server import filters, free
 from cluster_dash_server.access.tokens import digest_of
+from cluster_dash_server.alerts.book import BookError
 from cluster_dash_server.cluster import GpuView, HostView
 from cluster_dash_server.notices.notice import Notice
 from cluster_dash_server.notices.receivers import PERSON
 from cluster_dash_server.privacy import unnamed
 from cluster_dash_server.snapshot import printable
 from cluster_dash_server.summary import model
+
+log = logging.getLogger(__name__)
 
 HOLDS_SECONDS = 60.0
 """For so long GPUs are free before somebody is told of them: a job that ends is often followed by the next."""
@@ -64,6 +68,7 @@ class Wait:
         key: the digest of what ends it: known to who asked.
         asked_at: their place in the line is by it (Unix s).
         until: when they no longer want to know.
+        client: who asked: the name of who had signed in, or an address; empty: an earlier release did not note it.
     """
 
     id: int
@@ -73,9 +78,34 @@ class Wait:
     key: bytes
     asked_at: float
     until: float
+    client: str = ""
 
-    def is_ended_by(self, key: str) -> bool:
+    def is_of(self, key: str) -> bool:
         """Say whether somebody who knows this key asked for it."""
+        return hmac.compare_digest(digest_of(key), self.key)
+
+
+class Told(NamedTuple):
+    """Somebody who was told.
+
+    Attributes:
+        receiver: as of a `Wait`.
+        at: when (Unix s).
+        id: which wish it was; 0: an earlier release did not note it, nor what follows.
+        key: as of a `Wait`.
+        host: where GPUs were free.
+        gpus: their indices.
+    """
+
+    receiver: str
+    at: float
+    id: int = 0
+    key: bytes = b""
+    host: str = ""
+    gpus: tuple[int, ...] = ()
+
+    def is_of(self, key: str) -> bool:
+        """Say whether somebody who knows this key had asked for it."""
         return hmac.compare_digest(digest_of(key), self.key)
 
 
@@ -95,13 +125,13 @@ class Line:
     Attributes:
         waits: in the order in which they came.
         called: GPUs that somebody was told of, and that nobody has taken since.
-        told: when whom (the receiver) was told, in the last day.
+        told: who was told in the last day.
         last_id: of the newest wait there ever was.
     """
 
     waits: tuple[Wait, ...] = ()
     called: tuple[Called, ...] = ()
-    told: tuple[tuple[str, float], ...] = ()
+    told: tuple[Told, ...] = ()
     last_id: int = 0
 
 
@@ -197,8 +227,8 @@ def without(line: Line, user: str) -> Line:
 
     return replace(
         line,
-        waits=tuple([each for each in line.waits if not is_theirs(each.receiver)]),
-        told=tuple([each for each in line.told if not is_theirs(each[0])]),
+        waits=tuple([each for each in line.waits if each.client != user and not is_theirs(each.receiver)]),
+        told=tuple([each for each in line.told if not is_theirs(each.receiver)]),
     )
 
 
@@ -256,6 +286,7 @@ class Waiting:
         put: puts notices into the outbox, each with its receiver; a known receiver and key are left out.
         link: makes the address of a page of its path; None: the site has no address of its own.
         trouble: says why nobody could be told now; None: they can.
+        most_of_client: wishes that wait at a time of one client: who invents addresses fills no line with them.
     """
 
     def __init__(
@@ -266,17 +297,27 @@ class Waiting:
         put: Callable[[Sequence[tuple[str, Notice]], float], None],
         link: Callable[[str], str | None],
         trouble: Callable[[], str | None] = lambda: None,
+        most_of_client: int = MOST_WAITING,
     ) -> None:
         self.allowed = tuple(allowed)
         self._kept = kept
         self._put = put
         self._link = link
         self._trouble = trouble
+        self._most_of_client = most_of_client
         self._lock = threading.Lock()
         self._read: Line | None = None
 
-    def add(self, wish: free.Wish, *, q: str, to: str, until: float, now: float) -> tuple[Wait, str]:
+    def add(self, wish: free.Wish, *, q: str, to: str, until: float, now: float, client: str = "") -> tuple[Wait, str]:
         """Let somebody wait; return that, and the key that ends it.
+
+        Args:
+            wish: what they look for.
+            q: see `Wait`.
+            to: whom to tell, as they wrote it.
+            until: see `Wait`.
+            now: Unix s.
+            client: see `Wait`; empty: one whose wishes are not counted.
 
         Raises:
             WaitError: 400, 403, 429 or 503.
@@ -293,7 +334,7 @@ class Waiting:
         key = secrets.token_urlsafe(16)
         with self._lock:
             line = self._current(now)
-            self._refuse_too_many(line, receiver, now)
+            self._refuse_too_many(line, receiver, client, now)
             wait = Wait(
                 id=line.last_id + 1,
                 wish=wish,
@@ -302,19 +343,22 @@ class Waiting:
                 key=digest_of(key),
                 asked_at=now,
                 until=until,
+                client=client,
             )
             self._keep(replace(line, waits=(*line.waits, wait), last_id=wait.id))
         return wait, key
 
-    def _refuse_too_many(self, line: Line, receiver: str, now: float) -> None:
+    def _refuse_too_many(self, line: Line, receiver: str, client: str, now: float) -> None:
         if len(line.waits) >= MOST_WAITING:
             raise WaitError(429, f"count: {MOST_WAITING} wait already")
+        if client and sum(each.client == client for each in line.waits) >= self._most_of_client:
+            raise WaitError(429, f"request: {self._most_of_client} asked for by {client} wait already: end one")
         if not receiver.startswith(PERSON):
             return
         box = mailbox(receiver)
         if sum(mailbox(each.receiver) == box for each in line.waits) >= MOST_OF_ONE:
             raise WaitError(429, f"to: {MOST_OF_ONE} wishes of this address wait already: end one")
-        if sum(mailbox(told) == box and now - at < DAY_SECONDS for told, at in line.told) >= MOST_A_DAY:
+        if sum(mailbox(each.receiver) == box and now - each.at < DAY_SECONDS for each in line.told) >= MOST_A_DAY:
             raise WaitError(429, f"to: this address has had {MOST_A_DAY} messages in a day: that is enough")
 
     def end(self, id_: int, now: float, *, key: str | None, may_end_any: bool = False) -> Wait:
@@ -328,10 +372,33 @@ class Waiting:
             wait = next((each for each in line.waits if each.id == id_), None)
             if wait is None:
                 raise WaitError(404, f"id: nobody waits under {id_}")
-            if not may_end_any and not wait.is_ended_by(key or ""):
+            if not may_end_any and not wait.is_of(key or ""):
                 raise WaitError(403, "key: it is not that of this wish")
             self._keep(replace(line, waits=tuple([each for each in line.waits if each.id != id_])))
         return wait
+
+    def end_all(self, now: float, *, client: str | None = None) -> int:
+        """Let nobody wait any longer, or none of whom one client asked for; return how many did.
+
+        Raises:
+            WaitError: 503.
+        """
+        with self._lock:
+            line = self._current(now)
+            left = tuple([each for each in line.waits if client is not None and each.client != client])
+            self._keep(replace(line, waits=left))
+        return len(line.waits) - len(left)
+
+    def find(self, id_: int, key: str, now: float) -> Wait | Told | None:
+        """Return what became of a wish whose key somebody knows; None: it was ended, or told of more than a day ago.
+
+        Raises:
+            WaitError: 503.
+        """
+        with self._lock:
+            line = self._current(now)
+        known: tuple[Wait | Told, ...] = (*line.waits, *line.told)
+        return next((each for each in known if each.id == id_ and each.is_of(key)), None)
 
     def waits(self, now: float) -> tuple[Wait, ...]:
         """Return who waits, in the order in which they are served.
@@ -346,6 +413,7 @@ class Waiting:
         """Tell whoever's turn it is; call it every few seconds.
 
         Raises:
+            BookError: the outbox takes nothing now.
             WaitError: 503.
         """
         with self._lock:
@@ -360,18 +428,34 @@ class Waiting:
             found = serve(line, views, now)
             if found:
                 # told first and noted then: after a crash in between the same notices come to the outbox, and are known
-                self._put([(each.wait.receiver, self._notice(each, now)) for each in found], now)
+                told = [each for each in found if self._tell(each, now)]
                 ids = {each.wait.id for each in found}
-                news = [Called(each.host, gpu.gpu.index, gpu.gpu.uuid, now) for each in found for gpu in each.gpus]
+                news = [Called(each.host, gpu.gpu.index, gpu.gpu.uuid, now) for each in told for gpu in each.gpus]
                 self._keep(
                     replace(
                         line,
                         waits=tuple([each for each in line.waits if each.id not in ids]),
                         called=(*called, *news),
-                        told=(*line.told, *((each.wait.receiver, now) for each in found)),
+                        told=(*line.told, *(_told(each, now) for each in told)),
                     )
                 )
-            return found
+                return told
+            return []
+
+    def _tell(self, found: Found, now: float) -> bool:
+        """Put a notice into the outbox; False where there is none to be made of this wish, which then has ended.
+
+        Raises:
+            BookError: the outbox takes none.
+        """
+        try:
+            self._put([(found.wait.receiver, self._notice(found, now))], now)
+        except BookError:
+            raise
+        except Exception:  # one wish that cannot be worded or kept must not hold up all those behind it, for ever
+            log.exception("%s waits no longer: nobody could be told", found.wait.id)
+            return False
+        return True
 
     def forget_user(self, user: str) -> None:
         """Forget whom a user's name reaches.
@@ -390,7 +474,7 @@ class Waiting:
         if self._read is None:
             self._read = self._kept.read()
         line = self._read
-        told = tuple([each for each in line.told if now - each[1] < DAY_SECONDS])
+        told = tuple([each for each in line.told if now - each.at < DAY_SECONDS])
         return replace(line, waits=tuple([each for each in line.waits if each.until > now]), told=told)
 
     def _keep(self, line: Line) -> None:
@@ -429,6 +513,12 @@ class Waiting:
             begun_at=since,
             ended_at=None,
         )
+
+
+def _told(found: Found, now: float) -> Told:
+    wait = found.wait
+    indices = tuple([gpu.gpu.index for gpu in found.gpus])
+    return Told(wait.receiver, now, id=wait.id, key=wait.key, host=found.host, gpus=indices)
 
 
 def told_of(q: str) -> str:

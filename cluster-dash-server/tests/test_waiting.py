@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from flask import Flask
 
+from cluster_dash_server.alerts.book import BookError
 from cluster_dash_server.app import create_app
 from cluster_dash_server.cluster import Cluster, HostView
 from cluster_dash_server.filters import Filter
@@ -25,6 +26,8 @@ from cluster_dash_server.waiting import (
     MOST_A_DAY,
     MOST_OF_ONE,
     Line,
+    Told,
+    Wait,
     WaitError,
     Waiting,
     receiver_of,
@@ -44,12 +47,22 @@ class Floor:
         self._make_seen, self._make_gpu, self._clock, self._folder = make_seen, make_gpu, clock, folder
         self.cluster = Cluster(Thresholds())
         self.told: list[tuple[str, Notice]] = []
+        self.unspeakable: set[str] = set()
+        self.unspeakable_by: Exception = UnicodeEncodeError("utf-8", "\ud800", 0, 1, "surrogates not allowed")
         self.line = self.opened()
 
     def opened(self) -> Waiting:
-        return Waiting(LineFile(self._folder), allowed=ALLOWED, put=self._put, link=lambda path: f"https://dash/{path}")
+        return Waiting(
+            LineFile(self._folder),
+            allowed=ALLOWED,
+            put=self._put,
+            link=lambda path: f"https://dash/{path}",
+            most_of_client=3,
+        )
 
     def _put(self, notices: Sequence[tuple[str, Notice]], now: float) -> None:
+        if any(receiver in self.unspeakable for receiver, _ in notices):
+            raise self.unspeakable_by
         known = {(receiver, notice.key) for receiver, notice in self.told}
         self.told += [each for each in notices if (each[0], each[1].key) not in known]
 
@@ -207,15 +220,72 @@ def test_who_is_told_before_the_note_of_it_is_kept_is_told_once(floor: Floor) ->
     assert floor.line.waits(floor._clock.now) == ()
 
 
+def test_one_wish_that_cannot_be_told_ends_and_holds_up_nobody(floor: Floor) -> None:
+    floor.stands(free=3)
+    for who in ("ann", "bob", "cid"):
+        floor.wait(who)
+    floor.unspeakable = {"mailto:bob@example.org"}
+    assert floor.after(HOLDS_SECONDS) == ["ann", "cid"]
+    assert floor.line.waits(floor._clock.now) == ()
+    floor.wait("dan")
+    assert floor.after(1) == ["dan"]  # by what was meant for bob
+
+
+def test_an_outbox_that_takes_nothing_ends_no_wish(floor: Floor) -> None:
+    floor.stands(free=1)
+    floor.wait("ann")
+    floor.unspeakable, floor.unspeakable_by = {"mailto:ann@example.org"}, BookError("the disk is full")
+    with pytest.raises(BookError):
+        floor.after(HOLDS_SECONDS)
+    floor.unspeakable.clear()
+    assert floor.after(1) == ["ann"]
+
+
+def test_who_knows_the_key_finds_what_became_of_a_wish_for_a_day(floor: Floor) -> None:
+    floor.stands(free=2)
+    number, key = floor.wait("ann", 2)
+    found = floor.line.find(number, key, floor._clock.now)
+    assert isinstance(found, Wait)
+    assert floor.after(HOLDS_SECONDS) == ["ann"]
+    floor.line = floor.opened()  # over a restart, too
+    now = floor._clock.now
+    assert floor.line.find(number, key, now) == Told(
+        "mailto:ann@example.org", now, id=number, key=found.key, host="gpu01", gpus=(0, 1)
+    )
+    assert floor.line.find(number, f"{key}x", now) is None
+    assert floor.line.find(number, "", now) is None
+    assert floor.line.find(number, key, now + 24 * HOUR) is None
+
+
+def test_one_client_fills_no_line_with_addresses_it_invents(floor: Floor) -> None:
+    for who in ("a1", "a2", "a3"):
+        floor.wait(who, client="10.0.0.9")
+    with pytest.raises(WaitError, match="3 asked for by") as refused:
+        floor.wait("a4", client="10.0.0.9")
+    assert refused.value.status == 429
+    for who in ("b1", "b2", "b3", "b4"):
+        floor.wait(who)  # an operator
+    floor.wait("ann", client="10.0.0.8")
+    now = floor._clock.now
+    floor.line = floor.opened()
+    assert floor.line.end_all(now, client="10.0.0.9") == 3
+    assert [each.client for each in floor.line.waits(now)] == [""] * 4 + ["10.0.0.8"]
+    floor.wait("ann", client="10.0.0.9")
+    assert floor.line.end_all(now) == 6
+    assert floor.opened().waits(now) == ()
+
+
 def test_a_user_who_is_forgotten_waits_no_longer_and_their_address_is_kept_nowhere(floor: Floor) -> None:
     floor.stands(free=1)
     floor.wait("zoe")
     assert floor.after(HOLDS_SECONDS) == ["zoe"]
     floor.wait("zoe")
     floor.wait("zoey")
+    floor.wait("team", client="zoe")
     floor.line.forget_user("zoe")
     assert [each.receiver for each in floor.line.waits(floor._clock.now)] == ["mailto:zoey@example.org"]
-    assert "zoe@" not in LineFile(floor._folder).path.read_text()
+    kept = LineFile(floor._folder).path.read_text()
+    assert ("zoe@" in kept, '"zoe"' in kept) == (False, False)
 
 
 def test_a_silent_host_offers_nothing(floor: Floor) -> None:
@@ -266,7 +336,7 @@ def test_one_address_can_be_flooded_neither_with_wishes_nor_with_messages(floor:
         floor.line.end(each.id, floor._clock.now, key=None, may_end_any=True)
     kept = LineFile(floor._folder)
     now = floor._clock.now
-    kept.write(replace(kept.read(), told=(("mailto:ann@example.org", now - 60),) * MOST_A_DAY))
+    kept.write(replace(kept.read(), told=(Told("mailto:ann@example.org", now - 60),) * MOST_A_DAY))
     floor.line = floor.opened()
     with pytest.raises(WaitError, match="in a day"):
         floor.wait("ann")
@@ -280,7 +350,7 @@ def test_a_mailbox_cannot_be_flooded_by_other_spellings_of_its_address(floor: Fl
     with pytest.raises(WaitError, match="wait already"):
         floor.wait("anN+4")
     floor.wait("anne")
-    LineFile(floor._folder).write(Line(told=(("mailto:Ann+x@example.org", floor._clock.now - 60),) * MOST_A_DAY))
+    LineFile(floor._folder).write(Line(told=(Told("mailto:Ann+x@example.org", floor._clock.now - 60),) * MOST_A_DAY))
     floor.line = floor.opened()
     with pytest.raises(WaitError, match="in a day"):
         floor.wait("ann")
@@ -311,9 +381,11 @@ def test_the_file_of_the_line_is_the_owners_alone_and_one_of_a_newer_release_is_
     assert kept.read() == Line()
     kept.write(Line(last_id=7))
     assert (kept.read().last_id, kept.path.stat().st_mode & 0o777) == (7, 0o600)
-    kept.path.write_text(json.dumps({**json.loads(kept.path.read_text()), "format": 2}))
+    kept.path.write_text(json.dumps({**json.loads(kept.path.read_text()), "format": 3}))
     with pytest.raises(WaitError, match="newer release"):
         kept.read()
+    kept.path.write_text(json.dumps({"format": 1, "waits": [], "called": [], "told": [["chat", 7.0]], "last_id": 1}))
+    assert kept.read() == Line(told=(Told("chat", 7.0),), last_id=1)  # of the release before
     kept.path.write_text("{")
     with pytest.raises(WaitError, match="cannot be read"):
         kept.read()
@@ -385,6 +457,47 @@ def test_the_line_of_the_page_works_without_scripts(site: Flask) -> None:
     assert "<b>h100" not in page.text
     key = page.text.partition('name="key" value="')[2].partition('"')[0]
     assert client.post("/waiting/end", data={"id": "1", "key": key}, headers=OWN).status_code == 303
+    assert told(client.get("/api/v1/waiting"))["waiting"] == []
+
+
+def test_the_page_says_that_one_was_told_when_and_of_what(
+    site: Flask, clock: Any, make_snapshot: Any, make_gpu: MakeGpu
+) -> None:
+    client = site.test_client()
+    asked = told(client.post("/api/v1/waiting", json=WISH))
+    path = f"/waiting?id={asked['id']}&key={asked['key']}"
+    assert "You are in the line" in client.get(path).text
+    for _ in range(2):
+        body = {"auth_code": "lab_cluster_2025", **make_snapshot("gpu01", [make_gpu(0), make_gpu(1)])}
+        assert client.post("/", json=body).status_code == 200
+        clock.now += HOLDS_SECONDS / 2
+    assert len(due(site)) == 1
+    page = client.get(path, environ_base=AFAR).text
+    assert ("You were told" in page, "ann@example.org" in page, "GPUs 0, 1" in page) == (True, True, True)
+    assert f'data-at="{clock.now}"' in page
+    for other in (f"{path}x", "/waiting?id=7&key=x", "/waiting?id=x&key=x"):
+        page = client.get(other, environ_base=AFAR).text
+        assert ("This wish has ended" in page, "ann@" in page) == (True, False)
+    assert "This wish" not in client.get("/waiting").text
+
+
+def test_an_operator_ends_all_wishes_or_those_of_one_client(site: Flask) -> None:
+    client = site.test_client()
+    for number in range(3):
+        client.post("/api/v1/waiting", json={**WISH, "to": f"a{number}@example.org"}, environ_base=AFAR)
+    client.post("/api/v1/waiting", json=WISH)
+    rows = told(client.get("/api/v1/waiting"))["waiting"]
+    assert [row["client"] for row in rows] == ["10.0.0.9"] * 3 + [None]
+    assert "10.0.0.9: 3</option>" in client.get("/waiting").text
+    page = client.get("/waiting", environ_base=AFAR).text
+    assert ("10.0.0.9" in page, "end-all" in page) == (False, False)
+    assert [row["client"] for row in told(client.get("/api/v1/waiting", environ_base=AFAR))["waiting"]] == [None] * 4
+    refused = client.delete("/api/v1/waiting", json={}, environ_base=AFAR)
+    assert (refused.status_code, len(told(client.get("/api/v1/waiting"))["waiting"])) == (403, 4)
+    assert client.post("/waiting/end-all", data={"client": "*"}, headers=OWN, environ_base=AFAR).status_code == 403
+    assert told(client.delete("/api/v1/waiting", json={"client": "10.0.0.9"})) == {"success": True, "ended": 3}
+    assert client.post("/waiting/end-all", data={}, headers=OWN).status_code == 400
+    assert client.post("/waiting/end-all", data={"client": "*"}, headers=OWN).status_code == 303
     assert told(client.get("/api/v1/waiting"))["waiting"] == []
 
 

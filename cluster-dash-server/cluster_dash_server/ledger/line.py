@@ -2,14 +2,15 @@
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from cluster_dash_server.free import Wish
-from cluster_dash_server.waiting import Called, Line, Wait, WaitError
+from cluster_dash_server.waiting import Called, Line, Told, Wait, WaitError
 
 FILE = "waiting.json"
-FORMAT = 1
+FORMAT = 2
 """The form of the file; a newer one is refused."""
 
 
@@ -34,7 +35,7 @@ class LineFile:
             return Line(
                 waits=tuple([_wait(each) for each in kept["waits"]]),
                 called=tuple([Called(*each) for each in kept["called"]]),
-                told=tuple([(receiver, at) for receiver, at in kept["told"]]),
+                told=tuple([_told(*each) for each in kept["told"]]),
                 last_id=kept["last_id"],
             )
         except FileNotFoundError:
@@ -48,7 +49,7 @@ class LineFile:
             "format": FORMAT,
             "waits": [_kept(each) for each in line.waits],
             "called": line.called,
-            "told": line.told,
+            "told": [(each.receiver, each.at, each.id, each.key.hex(), each.host, each.gpus) for each in line.told],
             "last_id": line.last_id,
         }
         new = self.path.with_suffix(".tmp")
@@ -77,6 +78,7 @@ def _kept(wait: Wait) -> dict[str, Any]:
         "key": wait.key.hex(),
         "asked_at": wait.asked_at,
         "until": wait.until,
+        "client": wait.client,
     }
 
 
@@ -89,4 +91,9 @@ def _wait(kept: dict[str, Any]) -> Wait:
         key=bytes.fromhex(kept["key"]),
         asked_at=kept["asked_at"],
         until=kept["until"],
+        client=kept.get("client", ""),
     )
+
+
+def _told(receiver: str, at: float, id_: int = 0, key: str = "", host: str = "", gpus: Sequence[int] = ()) -> Told:
+    return Told(receiver, at, id_, bytes.fromhex(key), host, tuple(gpus))

@@ -366,8 +366,9 @@ class SqliteBook:
             )
             db.execute(
                 "INSERT INTO failing (receiver, since, last_at, why) SELECT receiver, ?, ?, ? FROM outbox WHERE id = ? "
+                "AND NOT (kind = 'free' AND receiver LIKE 'mailto:%' AND ? IS NULL) "
                 "ON CONFLICT (receiver) DO UPDATE SET last_at = excluded.last_at, why = excluded.why",
-                (at, at, why, row),
+                (at, at, why, row, next_try_at),
             )
 
     def postponed(self, rows: Sequence[int], until: float) -> None:

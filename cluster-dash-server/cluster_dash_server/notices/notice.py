@@ -110,7 +110,10 @@ class Outbox(Protocol):
         """Note that the receiver has it."""
 
     def failed(self, row: int, at: float, why: str, next_try_at: float | None) -> None:
-        """Note that it was not taken; without a next try it is given up."""
+        """Note that it was not taken; without a next try it is given up.
+
+        Who gave a wrong address for what is free is not reached, and is no receiver that fails.
+        """
 
     def postponed(self, rows: Sequence[int], until: float) -> None:
         """Note that they were due and have to wait on: for quiet hours, for their turn, for a receiver that rests."""

@@ -152,6 +152,14 @@ class AlertSettings:
             "empty: it is off"
         },
     )
+    waiting_per_client: int = field(
+        default=20,
+        metadata={
+            "help": "wishes of one client that wait at a time: of who has signed in, else of one address; operators "
+            "have no limit",
+            "minimum": 1,
+        },
+    )
 
 
 def minute_of_day(text: str) -> int:

@@ -144,6 +144,12 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
         gives=("success", "id", "key", "until", "ahead"),
         refusals=(400, 429, 503),
     ),
+    ("delete", "/api/v1/waiting"): Operation(
+        says="Let nobody wait any longer, or none of whom one client asked for: for operators.",
+        takes={"client": {"type": "string", "description": "as it stands in the line; none: everybody"}},
+        gives=("success", "ended"),
+        refusals=(400, 503),
+    ),
     ("delete", "/api/v1/waiting/{number}"): Operation(
         says="Wait no longer.",
         takes={"key": {"type": "string", "description": "what the answer to the wish gave"}},

@@ -1,6 +1,7 @@
 """Tell me when some are free: the page `/waiting`, its form, and `/api/v1/waiting`."""
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Mapping
 from datetime import UTC, tzinfo
 
@@ -11,7 +12,7 @@ from cluster_dash_server import free
 from cluster_dash_server.access.auth import Limiter, Proxies
 from cluster_dash_server.access.viewers import Viewer, current, needs
 from cluster_dash_server.snapshot import Json, printable
-from cluster_dash_server.waiting import DEFAULT_HOURS, Wait, WaitError, Waiting, shown, words_of
+from cluster_dash_server.waiting import DEFAULT_HOURS, Told, Wait, WaitError, Waiting, shown, words_of
 from cluster_dash_server.web.api import failure, json_response
 from cluster_dash_server.web.edge import caller_of
 from cluster_dash_server.web.history import html
@@ -22,6 +23,8 @@ log = logging.getLogger(__name__)
 
 A_MINUTE = 10
 """Wishes of one client in a minute."""
+EVERYBODY = "*"
+"""What the form that ends all wishes says in place of a client."""
 LONGEST = {"model": 64, "q": 2_000, "to": 320, "mem": 16, "until": 64}
 UNTILS = (("4 hours", "now+4h"), ("24 hours", "now+24h"), ("3 days", "now+3d"), ("7 days", "now+7d"))
 
@@ -57,7 +60,8 @@ def blueprint(waiting: Waiting, clock: Callable[[], float], proxies: Proxies, zo
             QueryError: something in it cannot be understood.
             WaitError: see there.
         """
-        if limiter.is_too_many(limiter.failed(proxies.address(caller_of(request.environ)))):
+        viewer, address = current.get(), proxies.address(caller_of(request.environ))
+        if limiter.is_too_many(limiter.failed(address)):
             raise WaitError(429, f"request: more than {A_MINUTE} wishes in a minute: try again in a minute")
         given = {name: _text(said, name) for name in LONGEST}
         number = said.get("count", "1")
@@ -67,7 +71,8 @@ def blueprint(waiting: Waiting, clock: Callable[[], float], proxies: Proxies, zo
             model=given["model"],
         )
         until = moment("until", given["until"] or f"now+{DEFAULT_HOURS:.0f}h", now, zone)
-        wait, key = waiting.add(wish, q=given["q"], to=given["to"], until=until, now=now)
+        client = "" if "operate" in viewer.scopes else viewer.name or address
+        wait, key = waiting.add(wish, q=given["q"], to=given["to"], until=until, now=now, client=client)
         log.info("audit: %s waits, asked for by %s", wait.id, _who())
         return wait, key
 
@@ -99,12 +104,29 @@ def blueprint(waiting: Waiting, clock: Callable[[], float], proxies: Proxies, zo
         log.info("audit: %s waits no longer, at the wish of %s", printable(number, 16), _who())
         return json_response({"success": True})
 
+    @routes.delete("/api/v1/waiting")
+    @needs("operate")
+    def nobody_any_longer() -> Response:
+        try:
+            ended = end_all(_text(json_object(), "client", 64))
+        except QueryError as error:
+            return failure(400, str(error))
+        return json_response({"success": True, "ended": ended})
+
+    def end_all(client: str) -> int:
+        """End all wishes, or those of one client."""
+        ended = waiting.end_all(clock(), client=client or None)
+        whose = f"of {printable(client, 64)} " if client else ""
+        log.info("audit: %d wishes %swait no longer, at the wish of %s", ended, whose, _who())
+        return ended
+
     @routes.get("/waiting")
     @needs("state:read")
     def page() -> Response:
         now = clock()
         key, number = request.args.get("key", ""), request.args.get("id", "")
-        mine = next((each for each in waiting.waits(now) if str(each.id) == number and each.is_ended_by(key)), None)
+        id_ = _digits(number)
+        mine = None if id_ is None else waiting.find(id_, key, now)
         return _page(now, mine=mine, key=key)
 
     @routes.post("/waiting")
@@ -129,9 +151,20 @@ def blueprint(waiting: Waiting, clock: Callable[[], float], proxies: Proxies, zo
         log.info("audit: %s waits no longer, at the wish of %s", printable(number, 16), _who())
         return redirect(url_for("waiting.page"), 303)
 
-    def _page(now: float, *, mine: Wait | None = None, key: str = "", problem: str = "") -> Response:
+    @routes.post("/waiting/end-all")
+    @needs("operate")
+    def all_end() -> Answer:
+        client = request.form.get("client", "")
+        if not client:
+            raise WaitError(400, "client: say whose wishes are to end, or everybody")
+        end_all("" if client == EVERYBODY else client)
+        return redirect(url_for("waiting.page"), 303)
+
+    def _page(now: float, *, mine: Wait | Told | None = None, key: str = "", problem: str = "") -> Response:
         viewer = current.get()
         waits = waiting.waits(now)
+        may_end_any = "operate" in viewer.scopes
+        clients = Counter(each.client for each in waits if each.client) if may_end_any and viewer.sees_names else {}
         return html(
             "waiting.html",
             page="waiting",
@@ -139,12 +172,16 @@ def blueprint(waiting: Waiting, clock: Callable[[], float], proxies: Proxies, zo
             json_path=None if problem else "api/v1/waiting",
             problem=problem,
             said=request.form if request.method == "POST" else request.args,
-            mine=mine,
+            mine=mine if isinstance(mine, Wait) else None,
+            told=mine if isinstance(mine, Told) else None,
+            is_over=bool(key) and mine is None,
             key=key,
-            ahead=0 if mine is None else waits.index(mine),
-            told=None if mine is None else shown(mine.receiver, in_full=True),
+            ahead=waits.index(mine) if isinstance(mine, Wait) else 0,
+            to=None if mine is None else shown(mine.receiver, in_full=True),
             rows=[_row(each, viewer) for each in waits],
-            may_end_any="operate" in viewer.scopes,
+            may_end_any=may_end_any,
+            clients=sorted(clients.items(), key=lambda each: (-each[1], each[0])),
+            everybody=EVERYBODY,
         )
 
     return routes
@@ -160,10 +197,15 @@ def _text(said: Mapping[str, object], name: str, longest: int | None = None) -> 
     return value.strip()
 
 
+def _digits(text: str) -> int | None:
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 16 else None
+
+
 def _number(text: str) -> int:
-    if text.isascii() and text.isdigit() and len(text) < 16:
-        return int(text)
-    raise WaitError(404, f"id: nobody waits under {printable(text, 16)}")
+    found = _digits(text)
+    if found is None:
+        raise WaitError(404, f"id: nobody waits under {printable(text, 16)}")
+    return found
 
 
 def _who() -> str:
@@ -181,5 +223,6 @@ def _row(wait: Wait, viewer: Viewer) -> Json:
         "free_mem": wait.wish.free_mem or None,
         "q": wait.q or None,
         "to": shown(wait.receiver, in_full=in_full) if viewer.sees_names else None,
+        "client": (wait.client or None) if in_full and viewer.sees_names else None,
         "text": words_of(wait),
     }

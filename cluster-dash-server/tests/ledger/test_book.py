@@ -261,6 +261,19 @@ def test_what_is_given_up_waits_no_more(book: Book) -> None:
     assert book.failing() == {"ops": (NOW, "unknown address")}
 
 
+def test_who_gave_a_wrong_address_for_what_is_free_is_no_receiver_that_fails(book: Book) -> None:
+    free = notice("free", None, "free:1")
+    receivers = ("mailto:ann@example.org", "ops")
+    book.put([(receiver, free) for receiver in receivers], NOW)
+    for each in book.due(NOW, 10):
+        book.failed(each.row, NOW, "no such mailbox", None)
+    assert book.failing() == {"ops": (NOW, "no such mailbox")}
+    book.put([("mailto:bob@example.org", free)], NOW)
+    (bob,) = book.due(NOW, 10)
+    book.failed(bob.row, NOW, "the mail server does not answer", NOW + 60)
+    assert "mailto:bob@example.org" in book.failing()  # that is no matter of his address
+
+
 def test_the_oldest_wait_first_and_no_more_than_asked_for(book: Book) -> None:
     book.put([("ops", notice(key=f"k{number}")) for number in range(5)], NOW)
     assert [each.notice.key for each in book.due(NOW, 3)] == ["k0", "k1", "k2"]
