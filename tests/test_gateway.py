@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from tests.nginx import free_port, is_open, make_certificates, nginx
 from tests.processes import BIN, TOP, Listening, Process, snapshot, start_server, wait_until
 
 PASSCODE = "a passcode of a test"
@@ -28,28 +29,11 @@ GATEWAY = (TOP / "etc" / "nginx" / "gateway.conf.template").read_text()
 SLOW = 200
 
 
-def free_port() -> int:
-    with socket.socket() as bound:
-        bound.bind(("127.0.0.1", 0))
-        return int(bound.getsockname()[1])
-
-
 @pytest.fixture(scope="module")
 def tls(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a CA of our own (ca.pem) and a certificate of it (site.pem, site.key)."""
     folder = tmp_path_factory.mktemp("tls")
-    names = "subjectAltName=DNS:localhost,DNS:dash.example.org,IP:127.0.0.1,IP:10.99.77.1"
-    (folder / "names").write_text(names + "\n")
-    key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
-    for command in (
-        ["req", "-x509", *key, "-keyout", "ca.key", "-out", "ca.pem", "-days", "2", "-subj", "/CN=a CA of a test"],
-        ["req", *key, "-keyout", "site.key", "-out", "site.csr", "-subj", "/CN=dash.example.org"],
-        [
-            *("x509", "-req", "-in", "site.csr", "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial"),
-            *("-out", "site.pem", "-days", "2", "-extfile", "names"),
-        ],
-    ):
-        subprocess.run(["openssl", *command], cwd=folder, check=True, capture_output=True)
+    make_certificates(folder)
     return folder
 
 
@@ -58,32 +42,6 @@ def block(language: str) -> str:
     found = re.search(rf"```{language}\n(.*?)```", SETUP, re.DOTALL)
     assert found is not None
     return found[1]
-
-
-@contextmanager
-def nginx(site: str, port: int, folder: Path) -> Iterator[None]:
-    """Run nginx with a site."""
-    (folder / "site.conf").write_text(site)
-    temporary = "".join(
-        f"{kind}_temp_path {folder}/{kind};\n" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
-    )
-    (folder / "nginx.conf").write_text(
-        f"daemon off;\nuser root;\npid {folder}/pid;\nerror_log stderr;\nworker_processes 1;\n"
-        "events { worker_connections 2048; }\n"
-        f"http {{\naccess_log off;\n{temporary}include {folder}/site.conf;\n}}\n"
-    )
-    with Process(["nginx", "-p", folder, "-c", folder / "nginx.conf", "-e", "stderr"]) as process:
-        wait_until(lambda: is_open(port) or process.popen.poll() is not None, what="nginx listens")
-        assert process.popen.poll() is None, process.output.decode()
-        yield
-
-
-def is_open(port: int) -> bool:
-    try:
-        socket.create_connection(("127.0.0.1", port), timeout=60).close()
-    except OSError:
-        return False
-    return True
 
 
 def serve(

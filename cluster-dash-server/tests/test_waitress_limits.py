@@ -133,13 +133,13 @@ def test_who_sends_a_byte_now_and_then_is_sent_away_all_the_same(sent_first: byt
     thread.join(5)
 
 
-def test_a_relay_keeps_its_connection_and_a_mole_does_not(port: int) -> None:
+def test_a_relay_and_a_proxy_keep_their_connection_and_a_mole_does_not(port: int) -> None:
     kept = []
-    for headers in ({}, {"Relayed-Dates": "-"}):
+    for headers in ({}, {"Relayed-Dates": "-"}, {"X-Forwarded-For": "10.0.0.7"}):
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
         connection.request("POST", "/api/v1/snapshots", b"{}", headers)
         answer = connection.getresponse()
         answer.read()
         kept.append(answer.getheader("Connection"))
         connection.close()
-    assert kept == ["close", None]
+    assert kept == ["close", None, None]

@@ -97,10 +97,19 @@ class Crew:
         gpus: of each host.
         interval_seconds: between two snapshots.
         folder: for the spools; None: they are in memory.
+        ca_file: who signed the certificate of the server.
     """
 
     def __init__(
-        self, url: str, *, moles: int, gpus: int, interval_seconds: float, folder: Path | None, workers: int = 32
+        self,
+        url: str,
+        *,
+        moles: int,
+        gpus: int,
+        interval_seconds: float,
+        folder: Path | None,
+        workers: int = 32,
+        ca_file: str | None = None,
     ) -> None:
         self.log = Log()
         self.sent: dict[Identity, float | None] = {}
@@ -115,7 +124,9 @@ class Crew:
         )
         self._moles = []
         for host in fleet.build():
-            sender = HttpSender(address=url, auth_code="lab_cluster_2025", clock=SystemClock(), environ={})
+            sender = HttpSender(
+                address=url, auth_code="lab_cluster_2025", clock=SystemClock(), environ={}, ca_file=ca_file
+            )
             source = Source(host.hostname, "boot")
             spool = Spool(folder and folder / host.hostname, most_bytes=64 * 2**20, source=source)
             post = _Post(host.hostname, sender, self.log)

@@ -35,6 +35,10 @@ WHOLE_SINCE = "whole since"
 """Since when a request is complete (s of the monotonic clock), among its headers: no client can send this name."""
 
 
+_OF_MANY = (b"\nrelayed-dates:", b"\nx-forwarded-for:", b"\nforwarded:")
+"""Headers of requests whose connection others will use."""
+
+
 class _JsonError:
     """An error of waitress' parser, answered in the one shape of all errors."""
 
@@ -65,7 +69,8 @@ class RequestParser(HTTPRequestParser):  # type: ignore[misc]
         if b"\ncontent-length" in lower and b"\ntransfer-encoding" in lower:
             raise ParsingError("both Content-Length and Transfer-Encoding")
         super().parse_header(header_plus)
-        if self.command == "POST" and b"\nrelayed-dates:" not in lower:  # a relay has one connection for many hosts
+        # a relay has one connection for many hosts, and a proxy some
+        if self.command == "POST" and not any(name in lower for name in _OF_MANY):
             # waitress asks every open connection at every turn: with 3,000 idle ones a post costs three times as much
             self.connection_close = True
             self.headers["CONNECTION"] = "close"
