@@ -1,7 +1,6 @@
 """What tests of both halves share: parts that a machine may lack, servers and moles as real processes."""
 
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,6 +8,7 @@ from typing import TYPE_CHECKING
 import hypothesis
 import pytest
 
+from tests import databases
 from tests.processes import Listening, start_server
 
 hypothesis.settings.register_profile("ours", deadline=None)  # time says nothing on a loaded machine
@@ -33,6 +33,7 @@ PARTS = {
     "victoria-metrics": "Debian's package victoria-metrics",
     "prometheus-alertmanager": "Debian's package prometheus-alertmanager",
     "nginx": "Debian's package nginx-light",
+    "postgres": "Debian's package postgresql",
     "caddy": "Debian's package caddy",
     "ansible-playbook": "Debian's package ansible-core",
     "openssl": "Debian's package openssl",
@@ -70,7 +71,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     for marker in item.iter_markers("needs"):
         (part,) = marker.args
         if part in PARTS:
-            if shutil.which(part) is None:
+            if databases.program(part) is None:
                 _missing[part] = PARTS[part]
                 if os.environ.get("CI") == "true":
                     pytest.fail(f"{part} is missing: {PARTS[part]}")
@@ -92,6 +93,19 @@ def server() -> Iterator[Listening]:
     """A server in a process of its own, with its defaults."""
     with start_server() as process:
         yield process
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> "Iterator[databases.Postgresql]":
+    """A PostgreSQL for all tests of this process; a test of it is marked `needs("postgres")`."""
+    with databases.running() as server:
+        yield server
+
+
+@pytest.fixture
+def database_url(postgresql: "databases.Postgresql") -> str:
+    """The address of a database for one test."""
+    return postgresql.new_database()
 
 
 # ------------------------------------------------------------------------- what browser tests share: see seats.py

@@ -21,6 +21,7 @@ from cluster_dash_server import filters, when
 from cluster_dash_server.access.auth import Proxies, names_loopback
 from cluster_dash_server.history.kept import HistorySettings, PrivacySettings
 from cluster_dash_server.ingest import Limits
+from cluster_dash_server.ledger.kept import LedgerSettings
 from cluster_dash_server.notices import notifiers
 from cluster_dash_server.notices.receivers import AlertSettings, Receiver, minute_of_day, secret_path
 from cluster_dash_server.relaying.relay import RelaySettings
@@ -187,6 +188,7 @@ class Settings:
     limits: Limits = field(default_factory=Limits)
     states: Thresholds = field(default_factory=Thresholds)
     history: HistorySettings = field(default_factory=HistorySettings)
+    ledger: LedgerSettings = field(default_factory=LedgerSettings)
     viewers: ViewerSettings = field(default_factory=ViewerSettings)
     privacy: PrivacySettings = field(default_factory=PrivacySettings)
     metrics: MetricsSettings = field(default_factory=MetricsSettings)
@@ -259,6 +261,7 @@ def read(
         kind = _section_type(section.name)
         values[section.name] = _section(kind, section.name, raw.get(section.name, {}), source, environment, origins)
     values["alerts"] = _with_receivers(values["alerts"], environment, origins.get("alerts.receivers", source))
+    values["ledger"] = _with_files(values["ledger"], f"{origins.get('ledger.url_file', source)}: ledger", environment)
     settings = Settings(**values)
     _check_alerts(settings.alerts, origins, source)
     if settings.alerts.owner_notices and settings.privacy.user_names == "pseudonym":
@@ -267,6 +270,7 @@ def read(
     _check_nodes(settings.slurm, origins.get("slurm.hosts", source))
     _check_embed_from(settings.site.embed_from, origins.get("site.embed_from", source))
     _check_history(settings.history, origins, source)
+    _check_ledger(settings.ledger, origins, source)
     _check_public_url(settings.server.public_url, origins.get("server.public_url", source))
     _check_proxies(settings.server.trusted_proxies, origins.get("server.trusted_proxies", source))
     _check_relay(settings.relay, origins.get("relay.to", source))
@@ -277,7 +281,7 @@ def read(
     return Reading(settings=dataclasses.replace(settings, ingest=ingest), file=file, origins=origins)
 
 
-_T = typing.TypeVar("_T", AlertSettings, Receiver)
+_T = typing.TypeVar("_T", AlertSettings, Receiver, LedgerSettings)
 
 
 def _with_receivers(alerts: AlertSettings, environment: Mapping[str, str], source: str) -> AlertSettings:
@@ -378,6 +382,25 @@ def _check_history(history: HistorySettings, origins: Mapping[str, str], source:
     except engine.AccessError as error:
         key = str(error).partition(":")[0]
         raise ConfigError(f"{origins.get(f'history.{key}', source)}: history.{error}") from None
+
+
+def _check_ledger(ledger: LedgerSettings, origins: Mapping[str, str], source: str) -> None:
+    """Refuse a database that could not be spoken to."""
+    if ledger.kind != "postgresql":
+        return
+    where = origins.get("ledger.kind", source)
+    if find_spec("psycopg") is None:
+        raise ConfigError(
+            f"{where}: ledger.kind: psycopg is not installed: pip install 'cluster-dash-server[postgresql]'"
+        )
+    if ledger.url is None:
+        raise ConfigError(f"{where}: ledger.kind: postgresql needs ledger.url or ledger.url_file")
+    from cluster_dash_server import postgresql  # only who has one needs it
+
+    problem = postgresql.problem_of(ledger.url)
+    if problem is not None:
+        key = "url" if ledger.url_file is None else "url_file"
+        raise ConfigError(f"{origins.get(f'ledger.{key}', source)}: ledger.{key}: {problem}")
 
 
 def _check_public_url(url: str | None, source: str) -> None:

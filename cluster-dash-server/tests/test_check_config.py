@@ -37,6 +37,21 @@ def test_a_passcode_file_is_the_origin_of_its_passcode(tmp_path: Path) -> None:
     assert "hidden" not in told
 
 
+def test_the_address_of_a_database_holds_a_password_and_is_not_shown(tmp_path: Path) -> None:
+    secret = tmp_path / "url"
+    secret.write_text("postgresql://dash:hidden@db/dash")
+    told = report(
+        read(
+            environment={
+                "CLUSTER_DASH_LEDGER__KIND": "postgresql",
+                "CLUSTER_DASH_LEDGER__URL_FILE": str(secret),
+            }
+        )
+    )
+    assert 'ledger.url = "***"' in told
+    assert "hidden" not in told
+
+
 def test_without_any_setting_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert report(read(environment={})) == "file in force: none\nall settings are at their defaults\n"

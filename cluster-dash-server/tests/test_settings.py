@@ -328,3 +328,36 @@ def test_a_variable_for_a_receiver_that_is_not_there_is_refused(server_toml: Pat
     server_toml.write_text("[alerts.receivers.a]\nkind = 'webhook'\nurl = 'https://a'\n")
     with pytest.raises(ConfigError, match="CHAT__URL: no receiver of this name"):
         load(server_toml, environment={"CLUSTER_DASH_ALERTS__RECEIVERS__CHAT__URL": "https://b"})
+
+
+@pytest.mark.parametrize(
+    ("lines", "problem"),
+    [
+        ("", "ledger.kind: postgresql needs ledger.url or ledger.url_file"),
+        ('url = "mysql://dash:hidden@db/dash"', "ledger.url: got an address of another form, expected postgresql://"),
+        ('url = "postgresql://dash:hidden@db/dash?ssl=no"', "ledger.url: cannot be read, expected postgresql://"),
+        ('url = "postgresql://dash:hidden@db"', "ledger.url: names no database, expected postgresql://"),
+    ],
+)
+def test_a_database_that_could_not_be_spoken_to_is_refused_without_its_password(
+    server_toml: Path, lines: str, problem: str
+) -> None:
+    server_toml.write_text(f'[ledger]\nkind = "postgresql"\n{lines}\n')
+    with pytest.raises(ConfigError) as refused:
+        load(server_toml, environment={})
+    assert str(refused.value).startswith(f"{server_toml}: {problem}")
+    assert "hidden" not in str(refused.value)
+
+
+def test_the_address_of_a_database_may_come_from_a_file(server_toml: Path, tmp_path: Path) -> None:
+    (tmp_path / "url").write_text("postgresql://dash:hidden@db/dash\n")
+    server_toml.write_text(f'[ledger]\nkind = "postgresql"\nurl_file = "{tmp_path / "url"}"\n')
+    settings = load(server_toml, environment={})
+    assert settings.ledger.url == "postgresql://dash:hidden@db/dash"
+    assert "hidden" not in repr(settings)
+    (tmp_path / "url").write_text("postgresql://db:no-port/dash")
+    with pytest.raises(ConfigError, match=r"ledger\.url_file: "):
+        load(server_toml, environment={})
+    (tmp_path / "url").write_text("")
+    with pytest.raises(ConfigError, match=r"ledger\.url_file: .*is empty"):
+        load(server_toml, environment={})

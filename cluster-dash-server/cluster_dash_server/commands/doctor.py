@@ -24,6 +24,7 @@ from cluster_dash_server.access.tokens import TokenError, TokenFile, Tokens
 from cluster_dash_server.asking import Answer, ask
 from cluster_dash_server.history.folder import NETWORK_FILE_SYSTEMS, file_system
 from cluster_dash_server.history.kept import HistorySettings
+from cluster_dash_server.ledger.kept import LedgerSettings
 from cluster_dash_server.notices.receivers import AlertSettings, Receiver
 from cluster_dash_server.port_holder import Holder, holder_of
 from cluster_dash_server.relaying.centre import Centre, CentreError
@@ -103,6 +104,8 @@ def examine(reading: Reading) -> Iterator[Finding]:
     yield from network_folder(control.data_folder(settings.server.data, os.environ))
     if settings.history.kind == "remote":
         yield from engine_of_history(settings.history)
+    if settings.ledger.kind == "postgresql":
+        yield database_of_ledger(settings.ledger)
     yield engines()
     yield clock(kernel_clock_state())
     yield from reach(settings)
@@ -456,6 +459,34 @@ def engine_of_history(history: HistorySettings) -> Iterator[Finding]:
     yield Finding(
         mark="✔", what="engine of history", measured=f"{history.write_url} takes figures ({window}) and can be asked"
     )
+
+
+def database_of_ledger(ledger: LedgerSettings) -> Finding:
+    """Look at the database that keeps alerts, events and tokens: whether it can be reached and written."""
+    from cluster_dash_server import postgresql  # only who has one needs it
+
+    database = postgresql.Database(ledger.url or "", connections=1)
+    try:
+        problem = database.problem()
+    except postgresql.PostgresqlError as error:
+        return Finding(
+            mark="✘",
+            what="database",
+            measured=str(error),
+            cause="it is not running, a firewall stands between, or it wants other credentials",
+            command='psql "$(cat FILE)" -c "SELECT 1", where FILE is [ledger] url_file',
+        )
+    finally:
+        database.close()
+    if problem is not None:
+        return Finding(
+            mark="✘",
+            what="database",
+            measured=problem,
+            cause="it was made for another user, or by an older system",
+            command="createdb --owner dash dash",
+        )
+    return Finding(mark="✔", what="database", measured=f"{database.where} can be asked and written")
 
 
 def engines() -> Finding:

@@ -5,6 +5,7 @@ import contextlib
 import logging
 import os
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,6 +14,31 @@ from cluster_dash_server.history import folder as data_folder
 from cluster_dash_server.ledger.sqlite import FILE, SqliteBook
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LedgerSettings:
+    """The section `[ledger]`."""
+
+    kind: str = field(
+        default="sqlite",
+        metadata={
+            "help": "what keeps alerts, events, tokens and who had which GPU: sqlite, files in the data folder; "
+            "postgresql, a database (an extra) that several replicas share",
+            "choices": ("sqlite", "postgresql"),
+        },
+    )
+    url: str | None = field(
+        default=None,
+        repr=False,
+        metadata={
+            "help": "postgresql: its address, as postgresql://dash@db.lab:5432/dash?sslmode=verify-full",
+            "secret": True,
+        },
+    )
+    url_file: str | None = field(
+        default=None, metadata={"help": "postgresql: a file that holds the url, instead", "of": "url"}
+    )
 
 
 class KeptBook:

@@ -1,0 +1,363 @@
+"""PostgreSQL, for the parts of the server that keep things there: connections, transactions, schemas with a version.
+
+Imported only where a site has chosen it: psycopg is an extra. Statements are written as for SQLite, with `?`. A part
+hands its schema to `Database.expects` and asks; the first connection brings the schema up to date, so a server may
+start while the database is away, and mends itself when that comes back.
+"""
+
+import contextlib
+import select
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+import psycopg
+from psycopg import conninfo
+
+OLDEST = 13
+"""The oldest PostgreSQL that is known to do."""
+CONNECTIONS = 4
+SECONDS = 5.0
+"""How long a statement may take: a database that was stopped never answers, and pages wait for it."""
+CONNECT_SECONDS = 3
+MIGRATE_SECONDS = 120.0
+IDLE_SECONDS = 3
+"""A transaction whose server fell asleep in it is ended by the database: it holds locks that others wait for."""
+REST_SECONDS = 1.0
+"""After the database was away it is asked again only then: who asks meanwhile is told so at once."""
+_MIGRATING = 0x636C6162  # "clab": the advisory lock of who brings a schema up to date
+
+
+class PostgresqlError(Exception):
+    """The database did not do what it was asked to; the text says why, without the password.
+
+    Args:
+        why: one line.
+        is_away: it cannot be reached, or does not answer: the same may be asked again later.
+    """
+
+    def __init__(self, why: str, *, is_away: bool = False) -> None:
+        super().__init__(why)
+        self.is_away = is_away
+
+
+class Rows(Protocol):
+    """What a statement gave; a cursor of SQLite has the same."""
+
+    @property
+    def rowcount(self) -> int:
+        """How many rows it changed."""
+
+    def fetchone(self) -> Any:
+        """Return the next row; None where there is none."""
+
+    def fetchall(self) -> list[Any]:
+        """Return all further rows."""
+
+    def __iter__(self) -> Iterator[Any]: ...
+
+
+class Statements(Protocol):
+    """What takes statements in a transaction; a connection of SQLite has the same."""
+
+    def execute(self, sql: str, parameters: Sequence[Any] = (), /) -> Rows:
+        """Do one statement."""
+
+    def executemany(self, sql: str, parameters: Iterable[Sequence[Any]], /) -> Rows:
+        """Do one statement for each row of parameters."""
+
+
+def problem_of(url: str) -> str | None:
+    """Say what is wrong with the address of a database, without repeating it; None: nothing."""
+    if not url.startswith(("postgresql://", "postgres://")):
+        return "got an address of another form, expected postgresql://USER@HOST:5432/DATABASE"
+    try:
+        parts = conninfo.conninfo_to_dict(url)
+        ports = [int(port) for port in str(parts.get("port", "5432")).split(",") if port]
+    except (psycopg.Error, ValueError):
+        return "cannot be read, expected postgresql://USER@HOST:5432/DATABASE"
+    if not all(0 < port < 65_536 for port in ports):
+        return "names no port, expected postgresql://USER@HOST:5432/DATABASE"
+    return None if parts.get("dbname") else "names no database, expected postgresql://USER@HOST:5432/DATABASE"
+
+
+class Database:
+    """A database, and a few connections to it that are kept. Any thread may call.
+
+    Args:
+        url: where it is, as `postgresql://dash:secret@db1,db2:5432/dash?sslmode=verify-full`; of several hosts the one
+            that can be written is used.
+        connections: how many there are at most.
+        seconds: how long a statement may take, and how long a connection is waited for.
+    """
+
+    def __init__(self, url: str, *, connections: int = CONNECTIONS, seconds: float = SECONDS) -> None:
+        parts: Mapping[str, Any] = conninfo.conninfo_to_dict(url)
+        self._url = conninfo.make_conninfo(
+            **{
+                "connect_timeout": CONNECT_SECONDS,
+                "application_name": "cluster-dash",
+                "target_session_attrs": "read-write",
+                "keepalives_idle": 10,
+                "keepalives_interval": 3,
+                "keepalives_count": 3,
+                **parts,
+            }
+        )
+        self.where = f"{parts.get('host') or parts.get('hostaddr') or 'this machine'}/{parts.get('dbname', '')}"
+        """What is said of where it is: host and database."""
+        self._seconds = seconds
+        self._turns = threading.BoundedSemaphore(connections)
+        self._lock = threading.Lock()
+        self._idle: list[_Connection] = []
+        self._parts: dict[str, Sequence[str]] = {}
+        self._is_prepared = threading.Event()
+        self._trouble: tuple[float, str] | None = None  # until when nobody asks, and why
+        self._preparing = threading.Lock()
+
+    def expects(self, part: str, steps: Sequence[str]) -> None:
+        """Name the schema of a part: its version is how many steps were done; called before anything is asked.
+
+        Args:
+            part: its name: that of no other part.
+            steps: each takes the schema one version further: statements, parted by semicolons. A step that was
+                released is never changed.
+        """
+        self._parts[part] = steps
+
+    def problem(self) -> str | None:
+        """Look whether it is one that can be used; None: it is.
+
+        Raises:
+            PostgresqlError: it cannot be asked.
+        """
+        with self._connection(self._seconds) as connection:
+            version, folder, may_create = connection.execute(
+                "SELECT current_setting('server_version_num')::int, current_schema(), "
+                "COALESCE(has_schema_privilege(current_schema(), 'CREATE'), FALSE)"
+            ).fetchone()
+        if version < OLDEST * 10_000:
+            return f"{self.where} is PostgreSQL {version // 10_000}, expected {OLDEST} or newer"
+        if not may_create:
+            return f"{self.where}: the user may make no tables in the schema {folder or 'public'}"
+        return None
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[Statements]:
+        """Give a connection on which each statement stands for itself: for one that reads.
+
+        Raises:
+            PostgresqlError: it cannot be asked, or refuses.
+        """
+        with self._connection(self._seconds) as connection:
+            self._prepare(connection)
+            yield connection
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[Statements]:
+        """Give a connection in a transaction: all of it is kept, or nothing.
+
+        Raises:
+            PostgresqlError: it cannot be asked, or refuses; where the connection broke in the very end, the
+                transaction may have been kept all the same.
+        """
+        with self._connection(self._seconds) as connection:
+            self._prepare(connection)
+            with _in_transaction(connection, self._seconds):
+                yield connection
+
+    def close(self) -> None:
+        """Close the connections that are kept."""
+        with self._lock:
+            idle, self._idle = self._idle, []
+        for each in idle:
+            each.close()
+
+    # --------------------------------------------------------------------------------------------------- connections
+
+    @contextlib.contextmanager
+    def _connection(self, seconds: float) -> "Iterator[_Connection]":
+        self._refuse_at_once()
+        if not self._turns.acquire(timeout=seconds):
+            raise PostgresqlError(f"{self.where}: all connections are busy", is_away=True)
+        try:
+            self._refuse_at_once()
+            connection = None
+            try:
+                connection = self._kept() or _Connection.open(self._url)
+                connection.may_take(seconds)
+                yield connection
+            except psycopg.Error as error:
+                raise self._failed(error, connection) from error
+            except BaseException:  # raised again: a connection that stands in the middle of something is not kept
+                if connection is not None and not connection.is_at_rest:
+                    connection.close()
+                raise
+            else:
+                self._trouble = None
+            finally:
+                if connection is not None and connection.is_at_rest:
+                    with self._lock:
+                        self._idle.append(connection)
+        finally:
+            self._turns.release()
+
+    def _kept(self) -> "_Connection | None":
+        """Return a connection that was kept and still stands, as far as can be seen without asking."""
+        while True:
+            with self._lock:
+                if not self._idle:
+                    return None
+                connection = self._idle.pop()
+            if connection.stands:
+                return connection
+            connection.close()
+
+    def _refuse_at_once(self) -> None:
+        trouble = self._trouble
+        if trouble is not None and time.monotonic() < trouble[0]:
+            raise PostgresqlError(trouble[1], is_away=True)
+
+    def _failed(self, error: psycopg.Error, connection: "_Connection | None") -> PostgresqlError:
+        why = f"{self.where}: {_in_one_line(error)}"
+        is_lost = connection is None or not connection.is_at_rest
+        is_away = is_lost or isinstance(error, psycopg.OperationalError)
+        if connection is not None and is_lost:
+            connection.close()
+        if is_lost:
+            self._trouble = time.monotonic() + REST_SECONDS, why
+        return PostgresqlError(why, is_away=is_away)
+
+    # -------------------------------------------------------------------------------------------------------- schema
+
+    def _prepare(self, connection: "_Connection") -> None:
+        """Bring all schemas up to date, once; who comes meanwhile waits."""
+        if self._is_prepared.is_set():
+            return
+        with self._preparing:
+            if self._is_prepared.is_set():
+                return
+            connection.may_take(MIGRATE_SECONDS)
+            with _in_transaction(connection, MIGRATE_SECONDS):
+                connection.execute("SELECT pg_advisory_xact_lock(?)", (_MIGRATING,))
+                connection.execute(
+                    "CREATE TABLE IF NOT EXISTS schema_versions (part TEXT PRIMARY KEY, version INTEGER NOT NULL)"
+                )
+                versions = dict(connection.execute("SELECT part, version FROM schema_versions").fetchall())
+                for part, steps in self._parts.items():
+                    version = versions.get(part, 0)
+                    if version > len(steps):
+                        raise PostgresqlError(
+                            f"{self.where} was written by a newer release ({part}: form {version}, this one knows "
+                            f"{len(steps)}): install that release, or name another database"
+                        )
+                    for step in steps[version:]:
+                        connection.execute(step)
+                    connection.execute(
+                        "INSERT INTO schema_versions (part, version) VALUES (?, ?) "
+                        "ON CONFLICT (part) DO UPDATE SET version = excluded.version",
+                        (part, len(steps)),
+                    )
+            connection.may_take(self._seconds)
+            self._is_prepared.set()
+
+
+@contextlib.contextmanager
+def _in_transaction(connection: "_Connection", seconds: float) -> Iterator[None]:
+    # said for this transaction alone: a pooler such as PgBouncer may give each to another connection of its own
+    connection.execute(
+        f"BEGIN; SET LOCAL statement_timeout = '{seconds:g}s'; SET LOCAL lock_timeout = '{seconds:g}s'; "
+        f"SET LOCAL idle_in_transaction_session_timeout = '{IDLE_SECONDS}s'"
+    )
+    try:
+        yield
+        connection.execute("COMMIT")
+    except BaseException:  # raised again: whatever ends it, half of it must not stand
+        with contextlib.suppress(psycopg.Error):
+            connection.execute("ROLLBACK")
+        raise
+
+
+class _Limited(psycopg.Connection[tuple[Any, ...]]):
+    """A connection whose statements end in time, whatever becomes of the database."""
+
+    deadline = float("inf")
+
+    def wait(self, gen: Any, *args: Any, **named: Any) -> Any:
+        return super().wait(self._watched(gen), *args, **named)
+
+    def _watched(self, gen: Any) -> Any:
+        """Pass on what a running statement waits for, and end it when its time is over."""
+        try:
+            wanted = next(gen)
+            while True:
+                ready = yield wanted
+                if not ready and time.monotonic() > self.deadline:
+                    self.pgconn.finish()
+                    raise psycopg.OperationalError("no answer in time")
+                wanted = gen.send(ready)
+        except StopIteration as done:
+            return done.value
+
+
+class _Connection:
+    """A connection that takes statements as they are written for SQLite. One thread at a time."""
+
+    def __init__(self, connection: _Limited) -> None:
+        self._connection = connection
+        self._seconds = SECONDS
+        self._poll = select.poll()
+        self._poll.register(connection.fileno(), select.POLLIN)
+
+    @classmethod
+    def open(cls, url: str) -> "_Connection":
+        # values are written into the statement: one way for all, and no types to be guessed by the database
+        return cls(_Limited.connect(url, autocommit=True, cursor_factory=psycopg.ClientCursor))
+
+    def may_take(self, seconds: float) -> None:
+        """Say how long each statement may take from now on."""
+        self._seconds = seconds
+
+    @property
+    def is_at_rest(self) -> bool:
+        """Whether it is open, and in no transaction."""
+        return self._connection.info.transaction_status == psycopg.pq.TransactionStatus.IDLE
+
+    @property
+    def stands(self) -> bool:
+        """Whether the other end said nothing since: it says something only when it goes."""
+        return self.is_at_rest and not self._poll.poll(0)
+
+    def close(self) -> None:
+        self._connection.close()
+
+    def execute(self, sql: str, parameters: Sequence[Any] = (), /) -> Rows:
+        self._connection.deadline = time.monotonic() + self._seconds
+        cursor = self._connection.cursor()
+        if parameters:
+            return cursor.execute(_translated(sql), _writable(parameters))
+        return cursor.execute(sql.encode())
+
+    def executemany(self, sql: str, parameters: Iterable[Sequence[Any]], /) -> Rows:
+        self._connection.deadline = time.monotonic() + self._seconds
+        cursor = self._connection.cursor()
+        cursor.executemany(_translated(sql), [_writable(row) for row in parameters])
+        return cursor
+
+
+def _translated(sql: str) -> bytes:
+    return sql.replace("%", "%%").replace("?", "%s").encode()
+
+
+def _writable(parameters: Sequence[Any]) -> list[Any]:
+    """Return values that a text of PostgreSQL can hold: it takes neither NUL nor half a surrogate pair."""
+    return [
+        each.replace("\0", "\ufffd").encode(errors="replace").decode() if isinstance(each, str) else each
+        for each in parameters
+    ]
+
+
+def _in_one_line(error: Exception) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 300 else text[:300] + " …"

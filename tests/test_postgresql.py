@@ -1,0 +1,188 @@
+"""Connections to a real PostgreSQL: what is kept, what is not, and what is said when it goes away."""
+
+import signal
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from cluster_dash_server.commands.doctor import database_of_ledger
+from cluster_dash_server.ledger.kept import LedgerSettings
+from cluster_dash_server.postgresql import Database, PostgresqlError
+from tests import databases
+from tests.processes import wait_until
+
+pytestmark = pytest.mark.needs("postgres")
+
+STEPS = ("CREATE TABLE things (name TEXT PRIMARY KEY, at DOUBLE PRECISION); CREATE INDEX things_at ON things (at)",)
+
+
+@pytest.fixture
+def database(database_url: str) -> Iterator[Database]:
+    database = Database(database_url)
+    database.expects("things", STEPS)
+    yield database
+    database.close()
+
+
+@pytest.fixture
+def own() -> Iterator[databases.Postgresql]:
+    """A server for one test, which does with it what it likes."""
+    with databases.running(is_safe=True) as server:
+        yield server
+
+
+def put(database: Database, name: object, at: float = 1) -> None:
+    with database.transaction() as db:
+        db.execute("INSERT INTO things (name, at) VALUES (?, ?)", (name, at))
+
+
+def names(database: Database) -> list[str]:
+    with database.reading() as db:
+        return [name for (name,) in db.execute("SELECT name FROM things ORDER BY name")]
+
+
+def half_a_transaction(database: Database) -> None:
+    with database.transaction() as db:
+        db.execute("INSERT INTO things (name) VALUES (?)", ("b",))
+        raise ZeroDivisionError
+
+
+def test_a_transaction_is_kept_whole_or_not_at_all(database: Database) -> None:
+    put(database, "a")
+    with pytest.raises(ZeroDivisionError):
+        half_a_transaction(database)
+    with pytest.raises(PostgresqlError, match="duplicate key") as refused:
+        put(database, "a")
+    assert not refused.value.is_away
+    assert names(database) == ["a"]
+
+
+@pytest.mark.parametrize("text", ["50 % of ?", "it's", "\\", "{}", "%s", "🙂", "a\nb"])
+def test_texts_come_back_as_they_were(database: Database, text: str) -> None:
+    put(database, text)
+    assert names(database) == [text]
+
+
+def test_a_text_that_it_cannot_hold_is_written_as_near_as_can_be(database: Database) -> None:
+    put(database, "a\0b\ud800")
+    assert names(database) == ["a\ufffdb?"]
+
+
+def test_moments_before_and_after_all_are_numbers_like_others(database: Database) -> None:
+    put(database, "never", float("inf"))
+    with database.reading() as db:
+        assert db.execute("SELECT at FROM things WHERE at > ?", (float("-inf"),)).fetchall() == [(float("inf"),)]
+
+
+def test_a_schema_is_taken_further_by_the_steps_that_it_lacks(database: Database, database_url: str) -> None:
+    put(database, "a")
+    newer = Database(database_url)
+    newer.expects("things", (*STEPS, "ALTER TABLE things ADD COLUMN by TEXT DEFAULT 'nora'"))
+    newer.expects("others", ("CREATE TABLE others (n INTEGER)",))
+    with newer.reading() as db:
+        assert db.execute("SELECT name, by FROM things").fetchall() == [("a", "nora")]
+    older = Database(database_url)
+    older.expects("things", STEPS)
+    with pytest.raises(PostgresqlError, match=r"newer release \(things: form 2, this one knows 1\)"):
+        names(older)
+    newer.close()
+    older.close()
+
+
+def test_replicas_that_start_at_once_make_the_schema_once(database_url: str) -> None:
+    replicas = [Database(database_url) for _ in range(4)]
+    for each in replicas:
+        each.expects("things", STEPS)
+    threads = [threading.Thread(target=put, args=(each, str(at))) for at, each in enumerate(replicas)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert names(replicas[0]) == ["0", "1", "2", "3"]
+    for each in replicas:
+        each.close()
+
+
+def sleep_in_a_transaction(database: Database, url: str) -> None:
+    with database.transaction() as db:
+        db.execute("UPDATE things SET at = 2 WHERE name = 'a'")
+        other = Database(url)
+        with other.transaction() as theirs:  # waits for the row until the database ends the sleeper
+            theirs.execute("UPDATE things SET at = 3 WHERE name = 'a'")
+        other.close()
+        db.execute("SELECT 1")
+
+
+def test_a_transaction_that_sleeps_is_ended_and_holds_nobody_up(database: Database, database_url: str) -> None:
+    put(database, "a")
+    with pytest.raises(PostgresqlError) as ended:
+        sleep_in_a_transaction(database, database_url)
+    assert ended.value.is_away
+    wait_until(lambda: _answers(database), what="it is asked again")
+    with database.reading() as db:
+        assert db.execute("SELECT at FROM things").fetchall() == [(3.0,)]
+
+
+def test_a_database_that_is_away_is_said_to_be_at_once_and_mends_itself(own: databases.Postgresql) -> None:
+    url = own.new_database()
+    own.kill()
+    database = Database(url)
+    database.expects("things", STEPS)
+    for _ in range(2):
+        with pytest.raises(PostgresqlError, match="Connection refused") as away:
+            put(database, "a")
+        assert away.value.is_away
+        assert databases.PASSWORD not in str(away.value)
+    own.start()
+    wait_until(lambda: _answers(database), what="it is asked again")
+    put(database, "a")
+    own.stop()
+    own.start()
+    # a connection that broke while nobody used it is not noticed
+    put(database, "b")
+    assert names(database) == ["a", "b"]
+    database.close()
+
+
+def test_a_database_that_sleeps_is_waited_for_so_long_and_then_not_at_all(own: databases.Postgresql) -> None:
+    database = Database(own.new_database(), seconds=1)
+    database.expects("things", STEPS)
+    put(database, "a")
+    own.signal(signal.SIGSTOP)
+    with pytest.raises(PostgresqlError, match="no answer in time") as away:
+        names(database)
+    assert away.value.is_away
+    before = time.process_time()
+    for _ in range(100):
+        with pytest.raises(PostgresqlError, match="no answer in time"):
+            names(database)
+    assert time.process_time() - before < 60  # it is said from memory
+    own.signal(signal.SIGCONT)
+    wait_until(lambda: _answers(database), what="it is asked again")
+    assert names(database) == ["a"]
+    database.close()
+
+
+def _answers(database: Database) -> bool:
+    try:
+        with database.reading() as db:
+            db.execute("SELECT 1")
+    except PostgresqlError:
+        return False
+    return True
+
+
+def test_the_doctor_says_what_a_database_is_good_for(postgresql: databases.Postgresql, database_url: str) -> None:
+    good = database_of_ledger(LedgerSettings(kind="postgresql", url=database_url))
+    assert (good.mark, good.measured.partition("/")[2].partition(" ")[2]) == ("✔", "can be asked and written")
+    nowhere = database_of_ledger(LedgerSettings(kind="postgresql", url=postgresql.url("nowhere")))
+    assert nowhere.is_problem
+    assert 'database "nowhere" does not exist' in str(nowhere)
+    wrong = database_of_ledger(LedgerSettings(kind="postgresql", url=database_url.replace("%25@", "@")))
+    assert wrong.is_problem
+    assert "password authentication failed" in str(wrong)
+    for said in (good, nowhere, wrong):
+        assert databases.PASSWORD not in str(said)
+        assert "a%20secret" not in str(said)
