@@ -1,4 +1,4 @@
-"""Replicas behind the nginx that etc/ ships, each part a process that can be killed and paused."""
+"""Replicas behind the nginx that etc/ ships, on their engines: each part a process that can be killed and paused."""
 
 import contextlib
 import os
@@ -6,12 +6,12 @@ import re
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Protocol, Self
 
-from tests import nginx
+from tests import engines, nginx
 from tests.processes import BIN, TOP, Listening, Process, wait_until
 
 PASSCODE = "lab_cluster_2025"
@@ -19,40 +19,75 @@ PASSCODE = "lab_cluster_2025"
 SITE = (TOP / "etc" / "nginx" / "cluster-dash-replicas.conf").read_text()
 
 
-class Part(Protocol):
-    """A part of a site that can fail."""
+class Starts(Protocol):
+    """What starts a process: an engine of `tests.engines` or `tests.databases`."""
 
-    name: str
-    process: Process
+    process: Process | None
 
     def start(self) -> None:
         """Start it where it was, with what it kept; return once it answers."""
 
 
-def kill(part: Part) -> None:
-    """End a part as a power cut does, with all its processes."""
-    for pid in part.process.family():
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-    part.process.popen.wait()
-    part.process.__exit__()
+class Part:
+    """A part of a site, which can fail.
 
+    Args:
+        name: for messages.
+        begin: starts it where it was, with what it kept, and returns once it answers.
+    """
 
-@contextmanager
-def paused(part: Part) -> Iterator[None]:
-    """Let a part stand still meanwhile, with all its connections open, as on a machine that hangs."""
-    pids = part.process.family()
-    for pid in pids:
-        os.kill(pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        for pid in pids:
+    def __init__(self, name: str, begin: Callable[[], Process]) -> None:
+        self.name = name
+        self.process: Process | None = None
+        self._begin = begin
+
+    @classmethod
+    def of(cls, name: str, engine: Starts) -> "Part":
+        """Make one of an engine."""
+
+        def begin() -> Process:
+            engine.start()
+            assert engine.process is not None
+            return engine.process
+
+        return cls(name, begin)
+
+    def start(self) -> None:
+        """Start it."""
+        self.process = self._begin()
+
+    def kill(self) -> None:
+        """End it as a power cut does, with all its processes."""
+        self._signal(signal.SIGKILL)
+        self.stop()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Let it stand still meanwhile, with all its connections open, as on a machine that hangs."""
+        self._signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self._signal(signal.SIGCONT)
+
+    def stop(self) -> None:
+        """End it in good order; nothing where it does not run."""
+        if self.process is not None:
+            process, self.process = self.process, None
+            process.__exit__()
+
+    def cpu_seconds(self) -> float:
+        """Return what it has used, see `Process`."""
+        assert self.process is not None
+        return self.process.cpu_seconds()
+
+    def _signal(self, number: int) -> None:
+        for pid in [] if self.process is None else self.process.family():
             with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGCONT)
+                os.kill(pid, number)
 
 
-class Replica:
+class Replica(Part):
     """One server; what it keeps beside the engines lies in its folder.
 
     Args:
@@ -62,27 +97,25 @@ class Replica:
         options: of the command line.
     """
 
-    def __init__(self, name: str, folder: Path, environment: Mapping[str, str], options: tuple[str, ...] = ()) -> None:
-        self.name = name
+    def __init__(self, name: str, folder: Path, environment: Mapping[str, str], options: Sequence[str] = ()) -> None:
+        super().__init__(name, self._serve)
         self.port = nginx.free_port()
         self.url = f"http://127.0.0.1:{self.port}"
-        self._folder = folder
+        self._command: list[str | Path] = [BIN / "cluster-dash-server", "serve", "--port", str(self.port), *options]
+        self._command += ["--data", folder]
         self._environment = {
             "CLUSTER_DASH_INGEST__PASSCODE": PASSCODE,
             "CLUSTER_DASH_SERVER__TRUSTED_PROXIES": "127.0.0.1",
             **environment,
         }
-        self._options = options
-        self.process: Process
 
-    def start(self) -> None:
-        """See `Part`."""
-        command: list[str | Path] = [BIN / "cluster-dash-server", "serve", "--port", str(self.port), *self._options]
-        self.process = Listening([*command, "--data", self._folder], environment=self._environment)
+    def _serve(self) -> Process:
+        process = Listening(self._command, environment=self._environment)
         wait_until(lambda: nginx.is_open(self.port), 60, f"{self.name} listens")
+        return process
 
 
-class Nginx:
+class Nginx(Part):
     """nginx as etc/ has it for replicas, with their addresses for those of the file.
 
     Args:
@@ -91,27 +124,19 @@ class Nginx:
         tls: a folder with a certificate, see `nginx.make_certificates`; None: without TLS, for who listens on the way.
     """
 
-    name = "nginx"
-
-    def __init__(self, folder: Path, ports: tuple[int, int], tls: Path | None) -> None:
+    def __init__(self, folder: Path, ports: Sequence[int], tls: Path | None) -> None:
+        super().__init__("nginx", lambda: nginx.start(self._site, self.port, folder))
+        folder.mkdir()
         self.port = nginx.free_port()
         self.url = f"{'http' if tls is None else 'https'}://localhost:{self.port}"
-        site = SITE
-        for number, port in enumerate(ports):
-            site = site.replace(f"10.0.0.1{number + 1}:8080", f"127.0.0.1:{port}")
-        site = site.replace("listen 443", f"listen 127.0.0.1:{self.port}")
+        site = SITE.replace("listen 443", f"listen 127.0.0.1:{self.port}")
+        for number, port in enumerate(ports, 1):
+            site = site.replace(f"10.0.0.1{number}:8080", f"127.0.0.1:{port}")
         if tls is None:
             site = re.sub(r"^ +ssl_.*\n", "", site, flags=re.MULTILINE).replace(" ssl http2;", ";")
         else:
             site = site.replace("/etc/ssl/dash.pem", f"{tls}/site.pem").replace("/etc/ssl/dash.key", f"{tls}/site.key")
         self._site = site
-        self._folder = folder
-        self._folder.mkdir()
-        self.process: Process
-
-    def start(self) -> None:
-        """See `Part`."""
-        self.process = nginx.start(self._site, self.port, self._folder)
 
 
 class Site:
@@ -120,43 +145,58 @@ class Site:
     Args:
         folder: for all that is kept.
         environment: settings of all replicas.
+        beneath: what they stand on; started first, ended last.
         tls: as of `Nginx`.
         options: of the replicas' command line.
     """
 
     def __init__(
-        self, folder: Path, *, environment: Mapping[str, str], tls: Path | None = None, options: tuple[str, ...] = ()
+        self,
+        folder: Path,
+        *,
+        environment: Mapping[str, str],
+        beneath: Sequence[Part] = (),
+        tls: Path | None = None,
+        options: Sequence[str] = (),
     ) -> None:
         self.replicas = [
-            Replica(f"replica {number}", folder / f"replica{number}", environment, options) for number in range(2)
+            Replica(f"replica {number}", folder / f"replica{number}", environment, options) for number in (1, 2)
         ]
-        self.front = Nginx(folder / "nginx", (self.replicas[0].port, self.replicas[1].port), tls)
+        self.front = Nginx(folder / "nginx", [replica.port for replica in self.replicas], tls)
         self.url = self.front.url
-        parts: list[Part] = [*self.replicas, self.front]
-        self.parts = {part.name: part for part in parts}
+        self.parts: dict[str, Part] = {part.name: part for part in (*beneath, *self.replicas, self.front)}
+        self._stack = ExitStack()
 
     def __enter__(self) -> Self:
-        started: list[Part] = []
-        try:
+        with ExitStack() as started:
             for part in self.parts.values():
                 part.start()
-                started.append(part)
-        except BaseException:
-            for part in started:
-                part.process.__exit__()
-            raise
+                started.callback(part.stop)
+            self._stack = started.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
-        for part in reversed(self.parts.values()):
-            part.process.__exit__()
+        self._stack.close()
+
+
+def victoria_metrics(folder: Path) -> tuple[Part, dict[str, str]]:
+    """Return VictoriaMetrics, and the settings by which replicas keep their figures there."""
+    folder.mkdir()
+    engine = engines.victoria_metrics(folder)
+    settings = {
+        "CLUSTER_DASH_HISTORY__KIND": "remote",
+        "CLUSTER_DASH_HISTORY__WRITE_URL": engine.access.write_url,
+        "CLUSTER_DASH_HISTORY__FLUSH_SECONDS": "1",
+        "CLUSTER_DASH_HISTORY__CLUSTER": "test",
+    }
+    return Part.of("VictoriaMetrics", engine), settings
 
 
 class Looking:
     """Asks for something over and over, in a thread of its own; `found` is what it got, each with when (monotonic s).
 
     Args:
-        ask: what is asked; an exception is an answer, too.
+        ask: what is asked; an OSError is an answer, too.
         pause_seconds: between two questions.
     """
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults.crew import Crew
-from tests.faults.replicas import Looking, Site, kill, paused
+from tests.faults.replicas import Looking, Site
 from tests.nginx import make_certificates
 from tests.processes import wait_until
 
@@ -37,12 +37,12 @@ def test_no_post_and_no_page_fails_while_a_replica_is_killed_and_one_hangs(tmp_p
             wait_until(lambda: len(crew.log.live_seconds) >= wanted, 60, "posts are answered")
 
         with Looking(look) as looked:
-            with paused(site.replicas[1]):
+            with site.replicas[1].paused():
                 time.sleep(7)
             more(60)
-            with paused(site.replicas[0]):
+            with site.replicas[0].paused():
                 more(60)  # meanwhile some have gone to it
-                kill(site.replicas[0])
+                site.replicas[0].kill()
             more(60)
             site.replicas[0].start()
             more(60)
