@@ -7,15 +7,14 @@ is told once. Where nobody knows, nothing begins and nothing ends.
 """
 
 import hashlib
-import json
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Literal, NamedTuple
 
-from cluster_dash_server.alerts.book import Alert, Remembered
+from cluster_dash_server.alerts.book import Alert
 from cluster_dash_server.alerts.rules import Rule
-from cluster_dash_server.hostlist import compress
+from cluster_dash_server.alerts.state import Key, Past, Running, Spell, State, Subject, View
+from cluster_dash_server.alerts.words import MANY, told_anew
 
 JOIN_SECONDS = 600.0
 """What begins within so long of an alert of the same cause belongs to it."""
@@ -29,141 +28,8 @@ MANY_SHARE, FEW_HOSTS = 0.2, 3
 LABEL_SHARE = 0.8
 GROWTH = 2
 """A storm that grows to more than so many times what was told is told anew."""
-MANY = "many"
-"""What the cause of an alert of many hosts is called where no label names it."""
-NAMED = 4
 EVENTS = ("xid", "event")
 """Facts that are moments: they are found for as long as their rule's `hold`, and then over."""
-
-Level = Literal["holds", "comes", "lingers"]
-
-
-class Subject(NamedTuple):
-    """What a condition is about: a host, one of its GPUs, a user of it; or a thing of the cluster, by name."""
-
-    host: str | None = None
-    gpu: int | None = None
-    user: str | None = None
-    thing: str | None = None
-
-
-Key = tuple[str, Subject]
-"""The name of a rule and what it is about."""
-
-
-class Finding(NamedTuple):
-    """A condition that holds now.
-
-    Attributes:
-        figure: in words.
-        since: since when (Unix s); None: since it is found.
-        level: `comes`: it does not hold yet, but begins to: it counts when others of its kind hold; `lingers`: it would
-            not begin any more and is not over either.
-        model: of the GPU.
-        who: users and jobs there.
-    """
-
-    figure: str
-    since: float | None = None
-    level: Level = "holds"
-    model: str | None = None
-    who: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class View:
-    """What is there to judge.
-
-    Attributes:
-        found: what holds, by rule and subject.
-        is_unknown: whether nobody knows if a rule's condition holds, of what is not found.
-        gone: why a host raises nothing: it is in maintenance, or was forgotten; None: it may.
-        hosts: how many there are.
-        labels: of a host, its partition among them.
-        sizes: how many hosts have a label, by name and value; asked for only where many are in trouble.
-        silenced: until when nobody is told of an alert (Unix s); None: it is not silenced.
-    """
-
-    found: Mapping[Key, Finding]
-    hosts: int
-    is_unknown: Callable[[str, Subject], bool] = lambda rule, subject: False
-    gone: Callable[[str], str | None] = lambda host: None
-    labels: Callable[[str], Mapping[str, str]] = lambda host: {}
-    sizes: Callable[[], Mapping[tuple[str, str], int]] = dict
-    silenced: "Callable[[Running], float | None]" = lambda running: None
-
-
-class Spell(NamedTuple):
-    """A condition that holds, or has until lately: since when, until when (None: it does), and its alert, if any."""
-
-    since: float
-    finding: Finding
-    gone_since: float | None = None
-    alert: str | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Running:
-    """An alert that goes on.
-
-    Attributes:
-        members: what it is about.
-        expected: hosts that it was told of, though their condition did not hold yet.
-        is_storm: it is about many hosts.
-        lead: what it is known by when it comes back.
-        times: how often it has come back, less one.
-        hold_seconds: for how long nothing of it may hold before it ends.
-        joined_at: when something was last added.
-        told_hosts: of how many hosts was told.
-        told: how often it was told.
-    """
-
-    alert: Alert
-    members: frozenset[Subject]
-    expected: frozenset[str] = frozenset()
-    is_storm: bool = False
-    lead: str
-    times: int
-    hold_seconds: float
-    joined_at: float
-    told_hosts: int
-    told: int = 0
-
-    def memory(self) -> str:
-        """Write what has to be known after a restart."""
-        return json.dumps(
-            {
-                "members": sorted(self.members, key=repr),
-                "expected": sorted(self.expected),
-                "is_storm": self.is_storm,
-                "lead": self.lead,
-                "times": self.times,
-                "hold_seconds": self.hold_seconds,
-                "joined_at": self.joined_at,
-                "told_hosts": self.told_hosts,
-                "told": self.told,
-            }
-        )
-
-
-class Past(NamedTuple):
-    """When an alert ended, and the how many-th time in a row it was."""
-
-    ended_at: float
-    times: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class State:
-    """What evaluation knows from round to round.
-
-    Attributes:
-        past: alerts that ended lately, by what they are known by.
-    """
-
-    spells: Mapping[Key, Spell] = field(default_factory=dict)
-    running: Mapping[str, Running] = field(default_factory=dict)
-    past: Mapping[str, Past] = field(default_factory=dict)
 
 
 class Step(NamedTuple):
@@ -190,7 +56,7 @@ def evaluate(rules: Sequence[Rule], view: View, state: State, now: float) -> tup
     _raise(by_name, view, spells, running, past, steps, now)
     for name, each in list(running.items()):
         if name in before and before[name] != (each.members, each.expected):
-            each = running[name] = _told_anew(by_name[each.alert.rule], view, spells, each)
+            each = running[name] = told_anew(by_name[each.alert.rule], view, spells, each)
             steps.append(Step("changed", each, is_told=False))
     _heed_silences(view, running, steps, {step.running.alert.id for step in steps if step.kind == "began"})
     return State(spells=spells, running=running, past=past), steps
@@ -458,7 +324,7 @@ class _Makes:
             joined_at=now,
             told_hosts=len(hosts),
         )
-        running = _told_anew(rule, self._view, self._spells, running)
+        running = told_anew(rule, self._view, self._spells, running)
         silenced_until = self._view.silenced(running)
         is_told = silenced_until is None
         running = replace(running, alert=replace(running.alert, silenced_until=silenced_until), told=int(is_told))
@@ -482,123 +348,3 @@ def _heed_silences(view: View, running: dict[str, Running], steps: list[Step], n
         told = each.told + is_over
         each = running[name] = replace(each, alert=replace(each.alert, silenced_until=until), told=told)
         steps.append(Step("changed", each, is_told=is_over, takes_back=not is_over))
-
-
-# ---------------------------------------------------------------------------------------------------------- words
-
-
-def _told_anew(rule: Rule, view: View, spells: Mapping[Key, Spell], each: Running) -> Running:
-    """Word an alert by what it is about now."""
-    members = sorted(each.members, key=repr)
-    found = [spells[rule.name, subject].finding for subject in members if (rule.name, subject) in spells]
-    hosts = sorted({subject.host for subject in members if subject.host is not None} | each.expected)
-    where = _where(members, hosts, each, view)
-    user, gpu = members[0].user, members[0].gpu if len(members) == 1 else None
-    models = Counter(finding.model for finding in found if finding.model)
-    who = list(dict.fromkeys(finding.who for finding in found if finding.who))
-    host_labels = dict(view.labels(hosts[0])) if len(hosts) == 1 else _shared(view, hosts) if each.is_storm else {}
-    facts = [
-        ("what", "; ".join(dict.fromkeys(finding.figure for finding in found[:NAMED] if finding.figure))),
-        ("where", _places(members, hosts)),
-        (
-            "model",
-            ", ".join(f"{count} × {model}" if count > 1 else model for model, count in models.most_common(NAMED)),
-        ),
-        ("who", "; ".join(who[:NAMED]) or (user or "")),
-        ("again", f"time {each.times} in a row: it comes and goes" if each.times > 1 else ""),
-        ("likely cause", rule.cause),
-        ("next step", rule.next),
-    ]
-    labels = {
-        **host_labels,
-        "rule": rule.name,
-        "severity": rule.severity,
-        **({"host": hosts[0]} if len(hosts) == 1 else {}),
-        **({"gpu": str(gpu)} if gpu is not None else {}),
-        **({"user": user} if user is not None else {}),
-        **({"model": next(iter(models))} if len(models) == 1 else {}),
-    }
-    alert = replace(
-        each.alert,
-        host=hosts[0] if len(hosts) == 1 else None,
-        gpu=gpu,
-        title=f"{where}: {rule.title or rule.name}",
-        severity=rule.severity,
-        facts=tuple([fact for fact in facts if fact[1]]),
-        labels=labels,
-    )
-    return replace(each, alert=alert)
-
-
-def _where(members: Sequence[Subject], hosts: Sequence[str], each: Running, view: View) -> str:
-    first = members[0]
-    if first.thing is not None:
-        return first.thing
-    if not hosts:
-        return "this server"
-    count = len({(subject.host, subject.gpu) for subject in members})
-    if each.is_storm:
-        label = each.lead.removeprefix(f"{each.alert.rule} ")
-        if label != MANY:
-            return f"{len(hosts)} hosts of {label}"
-        return f"{len(hosts)} of {view.hosts} hosts"
-    place = _places(members, hosts) if len(hosts) == 1 else f"{count} GPUs on {len(hosts)} hosts"
-    return place if first.user is None else f"{first.user}, {place}"
-
-
-def _places(members: Sequence[Subject], hosts: Sequence[str]) -> str:
-    """Name hosts and GPUs: `gpu07 GPU 3`, `gpu07 GPUs 0, 1`, `gpu[01-40]`."""
-    if len(hosts) != 1:
-        return compress(list(hosts))
-    gpus = sorted({subject.gpu for subject in members if subject.gpu is not None})
-    if not gpus:
-        return hosts[0]
-    return f"{hosts[0]} GPU{'s' * (len(gpus) > 1)} {', '.join(map(str, gpus))}"
-
-
-def _shared(view: View, hosts: Sequence[str]) -> dict[str, str]:
-    """Return the labels that all of some hosts have alike."""
-    shared = dict(view.labels(hosts[0]))
-    for host in hosts[1:]:
-        labels = view.labels(host)
-        shared = {name: value for name, value in shared.items() if labels.get(name) == value}
-    return shared
-
-
-# ----------------------------------------------------------------------------------------------- after a restart
-
-
-def recall(remembered: Iterable[Remembered]) -> State:
-    """Return the state that goes on where an earlier life of the server ended."""
-    spells: dict[Key, Spell] = {}
-    running: dict[str, Running] = {}
-    past: dict[str, Past] = {}
-    for alert, memory in remembered:
-        try:
-            noted = json.loads(memory)
-            each = Running(
-                **{
-                    **noted,
-                    "alert": alert,
-                    "members": frozenset(Subject(*member) for member in noted["members"]),
-                    "expected": frozenset(noted["expected"]),
-                }
-            )
-        except (ValueError, TypeError, KeyError):  # of an earlier release: it is taken up anew
-            each = Running(
-                alert=alert,
-                members=frozenset((Subject(alert.host, alert.gpu, alert.user),)),
-                lead=alert.rule,
-                times=1,
-                hold_seconds=0.0,
-                joined_at=alert.began_at,
-                told_hosts=1,
-                told=1,
-            )
-        if alert.ended_at is not None:
-            past[each.lead] = Past(alert.ended_at, each.times)
-            continue
-        running[alert.id] = each
-        for subject in each.members:
-            spells[alert.rule, subject] = Spell(alert.began_at, Finding(""), None, alert.id)
-    return State(spells=spells, running=running, past=past)

@@ -4,9 +4,9 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple, cast
 
-from cluster_dash_server.alerts.evaluate import Finding, Key, Subject
 from cluster_dash_server.alerts.facts import FACTS, Fact, span, users_of, xid_class
 from cluster_dash_server.alerts.rules import Rule
+from cluster_dash_server.alerts.state import Finding, Key, Subject
 from cluster_dash_server.cluster import GpuView, HostView, KnownGpu, KnownHost
 from cluster_dash_server.filters import jobs_of, partitions
 from cluster_dash_server.hostlist import compress

@@ -8,8 +8,8 @@ from typing import Literal, NamedTuple
 
 from cluster_dash_server import filters
 from cluster_dash_server.alerts.book import Addressed, Alert, Silence
-from cluster_dash_server.alerts.evaluate import Running, Subject
 from cluster_dash_server.alerts.rules import Rule
+from cluster_dash_server.alerts.state import Running, Subject
 from cluster_dash_server.cluster import HostView
 from cluster_dash_server.notices.notice import Notice
 from cluster_dash_server.notices.receivers import Receiver

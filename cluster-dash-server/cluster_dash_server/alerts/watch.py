@@ -5,10 +5,11 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 
 from cluster_dash_server.alerts.book import Addressed, Book, BookError, Maintenance, Silence, Transition
-from cluster_dash_server.alerts.evaluate import Finding, Key, Running, State, Step, Subject, View, evaluate, recall
+from cluster_dash_server.alerts.evaluate import Step, evaluate
 from cluster_dash_server.alerts.look import Disklog, Looker, labels_of, waiting_jobs
 from cluster_dash_server.alerts.routing import Owners, at_once, notice_of, receivers_of, silenced_until
 from cluster_dash_server.alerts.rules import Rule
+from cluster_dash_server.alerts.state import Finding, Key, Running, State, Subject, View, recall
 from cluster_dash_server.cluster import Cluster, HostView, KnownHost
 from cluster_dash_server.events import EventLog
 from cluster_dash_server.hostlist import HostlistError, matcher

@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 
 from cluster_dash_server.alerts import rules
 from cluster_dash_server.alerts.book import Remembered
-from cluster_dash_server.alerts.evaluate import Finding, Key, Level, State, Step, Subject, View, evaluate, recall
+from cluster_dash_server.alerts.evaluate import Step, evaluate
+from cluster_dash_server.alerts.state import Finding, Key, Level, State, Subject, View, recall
 
 NOW = 1_700_000_000.0
 RULES = rules.load()
