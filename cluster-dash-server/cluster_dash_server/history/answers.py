@@ -1,0 +1,284 @@
+"""Answers from the history in PostgreSQL, for any replica: who had which GPU, GPU-hours, events."""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from operator import add
+from typing import Any, cast
+
+from cluster_dash_server.history.numbered import KEPT_USAGE, USAGE, part_of
+from cluster_dash_server.history.rollups import DAY, HOUR, Share, Stretch, uses
+from cluster_dash_server.history.running import Sums
+from cluster_dash_server.history.sealing import unpack_stretches
+from cluster_dash_server.history.steps import steps_of, user_series
+from cluster_dash_server.inflate import pack, unpack
+from cluster_dash_server.postgresql import Database, PostgresqlError, Statements
+from cluster_dash_server.snapshot import dumps, loads
+from cluster_dash_server.store import (
+    Event,
+    EventQuery,
+    KeptEvent,
+    Series,
+    SeriesQuery,
+    StoreError,
+    Unnamed,
+    Usage,
+    UsageQuery,
+    Use,
+    UseQuery,
+)
+
+EVENT = "at, host, gpu, kind, code, text, told, boot_id, seq"
+_SNAPSHOT = "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY"
+"""So that an hour that becomes another table's meanwhile is neither missed nor counted twice."""
+
+
+class Asking:
+    """Lets what a reader is told be a `StoreError`."""
+
+    def __enter__(self) -> None:
+        """Begin."""
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        """End; see the class."""
+        if isinstance(error, PostgresqlError):
+            raise StoreError(f"the ledger cannot be read: {error}") from error
+
+
+class Questions:
+    """Answers.
+
+    Args:
+        database: where it is kept.
+        clock: Unix s.
+    """
+
+    def __init__(self, database: Database, clock: Callable[[], float]) -> None:
+        self._db = database
+        self._clock = clock
+
+    def unnamed(self, user: str) -> Unnamed | None:
+        """See `Ledger`."""
+        with Asking(), self._db.reading() as db:
+            row = db.execute('SELECT host_hours, events FROM forgetting WHERE "user" = ?', (user,)).fetchone()
+        if row is None:
+            return None
+        host_hours, events = row
+        is_done = host_hours < 0
+        return Unnamed(
+            hosts_left=0 if is_done else 1,
+            host_hours=-1 - host_hours if is_done else host_hours,
+            events=events,
+            snapshots=0,
+        )
+
+    def events(self, ask: EventQuery) -> list[Event]:
+        """See `Ledger`."""
+        where, values = ["NOT is_gone", "at >= ?", "at <= ?"], [ask.begin, ask.end]
+        for column, wanted in (("host", ask.hosts), ("kind", ask.kinds)):
+            if wanted is not None:
+                where.append(f"{column} = ANY(?)")
+                values.append(list(wanted))  # type: ignore[arg-type]
+        with Asking(), self._db.reading() as db:
+            found = db.execute(
+                f"SELECT {EVENT} FROM events WHERE {' AND '.join(where)} ORDER BY at DESC, id DESC LIMIT ?",  # noqa: S608 - names of ours
+                (*values, ask.most),
+            ).fetchall()
+        return [kept_of(row).event for row in found]
+
+    def series(self, ask: SeriesQuery) -> list[Series]:
+        """Return how many GPUs users had over time: see `Store`."""
+        steps = steps_of(ask)
+        found = self.usage(
+            UsageQuery(begin=steps.begin, end=steps.end, by=("user", "hour"), users=ask.users, hosts=ask.hosts)
+        )
+        measured = self.usage(UsageQuery(begin=steps.begin, end=steps.end, by=("hour",), hosts=ask.hosts))
+        with Asking(), self._db.reading() as db:
+            (counted_to,) = db.execute("SELECT COALESCE(MAX(counted_to), 0) FROM running").fetchone()
+        now = self._clock()
+        return user_series(found, measured, ask.metric, steps, counted_to if now - counted_to < HOUR else now)
+
+    def usage(self, ask: UsageQuery) -> list[Usage]:
+        """See `Ledger`."""
+        first = int(ask.begin // HOUR) * HOUR
+        last = max(-int(-ask.end // HOUR) * HOUR, first + HOUR)
+        by_host = "host" in ask.by or ask.hosts is not None
+        hours, days = ("usage_hours", "usage_days") if by_host else ("user_hours", "user_days")
+        first_day, last_day = -(-first // DAY) * DAY, last // DAY * DAY
+        if "hour" in ask.by or first_day >= last_day:
+            parts = [(hours, "hour", first, last)]
+        else:
+            parts = [
+                (hours, "hour", first, first_day),
+                (days, "day", first_day, last_day),
+                (hours, "hour", last_day, last),
+            ]
+        sums: dict[tuple[Any, ...], Share] = {}
+
+        def gather(key: tuple[Any, ...], share: Share) -> None:
+            was = sums.get(key)
+            sums[key] = share if was is None else tuple(map(add, was, share))
+
+        with Asking(), self._db.transaction() as db:
+            db.execute(_SNAPSHOT)
+            for table, moment, begin, end in parts:
+                if begin < end:
+                    for row in db.execute(*_usage_of(table, moment, begin, end, ask)):
+                        if row[-1] is not None:
+                            gather(tuple(row[:5]), tuple(row[5:]))
+            for hour, of_host in self._running_hours(db, first, last - 1, None):
+                for name, told in of_host.items():
+                    if ask.hosts is not None and name not in ask.hosts:
+                        continue
+                    for (user, model), share in told.usage.items():
+                        if _is_wanted(ask, user, model):
+                            of = {"user": user, "host": name, "model": model, "hour": hour, "day": hour // DAY * DAY}
+                            key = tuple([of[part] if part in ask.by else None for part in of])
+                            gather(key, tuple(share[place] for place in KEPT_USAGE))
+        return [_usage(key, share) for key, share in sorted(sums.items(), key=lambda each: _order(each[0]))]
+
+    def uses(self, ask: UseQuery) -> list[Use]:
+        """See `Ledger`; of the running hour what was added up, some half a minute ago."""
+        hosts = ask.hosts
+        if ask.users is not None:
+            there = self.usage(
+                UsageQuery(begin=ask.begin, end=ask.end + HOUR, by=("host",), users=ask.users, hosts=hosts)
+            )
+            hosts = tuple(str(each.host) for each in there)
+        first, last = int(ask.begin // HOUR) * HOUR, ask.end
+        where, values = "", list[Any]()
+        if hosts is not None:
+            where, values = " AND name = ANY(?)", [list(hosts)]
+        of_host: dict[str, list[tuple[int, list[Stretch]]]] = {}
+        with Asking(), self._db.transaction() as db:
+            db.execute(_SNAPSHOT)
+            for name, hour, blob in db.execute(
+                "SELECT name, hour, stretches FROM uses JOIN hosts ON hosts.id = uses.host "  # noqa: S608 - ours
+                f"WHERE hour >= ? AND hour <= ?{where}",
+                (first, last, *values),
+            ):
+                of_host.setdefault(name, []).append((hour, unpack_stretches(bytes(blob))))
+            for hour, told in self._running_hours(db, first, last, hosts):
+                for name, sums in told.items():
+                    if hosts is None or name in hosts:
+                        of_host.setdefault(name, []).append((hour, sums.held))
+        found: list[Use] = []
+        for name, pieces in of_host.items():
+            pieces.sort(key=lambda each: each[0])
+            found += uses(name, sorted([each for _, piece in pieces for each in piece], key=lambda each: each.from_at))
+        return sorted(
+            (
+                use
+                for use in found
+                if use.from_at <= ask.end
+                and use.to_at >= ask.begin
+                and (ask.gpus is None or use.gpu in ask.gpus)
+                and (ask.users is None or use.user in ask.users)
+            ),
+            key=lambda use: (use.from_at, use.host, use.gpu, use.user),
+        )
+
+    def _running_hours(
+        self, db: Statements, first: float, last: float, hosts: tuple[str, ...] | None
+    ) -> Iterator[tuple[int, dict[str, Sums]]]:
+        where, values = "", list[Any]()
+        if hosts is not None:
+            where, values = " AND part = ANY(?)", [sorted({part_of(host) for host in hosts})]
+        for hour, body in db.execute(
+            f"SELECT hour, body FROM running WHERE hour >= ? AND hour <= ?{where}",  # noqa: S608 - ours
+            (first, last, *values),
+        ):
+            told: dict[str, Any] = cast(dict[str, Any], loads(unpack(bytes(body))))
+            yield (
+                hour,
+                {
+                    name: Sums(
+                        {(user, model): tuple(share) for user, model, *share in usage},
+                        [Stretch(*each) for each in held],
+                    )
+                    for name, (usage, held) in told.items()
+                },
+            )
+
+
+def told_of(of: dict[str, Sums]) -> bytes:
+    """Pack what hours of hosts have given so far."""
+    return pack(
+        dumps(
+            {
+                name: [[[*key, *share] for key, share in sums.usage.items()], [list(each) for each in sums.held]]
+                for name, sums in of.items()
+            }
+        )
+    )
+
+
+def kept_of(row: Sequence[Any]) -> KeptEvent:
+    """Return an event of its columns."""
+    at, host, gpu, kind, code, text, told, boot_id, seq = row[:9]
+    return KeptEvent(
+        Event(at=at, host=host, gpu=json.loads(gpu), kind=kind, code=json.loads(code), text=text),
+        told,
+        None if boot_id is None else (boot_id, seq),
+    )
+
+
+def _usage_of(table: str, moment: str, begin: int, end: int, ask: UsageQuery) -> tuple[str, list[Any]]:
+    """Return a statement that sums, and its parameters."""
+    joined = table.startswith("usage")
+    columns = {
+        "user": '"user"',
+        "host": "hosts.name" if joined else "NULL",
+        "model": "model",
+        "hour": "hour" if moment == "hour" else "NULL",
+        "day": f"{moment} / {DAY} * {DAY}",
+    }
+    keys = [columns[part] if part in ask.by else "NULL" for part in columns]
+    where, values = [f"{moment} >= ?", f"{moment} < ?"], list[Any]([begin, end])
+    wishes: list[tuple[str, Sequence[str] | None]] = [("model", ask.models)]
+    if "user" in ask.by or ask.users is not None:
+        where.append("\"user\" <> ''")
+        wishes.append(('"user"', ask.users))
+    else:
+        where.append("\"user\" = ''")
+    if joined and ask.hosts is not None:
+        wishes.append(("hosts.name", ask.hosts))
+    for column, wanted in wishes:
+        if wanted is not None:
+            where.append(f"{column} = ANY(?)")
+            values.append(list(wanted))
+    groups = [key for key in keys if key != "NULL"]
+    sql = (
+        f"SELECT {', '.join(keys)}, {', '.join(f'SUM({name})' for name in USAGE.split(', '))} FROM {table}"  # noqa: S608 - names of ours
+        + (f" JOIN hosts ON hosts.id = {table}.host" if joined else "")
+        + f" WHERE {' AND '.join(where)}"
+        + (f" GROUP BY {', '.join(groups)}" if groups else "")
+    )
+    return sql, values
+
+
+def _is_wanted(ask: UsageQuery, user: str, model: str) -> bool:
+    if ("user" in ask.by or ask.users is not None) == (user == ""):
+        return False
+    return (ask.users is None or user in ask.users) and (ask.models is None or model in ask.models)
+
+
+def _order(key: tuple[Any, ...]) -> tuple[tuple[bool, Any], ...]:
+    return tuple((part is not None, part or 0 if not isinstance(part, str) else part) for part in key)
+
+
+def _usage(key: tuple[Any, ...], share: Share) -> Usage:
+    user, host, model, hour, day = key
+    held, busy, idle, util, seen = share
+    return Usage(
+        user=user,
+        host=host,
+        model=model,
+        hour=hour,
+        day=day,
+        held_seconds=held,
+        busy_seconds=busy,
+        idle_seconds=idle,
+        allocated_seconds=None,
+        util_seconds=util,
+        seen_seconds=seen,
+    )

@@ -1,0 +1,199 @@
+"""The tables of history in PostgreSQL, and what stands in them under numbers: names, boots, layouts, who has what."""
+
+import hashlib
+import json
+import threading
+import time
+import zlib
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from cluster_dash_server.history.chunks import Layout
+from cluster_dash_server.history.rollups import DAY
+from cluster_dash_server.history.segments import NOBODY, Hour, Lookup, Row
+from cluster_dash_server.postgresql import Database, Statements
+from cluster_dash_server.store import Figures, GpuId, Holder
+
+PART = "history"
+PARTS = 16
+"""Into how many parts hosts are divided, so that nobody reads an hour of all of them at once."""
+SCHEMA = (
+    """
+CREATE TABLE hosts (id SERIAL PRIMARY KEY, name TEXT NOT NULL UNIQUE);
+CREATE TABLE boots (id SERIAL PRIMARY KEY, text TEXT NOT NULL UNIQUE);
+CREATE TABLE layouts (id SERIAL PRIMARY KEY, text TEXT NOT NULL);
+CREATE UNIQUE INDEX layouts_text ON layouts (md5(text));
+CREATE TABLE holdings (id SERIAL PRIMARY KEY, text TEXT NOT NULL, is_whole BOOLEAN NOT NULL DEFAULT true,
+  used_at TIMESTAMPTZ NOT NULL DEFAULT now());
+CREATE UNIQUE INDEX holdings_text ON holdings (md5(text)) WHERE is_whole;
+CREATE TABLE pieces (id UUID PRIMARY KEY, hour BIGINT NOT NULL, part INTEGER NOT NULL, is_sealed BOOLEAN NOT NULL,
+  kept_at TIMESTAMPTZ NOT NULL DEFAULT clock_timestamp(), body BYTEA NOT NULL);
+ALTER TABLE pieces ALTER COLUMN body SET STORAGE EXTERNAL;
+CREATE INDEX pieces_hours ON pieces (hour, part);
+CREATE INDEX pieces_open ON pieces (hour, part) WHERE NOT is_sealed;
+CREATE TABLE running (hour BIGINT NOT NULL, part INTEGER NOT NULL, counted_to DOUBLE PRECISION NOT NULL,
+  body BYTEA NOT NULL, PRIMARY KEY (hour, part));
+CREATE TABLE uses (host INTEGER NOT NULL, hour BIGINT NOT NULL, stretches BYTEA NOT NULL, PRIMARY KEY (host, hour));
+CREATE INDEX uses_hours ON uses (hour);
+CREATE TABLE usage_hours (hour BIGINT NOT NULL, host INTEGER NOT NULL, "user" TEXT NOT NULL, model TEXT NOT NULL,
+  held DOUBLE PRECISION NOT NULL, busy DOUBLE PRECISION NOT NULL, idle DOUBLE PRECISION NOT NULL,
+  util DOUBLE PRECISION NOT NULL, seen DOUBLE PRECISION NOT NULL, PRIMARY KEY (hour, host, "user", model));
+CREATE INDEX usage_hours_users ON usage_hours ("user", hour) WHERE "user" <> '';
+CREATE TABLE usage_days (day BIGINT NOT NULL, host INTEGER NOT NULL, "user" TEXT NOT NULL, model TEXT NOT NULL,
+  held DOUBLE PRECISION NOT NULL, busy DOUBLE PRECISION NOT NULL, idle DOUBLE PRECISION NOT NULL,
+  util DOUBLE PRECISION NOT NULL, seen DOUBLE PRECISION NOT NULL, PRIMARY KEY (day, host, "user", model));
+CREATE TABLE user_hours (hour BIGINT NOT NULL, part INTEGER NOT NULL, "user" TEXT NOT NULL, model TEXT NOT NULL,
+  held DOUBLE PRECISION NOT NULL, busy DOUBLE PRECISION NOT NULL, idle DOUBLE PRECISION NOT NULL,
+  util DOUBLE PRECISION NOT NULL, seen DOUBLE PRECISION NOT NULL, PRIMARY KEY (hour, part, "user", model));
+CREATE TABLE user_days (day BIGINT NOT NULL, part INTEGER NOT NULL, "user" TEXT NOT NULL, model TEXT NOT NULL,
+  held DOUBLE PRECISION NOT NULL, busy DOUBLE PRECISION NOT NULL, idle DOUBLE PRECISION NOT NULL,
+  util DOUBLE PRECISION NOT NULL, seen DOUBLE PRECISION NOT NULL, PRIMARY KEY (day, part, "user", model));
+CREATE TABLE events (id BIGSERIAL PRIMARY KEY, key BYTEA NOT NULL UNIQUE, at DOUBLE PRECISION NOT NULL,
+  host TEXT NOT NULL, gpu TEXT NOT NULL, kind TEXT NOT NULL, code TEXT NOT NULL, text TEXT NOT NULL,
+  told BOOLEAN NOT NULL, boot_id TEXT, seq BIGINT, is_gone BOOLEAN NOT NULL DEFAULT false,
+  changed_at TIMESTAMPTZ NOT NULL DEFAULT clock_timestamp());
+CREATE INDEX events_at ON events (at) WHERE NOT is_gone;
+CREATE INDEX events_host ON events (host, at);
+CREATE INDEX events_changed ON events (changed_at);
+CREATE TABLE forgetting ("user" TEXT PRIMARY KEY, host_hours INTEGER NOT NULL DEFAULT 0,
+  events INTEGER NOT NULL DEFAULT 0);
+CREATE TABLE forgotten (one BOOLEAN PRIMARY KEY CHECK (one), times INTEGER NOT NULL);
+INSERT INTO forgotten VALUES (true, 0)
+""",
+)
+"""Each takes the tables one form further; one that was released is never changed."""
+USAGE = "held, busy, idle, util, seen"
+KEPT_USAGE = (0, 1, 2, 4, 5)
+"""Places of `USAGE` in `rollups.USAGE`: the one between is for what Slurm gave away, and nothing fills it."""
+
+
+def part_of(host: str) -> int:
+    """Return to which part of the hosts one belongs."""
+    return zlib.crc32(host.encode("utf-8", "surrogatepass")) % PARTS
+
+
+class Names:
+    """What is kept under numbers, as far as this replica has asked for it. Thread-safe."""
+
+    def __init__(self, database: Database) -> None:
+        self._db = database
+        self._lock = threading.RLock()
+        self.times = -1
+        self._hosts: dict[str, int] = {}
+        self._host_names: dict[int, str] = {}
+        self._boots: dict[str, int] = {}
+        self._layout_ids: dict[tuple[GpuId, ...], int] = {}
+        self._layouts: dict[int, tuple[GpuId, ...]] = {}
+        self._holding_ids: dict[tuple[Holder, ...], tuple[int, float]] = {}
+        self._holdings: dict[int, tuple[Holder, ...]] = {}
+
+    def begin_anew(self, times: int) -> None:
+        """Ask anew who has what: somebody was forgotten."""
+        with self._lock:
+            self.times = times
+            self._holding_ids.clear()
+            self._holdings.clear()
+
+    def ids(self, rows: Sequence[Figures]) -> list[Row]:
+        """Return the numbers of what rows refer to, made where there are none.
+
+        Raises:
+            PostgresqlError: they cannot be asked for.
+        """
+        with self._lock:
+            if len(self._holding_ids) > 20_000:
+                self._holding_ids.clear()
+            today = time.monotonic() - DAY / 2  # so that it is known what is still used
+            hosts = {row.host for row in rows} - self._hosts.keys()
+            boots = {row.boot_id for row in rows if row.boot_id is not None} - self._boots.keys()
+            layouts = {row.gpus for row in rows} - self._layout_ids.keys()
+            never = 0, float("-inf")
+            holdings = {row.holders for row in rows if self._holding_ids.get(row.holders, never)[1] < today}
+            if hosts or boots or layouts or holdings:
+                with self._db.transaction() as db:
+                    found_hosts = _numbered(db, "hosts", "name", hosts)
+                    found_boots = _numbered(db, "boots", "text", boots)
+                    found_layouts = _numbered_texts(db, "layouts", {Layout(each).text(): each for each in layouts})
+                    found_holdings = _numbered_texts(
+                        db, "holdings", {_text_of(each): each for each in holdings}, " WHERE is_whole"
+                    )
+                    if found_holdings:
+                        db.execute(
+                            "UPDATE holdings SET used_at = now() WHERE id = ANY(?)", (list(found_holdings.values()),)
+                        )
+                self._hosts |= found_hosts
+                self._boots |= found_boots
+                self._layout_ids |= found_layouts
+                now = time.monotonic()
+                self._holding_ids |= {each: (number, now) for each, number in found_holdings.items()}
+            return [
+                Row(
+                    self._hosts[row.host],
+                    None if row.boot_id is None or row.seq is None else self._boots[row.boot_id],
+                    self._layout_ids[row.gpus],
+                    self._holding_ids[row.holders][0],
+                )
+                for row in rows
+            ]
+
+    def host(self, host: int) -> str:
+        """Return the name of a host."""
+        name = self._host_names.get(host)
+        if name is None:
+            with self._lock, self._db.reading() as db:
+                self._host_names = dict(db.execute("SELECT id, name FROM hosts").fetchall())
+            name = self._host_names[host]
+        return name
+
+    def hour(self, bodies: Iterable[bytes]) -> Hour:
+        """Return an hour of pieces, for which all that they refer to is known."""
+        hour = Hour(bodies, Lookup(lambda layout: self._layouts[layout], lambda holding: self._holdings[holding]))
+        with self._lock:
+            if len(self._holdings) > 50_000:
+                self._holdings.clear()
+            layouts = list(hour.layouts() - self._layouts.keys())
+            holdings = list(hour.holdings() - self._holdings.keys())
+            if layouts or holdings:
+                with self._db.reading() as db:
+                    for number, text in db.execute("SELECT id, text FROM layouts WHERE id = ANY(?)", (layouts,)):
+                        self._layouts[number] = Layout.of(text).gpus
+                    for number, text in db.execute("SELECT id, text FROM holdings WHERE id = ANY(?)", (holdings,)):
+                        self._holdings[number] = _holders_of(text)
+        return hour
+
+
+def _text_of(holders: tuple[Holder, ...]) -> str:
+    return json.dumps(holders, ensure_ascii=False, separators=(",", ":"))
+
+
+def _holders_of(text: str) -> tuple[Holder, ...]:
+    return tuple(Holder(place, NOBODY if user is None else user, job) for place, user, job in json.loads(text))
+
+
+def _numbered(db: Statements, table: str, column: str, texts: Iterable[str]) -> dict[str, int]:
+    """Return the numbers of texts, made where there are none."""
+    wanted = list(texts)
+    if not wanted:
+        return {}
+    db.execute(f"INSERT INTO {table} ({column}) SELECT unnest(?::text[]) ON CONFLICT DO NOTHING", (wanted,))
+    return dict(db.execute(f"SELECT {column}, id FROM {table} WHERE {column} = ANY(?)", (wanted,)).fetchall())  # noqa: S608 - ours
+
+
+def _numbered_texts(db: Statements, table: str, of: dict[str, Any], where: str = "") -> dict[Any, int]:
+    """The same for texts that are too long for an index."""
+    if not of:
+        return {}
+    wanted = list(of)
+    db.execute(f"INSERT INTO {table} (text) SELECT unnest(?::text[]) ON CONFLICT DO NOTHING", (wanted,))
+    digests = [hashlib.md5(text.encode(), usedforsecurity=False).hexdigest() for text in wanted]
+    also = f" AND {where.removeprefix(' WHERE ')}" if where else ""
+    found = db.execute(f"SELECT text, id FROM {table} WHERE md5(text) = ANY(?){also}", (digests,)).fetchall()  # noqa: S608 - ours
+    return {of[text]: number for text, number in found if text in of}
+
+
+def insert(db: Statements, into: str, rows: Sequence[tuple[Any, ...]]) -> None:
+    """Insert rows, many with each statement; `into` is the table and its columns."""
+    for start in range(0, len(rows), 500):
+        some = rows[start : start + 500]
+        marks = ", ".join(["(" + ", ".join("?" * len(some[0])) + ")"] * len(some))
+        db.execute(f"INSERT INTO {into} VALUES {marks}", [value for row in some for value in row])  # noqa: S608 - names of ours

@@ -1,0 +1,442 @@
+"""Events, who had which GPU, and GPU-hours in PostgreSQL, for replicas that each see a part of the posts.
+
+Each replica puts the rows that it took into *pieces* (`segments`), and a snapshot is durable here once its piece is
+committed. One of them, the leader, reads the pieces of all: what the running hour adds up to is written every half
+minute, and an hour that is over is made of all of its rows at once, by the same pure functions as in the file of one
+server, and anew whenever rows of it come late. So it matters neither in which order rows come, nor how often, nor to
+whom; a leader that was asleep can do no harm, for an hour is written only in the place of the very pieces it was made
+of.
+"""
+
+import hashlib
+import json
+import logging
+import threading
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+from cluster_dash_server.history.adding import Retention, Sum
+from cluster_dash_server.history.answers import EVENT, Asking, Questions, kept_of
+from cluster_dash_server.history.numbered import PART, SCHEMA, Names, part_of
+from cluster_dash_server.history.rollups import HOUR
+from cluster_dash_server.history.segments import Row, packed
+from cluster_dash_server.history.seqs import Seqs
+from cluster_dash_server.postgresql import Database, PostgresqlError, Statements
+from cluster_dash_server.privacy import unnamed
+from cluster_dash_server.store import (
+    Event,
+    EventQuery,
+    Figures,
+    KeptEvent,
+    LastSeen,
+    Series,
+    SeriesQuery,
+    StoreError,
+    Unnamed,
+    Usage,
+    UsageQuery,
+    Use,
+    UseQuery,
+)
+
+log = logging.getLogger(__name__)
+
+FLUSH_SECONDS = 1.0
+RETRY_SECONDS = 2.0
+ADD_UP_SECONDS = 20.0
+"""How often the leader looks for new rows."""
+MOST_ROW_BYTES = 64 * 2**20
+"""Rows that wait here at most; of those that find no room, moles keep the snapshots."""
+MOST_NOTES = 10_000
+"""Events and wishes that wait at most; then posts are refused, for nobody else keeps these."""
+OVERLAP_SECONDS = 30
+"""A transaction that began so long ago may still be committed."""
+
+_Item = (
+    tuple[Literal["record", "retract"], KeptEvent, bytes]
+    | tuple[Literal["forget"], str]
+    | tuple[Literal["unname"], str]
+)
+
+
+class Heard(NamedTuple):
+    """What became of an event."""
+
+    kept: KeptEvent
+    is_gone: bool
+    """It was taken back, or its host was forgotten."""
+
+
+@dataclass(slots=True)
+class _Batch:
+    """What is written in one transaction; written again as it is where it is not known whether it was."""
+
+    items: list[_Item] = field(default_factory=list)
+    rows: list[Figures] = field(default_factory=list)
+    pieces: list[tuple[uuid.UUID, int, int, bytes]] | None = None
+    times: int = -1
+    """How often somebody had been forgotten when the pieces were made."""
+
+
+class PostgresqlLedger:
+    """A `Ledger` that replicas share, and which of the snapshots that this one took are in it.
+
+    Args:
+        database: where it is kept.
+        clock: Unix s.
+        keep: for how long.
+        leads: whether this replica is the one that adds up.
+        added: given the rows of all replicas, by the leader, in the order of time; for who adds up something else.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        *,
+        clock: Callable[[], float],
+        keep: Retention,
+        leads: Callable[[], bool] = lambda: True,
+        added: Callable[[Sequence[Figures]], None] = lambda rows: None,
+    ) -> None:
+        self.trouble: str | None = None
+        self.loss: str | None = None
+        self._db = database
+        self._clock = clock
+        self._keep = keep
+        self._leads = leads
+        self._names = Names(database)
+        self._answers = Questions(database, clock)
+        self._sum = Sum(database, self._names, clock=clock, keep=keep, added=added)
+        self._wake = threading.Condition()  # guards what follows
+        self._batch = _Batch()
+        self._notes = 0
+        self._row_bytes = 0
+        self._taken: dict[tuple[str, str], Seqs] = {}
+        self._written: dict[tuple[str, str], Seqs] = {}
+        self._flushes = self._flushed = 0
+        self._ends = False
+        self._ordinals: dict[str, tuple[tuple[str, int] | None, Counter[bytes]]] = {}
+        self._heard: set[tuple[int, bool]] = set()  # of who asks for what others recorded
+        self._heard_to: float | None = None
+        database.expects(PART, SCHEMA)
+        self._threads = [
+            threading.Thread(target=run, name=name, daemon=True)
+            for run, name in ((self._write_on, "ledger-writer"), (self._add_up_on, "ledger-sums"))
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    # --------------------------------------------------------------------------------------------------- taking
+
+    def append(self, figures: Figures) -> None:
+        """Take a row; where there is no room its mole keeps it, for it does not become durable."""
+        size = 300 + 4 * len(figures.values)
+        with self._wake:
+            if self._row_bytes + size > MOST_ROW_BYTES:
+                return
+            if figures.boot_id is not None and figures.seq is not None:
+                seqs = self._taken.setdefault((figures.host, figures.boot_id), Seqs())
+                if not seqs.add(figures.seq):
+                    return
+            self._batch.rows.append(figures)
+            self._row_bytes += size
+
+    def knows(self, host: str, boot_id: str, seq: int) -> bool:
+        """Say whether this replica took the snapshot: it is written, or waits to be."""
+        with self._wake:
+            seqs = self._taken.get((host, boot_id))
+            return seqs is not None and seq in seqs
+
+    def durable_seq(self, host: str, boot_id: str, oldest_seq: int | None) -> int | None:
+        """Return up to which seq all is written that this replica took; see `Store`."""
+        with self._wake:
+            seqs = self._written.get((host, boot_id))
+            return None if seqs is None else seqs.last_from(oldest_seq)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether no event can be taken any more: posts have to wait."""
+        return self._notes >= MOST_NOTES
+
+    def record(self, kept: KeptEvent) -> None:
+        """See `Ledger`; one that another replica has recorded of the same snapshot is not doubled."""
+        with self._wake:
+            self._note(("record", kept, self._key(kept)))
+
+    def retract(self, kept: KeptEvent) -> None:
+        """See `Ledger`."""
+        with self._wake:
+            self._note(("retract", kept, b""))
+
+    def forget(self, hosts: Iterable[str]) -> None:
+        """See `Ledger`."""
+        with self._wake:
+            for host in hosts:
+                self._note(("forget", host))
+
+    def forget_user(self, user: str, strip: Callable[[LastSeen], LastSeen]) -> None:
+        """See `Ledger`; newest snapshots are not kept here."""
+        with self._wake:
+            self._note(("unname", user))
+
+    def _note(self, item: _Item) -> None:
+        self._batch.items.append(item)
+        self._notes += 1
+        self._wake.notify_all()
+
+    def _key(self, kept: KeptEvent) -> bytes:
+        """Return what is the same wherever the same event is recorded; of equal ones in a snapshot each counts."""
+        event = kept.event
+        what: tuple[object, ...] = (event.host, event.gpu, event.kind, event.code, kept.told)
+        if kept.told:  # a mole tells it again until it knows that it was heard
+            what = (*what, event.at)
+        elif kept.source is not None:
+            what = (*what, *kept.source)
+        else:
+            return uuid.uuid4().bytes
+        digest = hashlib.blake2b(json.dumps(what).encode(), digest_size=16).digest()
+        source, counts = self._ordinals.get(event.host, (None, Counter[bytes]()))
+        if source != kept.source:
+            counts = Counter()
+        self._ordinals[event.host] = kept.source, counts
+        counts[digest] += 1
+        return hashlib.blake2b(digest + counts[digest].to_bytes(4), digest_size=16).digest()
+
+    def flush(self) -> None:
+        """Return when what was taken so far is written, and added up where this replica does that.
+
+        Raises:
+            StoreError: it cannot be.
+        """
+        with self._wake:
+            self._flushes += 1
+            mine = self._flushes
+            self._wake.notify_all()
+            while self._flushed < mine and self._threads[0].is_alive():
+                self._wake.wait(0.1)
+        if self.trouble is not None:
+            raise StoreError(self.trouble)
+        if self._leads():
+            with Asking():
+                self._sum.add_up(at_once=True)
+
+    def close(self) -> None:
+        """Write what waits, once, and end."""
+        with self._wake:
+            self._ends = True
+            self._wake.notify_all()
+        for thread in self._threads:
+            thread.join()
+
+    # -------------------------------------------------------------------------------------------------- writing
+
+    def _write_on(self) -> None:
+        pending: list[_Batch] = []
+        while True:
+            with self._wake:
+                self._wake.wait_for(self._is_asked, RETRY_SECONDS if pending else FLUSH_SECONDS)
+                flushes, ends = self._flushes, self._ends
+                new, self._batch = self._batch, _Batch()
+            if new.items or new.rows:
+                pending.append(new)
+            try:
+                while pending:
+                    self._write(pending[0])
+                    self._is_written(pending.pop(0))
+                self._say(None)
+            except PostgresqlError as error:
+                self._say(str(error))
+            except Exception as error:  # whatever it is: what waits must not be lost while the server lives
+                log.exception("a fault in writing the ledger")
+                self._say(f"{type(error).__name__}: {error}")
+            with self._wake:
+                self._flushed = max(self._flushed, flushes)
+                self._wake.notify_all()
+                if ends:
+                    return
+
+    def _is_asked(self) -> bool:
+        return self._ends or self._flushed < self._flushes
+
+    def _say(self, trouble: str | None) -> None:
+        if trouble != self.trouble:
+            if trouble is None:
+                log.info("the ledger is written again")
+            else:
+                log.error("the ledger cannot be written: %s; the live view goes on", trouble)
+            self.trouble = trouble
+
+    def _write(self, batch: _Batch) -> None:
+        oldest = self._clock() - self._keep.rows_seconds
+        while True:
+            if batch.pieces is None:
+                batch.times = self._names.times
+                batch.pieces = self._pieces([row for row in batch.rows if row.at >= oldest])
+            with self._db.transaction() as db:
+                (times,) = db.execute("SELECT times FROM forgotten FOR SHARE").fetchone()
+                if times != batch.times:  # somebody was forgotten: what is kept under numbers may lack a name
+                    self._names.begin_anew(times)
+                    batch.pieces = None
+                    continue
+                if batch.pieces:
+                    marks = ", ".join(["(?, ?, ?, false, ?)"] * len(batch.pieces))
+                    db.execute(
+                        f"INSERT INTO pieces (id, hour, part, is_sealed, body) VALUES {marks} "  # noqa: S608 - marks
+                        "ON CONFLICT DO NOTHING",
+                        [value for piece in batch.pieces for value in piece],
+                    )
+                for item in batch.items:
+                    _do(db, item)
+                return
+
+    def _pieces(self, rows: Sequence[Figures]) -> list[tuple[uuid.UUID, int, int, bytes]]:
+        of: dict[tuple[int, int], list[tuple[Row, Figures]]] = {}
+        for ids, row in zip(self._names.ids(rows), rows, strict=True):
+            of.setdefault((int(row.at // HOUR) * HOUR, part_of(row.host)), []).append((ids, row))
+        return [(uuid.uuid4(), hour, part, packed(found)) for (hour, part), found in of.items()]
+
+    def _is_written(self, batch: _Batch) -> None:
+        with self._wake:
+            self._notes -= len(batch.items)
+            for row in batch.rows:
+                self._row_bytes -= 300 + 4 * len(row.values)
+                if row.boot_id is not None and row.seq is not None:
+                    self._written.setdefault((row.host, row.boot_id), Seqs()).add(row.seq)
+
+    # ------------------------------------------------------------------------------------------------ adding up
+
+    def _add_up_on(self) -> None:
+        said: str | None = None
+        while True:
+            with self._wake:
+                if self._wake.wait_for(lambda: self._ends, ADD_UP_SECONDS):
+                    return
+            try:
+                if self._leads():
+                    self._sum.add_up(at_once=False)
+                else:
+                    self._sum.lay_down()
+                said = None
+            except (PostgresqlError, StoreError) as error:
+                if str(error) != said:
+                    said = str(error)
+                    log.warning("GPU-hours are not added up: %s", error)
+            except Exception:  # whatever it is: the next round may go better, and nothing is lost meanwhile
+                log.exception("a fault in adding up GPU-hours")
+
+    # ---------------------------------------------------------------------------------------------------- asking
+
+    def last_seen(self) -> list[LastSeen]:
+        """Return nothing: what replicas share holds the newest snapshots, or moles tell them again."""
+        return []
+
+    def kept_events(self, most: int = 20_000) -> list[KeptEvent]:
+        """Return the newest events, oldest first; none where they cannot be read now."""
+        try:
+            with self._db.reading() as db:
+                found = db.execute(
+                    f"SELECT {EVENT} FROM events WHERE NOT is_gone ORDER BY at DESC, id DESC LIMIT ?",  # noqa: S608 - names of ours
+                    (most,),
+                ).fetchall()
+        except PostgresqlError as error:
+            log.warning("the events of before are not known yet: %s", error)
+            return []
+        return [kept_of(row) for row in reversed(found)]
+
+    def new_events(self) -> list[Heard]:
+        """Return what became of events since the last time, by whichever replica; the first time nothing.
+
+        Raises:
+            StoreError: it cannot be asked now; the next time tells that, too.
+        """
+        with Asking(), self._db.reading() as db:
+            found = db.execute(
+                f"SELECT {EVENT}, is_gone, id, extract(epoch FROM changed_at) FROM events WHERE changed_at >= "  # noqa: S608 - names of ours
+                "COALESCE(to_timestamp(?), clock_timestamp()) - ? * interval '1 second' ORDER BY changed_at",
+                (self._heard_to, OVERLAP_SECONDS),
+            ).fetchall()
+            (now,) = db.execute("SELECT extract(epoch FROM clock_timestamp())").fetchone()
+        known, is_first = self._heard, self._heard_to is None
+        self._heard = {(row[-2], row[-3]) for row in found}
+        self._heard_to = float(found[-1][-1] if found else now)
+        return [] if is_first else [Heard(kept_of(row), row[-3]) for row in found if (row[-2], row[-3]) not in known]
+
+    def events(self, ask: EventQuery) -> list[Event]:
+        """See `Ledger`."""
+        return self._answers.events(ask)
+
+    def uses(self, ask: UseQuery) -> list[Use]:
+        """See `Ledger`; of the running hour what was added up, some half a minute ago."""
+        return self._answers.uses(ask)
+
+    def usage(self, ask: UsageQuery) -> list[Usage]:
+        """See `Ledger`."""
+        return self._answers.usage(ask)
+
+    def series(self, ask: SeriesQuery) -> list[Series]:
+        """Return how many GPUs users had over time: see `Store`."""
+        return self._answers.series(ask)
+
+    def unnamed(self, user: str) -> Unnamed | None:
+        """See `Ledger`."""
+        if self.trouble is not None:
+            raise StoreError(self.trouble)
+        return self._answers.unnamed(user)
+
+    def prune(self, now: float) -> None:
+        """Drop what is older than the settings keep."""
+        self._sum.prune(now)
+
+
+def _do(db: Statements, item: _Item) -> None:
+    if item[0] == "record":
+        kept, event = item[1], item[1].event
+        db.execute(
+            f"INSERT INTO events (key, {EVENT}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",  # noqa: S608 - names of ours
+            (
+                *(item[2], event.at, event.host, json.dumps(event.gpu), event.kind, json.dumps(event.code), event.text),
+                *(kept.told, *((None, None) if kept.source is None else kept.source)),
+            ),
+        )
+    elif item[0] == "retract":
+        event = item[1].event
+        db.execute(
+            "UPDATE events SET is_gone = true, changed_at = clock_timestamp() WHERE id = (SELECT id FROM events "
+            "WHERE at = ? AND host = ? AND gpu = ? AND kind = ? AND told = ? AND NOT is_gone LIMIT 1)",
+            (event.at, event.host, json.dumps(event.gpu), event.kind, item[1].told),
+        )
+    elif item[0] == "forget":
+        db.execute(
+            "UPDATE events SET is_gone = true, changed_at = clock_timestamp() WHERE host = ? AND NOT is_gone",
+            (item[1],),
+        )
+    else:
+        _begin_forgetting(db, item[1])
+
+
+def _begin_forgetting(db: Statements, user: str) -> None:
+    """Take a name out of rows and events; the hours that hold it are done one after the other."""
+    db.execute("UPDATE forgotten SET times = times + 1")
+    for number, text in db.execute(
+        "SELECT id, text FROM holdings WHERE position(? IN text) > 0", (json.dumps(user, ensure_ascii=False)[1:-1],)
+    ).fetchall():
+        holders = [[place, None if name == user else name, job] for place, name, job in json.loads(text)]
+        db.execute(
+            "UPDATE holdings SET text = ?, is_whole = false WHERE id = ?",
+            (json.dumps(holders, ensure_ascii=False, separators=(",", ":")), number),
+        )
+    db.execute("DELETE FROM running")
+    changed = 0
+    for number, text, code in db.execute("SELECT id, text, code FROM events").fetchall():
+        read = json.loads(code)
+        now = unnamed(text, user), json.dumps(unnamed(read, user) if isinstance(read, str) else read)
+        if now != (text, code):
+            db.execute(
+                "UPDATE events SET text = ?, code = ?, changed_at = clock_timestamp() WHERE id = ?", (*now, number)
+            )
+            changed += 1
+    db.execute('DELETE FROM forgetting WHERE "user" = ?', (user,))
+    db.execute('INSERT INTO forgetting ("user", events) VALUES (?, ?)', (user, changed))

@@ -1,0 +1,299 @@
+"""Events, who had which GPU and GPU-hours in a real PostgreSQL, written by several replicas at once.
+
+The suite that all kinds of ledger pass, and against the plainest one: rows that come twice, late, to any replica, and
+replicas that end in the middle.
+"""
+
+import contextlib
+import importlib.util
+import random
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from cluster_dash_server.history.memory import MemoryStore
+from cluster_dash_server.history.postgresql import PostgresqlLedger
+from cluster_dash_server.history.rollups import HOUR
+from cluster_dash_server.postgresql import Database
+from cluster_dash_server.store import Event, EventQuery, Figures, KeptEvent, StoreError, UsageQuery, UseQuery
+from tests import databases
+from tests.processes import TOP, wait_until
+
+SUITE = TOP / "cluster-dash-server" / "tests" / "history"
+
+
+def load(name: str) -> ModuleType:
+    """Load a module of the suite, which lies in no package."""
+    spec = importlib.util.spec_from_file_location(f"suite_of_ledgers_{name}", SUITE / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+suite, rows_of = load("test_stores"), load("conftest")
+moving, make_row, make_fleet = suite.moving, rows_of.make_row, rows_of.make_fleet
+BEGIN: float = suite.BEGIN
+MakeRow = Callable[..., Figures]
+MakeFleet = Callable[[int, int, float, float], list[Figures]]
+MakeReplica = Callable[..., PostgresqlLedger]
+pytestmark = pytest.mark.needs("postgres")
+OF_LEDGERS = (
+    "test_what_is_durable_counts_without_a_gap_from_the_oldest_on",
+    "test_events_come_newest_first_and_one_can_be_replaced",
+    "test_two_hours_of_work_are_one_use_and_an_idle_stretch_is_measured",
+    "test_a_gpu_that_two_people_share_counts_for_both_and_once_for_all",
+    "test_the_running_hour_counts_up_to_now",
+    "test_the_running_hour_of_a_user_is_divided_by_what_has_passed_of_it",
+    "test_an_hour_of_which_nothing_is_known_is_a_gap_for_users_too",
+)
+globals().update({name: getattr(suite, name) for name in OF_LEDGERS})
+
+
+@pytest.fixture
+def replica(database_url: str, moving: Any) -> Iterator[MakeReplica]:
+    """Makes replicas that share a ledger; the first of them leads unless it is said."""
+    made: list[tuple[PostgresqlLedger, Database]] = []
+
+    def make(leads: bool | None = None) -> PostgresqlLedger:
+        does_lead = not made if leads is None else leads
+        database = Database(database_url)
+        made.append((PostgresqlLedger(database, clock=moving, keep=suite.KEEP, leads=lambda: does_lead), database))
+        return made[-1][0]
+
+    yield make
+    for ledger, database in made:
+        ledger.close()
+        database.close()
+
+
+@pytest.fixture
+def store(replica: MakeReplica) -> PostgresqlLedger:
+    return replica()
+
+
+def agrees(ledger: PostgresqlLedger, plain: MemoryStore) -> None:
+    for used in suite.USED:
+        suite.agree(ledger.usage(used), plain.usage(used))
+    for use in (
+        UseQuery(begin=BEGIN, end=BEGIN + 6 * HOUR),
+        UseQuery(begin=BEGIN, end=BEGIN + HOUR, users=("bob",)),
+        UseQuery(begin=BEGIN + HOUR, end=BEGIN + 2 * HOUR, hosts=("gpu01",)),
+    ):
+        suite.agree(ledger.uses(use), plain.uses(use))
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_whoever_takes_a_row_and_however_often_the_answers_are_those_of_the_plainest_store(
+    seed: int, replica: MakeReplica, moving: Any, make_fleet: MakeFleet
+) -> None:
+    rng = random.Random(seed)
+    rows = make_fleet(seed + 2, 4, BEGIN, BEGIN + 4 * HOUR)
+    plain, replicas = MemoryStore(moving), [replica() for _ in range(3)]
+    late = {id(row) for row in rows if rng.random() < 0.2}
+    for is_late in (False, True):
+        for row in rows:
+            if (id(row) in late) == is_late:
+                plain.append(row)
+                for each in rng.sample(replicas, rng.choice((1, 1, 1, 2, 3))):
+                    each.append(replace(row))
+        for each in reversed(replicas):
+            each.flush()
+
+    agrees(replicas[0], plain)
+    agrees(replicas[2], plain)
+
+
+def test_the_running_hour_is_told_by_every_replica_and_by_who_leads_next(
+    replica: MakeReplica, moving: Any, make_fleet: MakeFleet
+) -> None:
+    moving.now = BEGIN + HOUR + 1800
+    rows = [row for row in make_fleet(5, 3, BEGIN, BEGIN + HOUR + 1800) if row.at < moving.now]
+    plain, replicas = MemoryStore(moving), [replica(), replica(), replica(leads=True)]
+    for number, row in enumerate(rows):
+        plain.append(row)
+        replicas[number % 2].append(replace(row))
+    replicas[1].flush()
+    ask = UsageQuery(begin=BEGIN, end=moving.now, by=("user", "host", "hour"))
+    for leader in (replicas[0], replicas[2]):
+        leader.flush()
+        wanted = {(each.user, each.host, each.hour): each.held_seconds for each in plain.usage(ask)}
+        found = {(each.user, each.host, each.hour): each.held_seconds for each in replicas[1].usage(ask)}
+        assert wanted.keys() == found.keys()
+        for key, seconds in wanted.items():
+            newest = 0 if key[2] == BEGIN else 4 * 600  # the newest minute of each of up to 4 GPUs is being counted
+            assert found[key] == pytest.approx(seconds, abs=1 + newest), key
+    held = UseQuery(begin=BEGIN, end=moving.now)
+    assert {(use.host, use.gpu, use.user, use.job, round(use.from_at)) for use in replicas[1].uses(held)} >= {
+        (use.host, use.gpu, use.user, use.job, round(use.from_at))
+        for use in plain.uses(held)
+        if use.to_at < moving.now - 600
+    }
+
+
+def test_two_who_both_think_that_they_lead_count_nothing_twice(
+    replica: MakeReplica, moving: Any, make_fleet: MakeFleet
+) -> None:
+    rows = make_fleet(3, 3, BEGIN, BEGIN + 2 * HOUR)
+    plain, leaders = MemoryStore(moving), [replica(leads=True), replica(leads=True)]
+    for number, row in enumerate(rows):
+        plain.append(row)
+        leaders[number % 2].append(replace(row))
+    threads = [threading.Thread(target=flush_until_done, args=(each,)) for each in leaders]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    agrees(leaders[0], plain)
+
+
+def flush_until_done(ledger: PostgresqlLedger) -> None:
+    for _ in range(50):
+        with contextlib.suppress(StoreError):  # the other one was quicker
+            ledger.flush()
+            return
+
+
+def event(at: float, kind: str = "xid", gpu: int = 3) -> Event:
+    return Event(at=at, host="gpu01", gpu=gpu, kind=kind, code=79, text="fell off")
+
+
+def test_an_event_that_replicas_hear_each_is_kept_once_and_two_equal_ones_are_two(replica: MakeReplica) -> None:
+    first, second = replica(), replica()
+    for ledger in (first, second):
+        for _ in range(2):
+            ledger.record(KeptEvent(event(BEGIN), True, ("boot", 4)))
+        ledger.record(KeptEvent(event(BEGIN, "gpu_lost"), False, ("boot", 4)))
+        ledger.record(KeptEvent(event(BEGIN + 1), True, ("boot", 4)))
+    second.record(KeptEvent(event(BEGIN + 1), True, ("boot", 5)))  # its mole was not sure that it was heard
+    second.record(KeptEvent(event(BEGIN + 60, "gpu_lost"), False, ("boot", 9)))
+    for ledger in (first, second):
+        ledger.flush()
+
+    found = first.events(EventQuery(begin=0, end=2 * BEGIN))
+    assert sorted((each.at - BEGIN, each.kind) for each in found) == [
+        (0, "gpu_lost"),
+        (0, "xid"),
+        (0, "xid"),
+        (1, "xid"),
+        (60, "gpu_lost"),
+    ]
+
+
+def test_what_one_replica_hears_or_takes_back_the_others_are_told(replica: MakeReplica) -> None:
+    first, second = replica(), replica()
+    heard = second.new_events()
+    first.record(KeptEvent(event(BEGIN), True, ("boot", 4)))
+    first.flush()
+    assert [(each.kept.event.at, each.is_gone) for each in second.new_events()] == [(BEGIN, False)]
+    assert second.new_events() == []
+    first.retract(KeptEvent(event(BEGIN), True, ("boot", 4)))
+    first.flush()
+    assert [(each.kept.event.at, each.is_gone) for each in second.new_events()] == [(BEGIN, True)]
+    assert heard == []
+
+
+def test_a_user_who_is_forgotten_is_in_no_hour_use_or_event_and_may_come_again(
+    replica: MakeReplica, moving: Any, make_row: MakeRow
+) -> None:
+    moving.now = BEGIN + HOUR + 1800
+    first, second = replica(), replica()
+    for number in range(85):  # an hour that is over, and the running one
+        user = "alice" if number % 2 else "bob"
+        (first, second)[number % 2].append(make_row(at=BEGIN + 60 * number, seq=number, gpus=2, user=user))
+    second.record(KeptEvent(replace(event(BEGIN), text="alice's program"), True, ("boot", 4)))
+    second.flush()
+    first.flush()
+    everybody = UsageQuery(begin=BEGIN, end=BEGIN + 2 * HOUR)
+    before = {each.user: each.held_seconds for each in first.usage(everybody)}
+    (all_of,) = first.usage(replace(everybody, by=()))
+    assert before.keys() == {"alice", "bob"}
+
+    second.forget_user("alice", lambda last: last)
+    second.flush()
+    first.flush()
+
+    told = second.unnamed("alice")
+    assert told is not None
+    assert (told.hosts_left, told.host_hours, told.events) == (0, 1, 1)
+    assert {each.user: each.held_seconds for each in second.usage(everybody)} == {"bob": pytest.approx(before["bob"])}
+    (still,) = first.usage(replace(everybody, by=()))
+    assert still.held_seconds == pytest.approx(all_of.held_seconds)
+    assert {use.user for use in first.uses(UseQuery(begin=BEGIN, end=BEGIN + 2 * HOUR))} == {"bob"}
+    assert [each.text for each in first.events(EventQuery(begin=0, end=2 * BEGIN))] == ["unknown's program"]
+    for number in range(85, 90):
+        second.append(make_row(at=BEGIN + 60 * number, seq=number, gpus=2, user="alice"))
+    second.flush()
+    first.flush()
+    held = {each.user: each.held_seconds for each in first.usage(everybody)}
+    assert 0 < held["alice"] <= 2 * 60 * 6
+
+
+def test_what_is_too_old_is_let_go_of(replica: MakeReplica, moving: Any, make_row: MakeRow) -> None:
+    ledger = replica()
+    for number in range(60):
+        ledger.append(make_row(at=BEGIN + 60 * number, seq=number))
+    ledger.record(KeptEvent(event(BEGIN), True, ("boot", 4)))
+    ledger.flush()
+    assert ledger.usage(UsageQuery(begin=BEGIN, end=BEGIN + HOUR))
+
+    ledger.prune(BEGIN + 800 * 86_400)
+
+    assert ledger.usage(UsageQuery(begin=BEGIN, end=BEGIN + HOUR)) == []
+    assert ledger.uses(UseQuery(begin=BEGIN, end=BEGIN + HOUR)) == []
+    assert ledger.events(EventQuery(begin=0, end=2 * BEGIN)) == []
+
+
+def test_while_the_database_is_away_nothing_is_called_durable_and_nothing_is_lost(
+    moving: Any, make_fleet: MakeFleet
+) -> None:
+    plain, rows = MemoryStore(moving), make_fleet(4, 2, BEGIN, BEGIN + 2 * HOUR)
+    with databases.running(is_safe=True) as server:
+        database = Database(server.url(), seconds=2)
+        ledger = PostgresqlLedger(database, clock=moving, keep=suite.KEEP)
+        try:
+            claimed: dict[str, int] = {}
+            for part in range(6):
+                for row in rows[part::6]:
+                    plain.append(row)
+                    ledger.append(replace(row))
+                ledger.record(KeptEvent(event(BEGIN + part), True, ("boot", part)))
+                if part % 2:
+                    wait_until(lambda: ledger.trouble is not None, 60, "the loss is noticed")
+                    with pytest.raises(StoreError):
+                        ledger.flush()
+                    server.start()
+                    wait_until(lambda: ledger.trouble is None, 60, "it is written again")
+                else:
+                    ledger.flush()
+                    for row in rows[part::6]:
+                        assert ledger.durable_seq(row.host, str(row.boot_id), row.seq) is not None
+                    claimed |= {row.host: row.seq or 0 for row in rows[part::6]}
+                    server.kill()
+                    for row in rows[part + 1 :: 6]:
+                        assert ledger.durable_seq(row.host, str(row.boot_id), row.seq) is None
+            ledger.flush()
+            agrees(ledger, plain)
+            assert len(ledger.events(EventQuery(begin=0, end=2 * BEGIN))) == 6
+            assert claimed
+        finally:
+            ledger.close()
+            database.close()
+
+
+def test_when_too_much_waits_posts_are_to_wait_too(moving: Any) -> None:
+    ledger = PostgresqlLedger(Database("postgresql://nobody@127.0.0.1:1/none"), clock=moving, keep=suite.KEEP)
+    try:
+        for number in range(10_000):
+            assert not ledger.is_full
+            ledger.record(KeptEvent(event(BEGIN + number), True, ("boot", number)))
+        assert ledger.is_full
+    finally:
+        ledger.close()
