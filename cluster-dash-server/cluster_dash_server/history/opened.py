@@ -20,6 +20,15 @@ class _Host:
     given: dict[int, Rolled] = field(default_factory=dict)
     rows: dict[int, int] = field(default_factory=dict)
 
+    def waits(self, hour: int) -> bool:
+        """Say whether the newest rows are of an hour and not added up yet."""
+        return bool(self.waiting) and self.waiting[0].at // HOUR * HOUR == hour
+
+    def rolled(self, hour: int, next_at: float = inf) -> Rolled:
+        """Return what the newest rows, which are of this hour, add up to; the next row comes at `next_at`."""
+        begin, end = self.waiting[0].at if hour in self.given else hour, hour + HOUR  # another one begins anew
+        return roll(self.waiting, begin, end, next_at if next_at < end else inf)
+
 
 class OpenHours:
     """Adds up rows as they are written, a minute of a host at a time, until `close`.
@@ -48,14 +57,11 @@ class OpenHours:
             host.waiting.append(row)
 
     def _roll(self, host: _Host, next_at: float) -> None:
-        rows = host.waiting
-        hour = int(rows[0].at // HOUR) * HOUR
-        end = hour + HOUR  # another one begins anew
-        begin = rows[0].at if hour in host.given else hour
-        new = roll(rows, begin, end, next_at if next_at < end else inf)
-        host.rows[hour] = host.rows.get(hour, 0) + len(rows)
+        hour = int(host.waiting[0].at // HOUR) * HOUR
+        new = host.rolled(hour, next_at)
+        host.rows[hour] = host.rows.get(hour, 0) + len(host.waiting)
         with self._lock:
-            self._counted_to = max(self._counted_to, min(next_at, end))
+            self._counted_to = max(self._counted_to, min(next_at, hour + HOUR))
             given = host.given.setdefault(hour, Rolled())
             for sums in (given.minutes, self._minutes):
                 _put(sums, new.minutes)
@@ -69,16 +75,27 @@ class OpenHours:
         That is what `roll` makes of them, but for what rounding leaves, and they need not be added up again.
         """
         host = self._hosts.get(name)
-        if host is None or host.rows.get(hour) != len(rows) or not has_one_interval(rows):
+        if host is None:
             return None
-        return host.given[hour]
+        waiting = host.waiting if host.waits(hour) else []
+        if host.rows.get(hour, 0) + len(waiting) != len(rows) or not has_one_interval(rows):
+            return None
+        if not waiting:
+            return host.given[hour]
+        last, given = host.rolled(hour), host.given.get(hour)  # not kept: more may come, if sealing fails
+        if given is None:
+            return last
+        whole = Rolled(dict(given.minutes), dict(given.usage))
+        _put(whole.minutes, last.minutes)
+        _put(whole.usage, last.usage)
+        return whole
 
     def close(self, name: str, hour: int) -> None:
         """Take out what an hour of a host has given: it is sealed, and counted there."""
         host = self._hosts.get(name)
         if host is None:
             return
-        if host.waiting and host.waiting[0].at // HOUR * HOUR == hour:
+        if host.waits(hour):
             host.waiting = []
         host.rows.pop(hour, None)
         with self._lock:

@@ -136,7 +136,7 @@ class Recorder:
         """Let the newest row hold up to a moment."""
         if stream.last is not None and end > stream.begin:
             stream.rows.append(stream.last)
-            stream.held.append(Cover(stream.begin, end))
+            stream.held.append((stream.begin, end))
             stream.begin = end
 
     def _add_up(self, stream: _Stream) -> None:

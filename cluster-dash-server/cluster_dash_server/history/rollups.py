@@ -5,11 +5,12 @@ intervals; so each second of a GPU is counted once.
 """
 
 import statistics
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby, pairwise, repeat
+from functools import lru_cache
+from itertools import groupby, pairwise
 from math import inf
-from operator import add, mul
 from typing import Any, NamedTuple
 
 from cluster_dash_server.store import DOINGS, GPU_METRICS, HOST_METRICS, Figures, GpuId, Holder, Use
@@ -17,7 +18,7 @@ from cluster_dash_server.store import DOINGS, GPU_METRICS, HOST_METRICS, Figures
 HOUR, DAY = 3600, 86_400
 MOST_INTERVAL_SECONDS = 300.0
 """For how long a row holds at most where its host does not say its interval: the first agents' default."""
-LIGHT_PERCENT = 30
+LIGHT_PERCENT = 30.0
 """The kept routes' own rule: below it in memory and in use, a GPU is free."""
 _DOING, _UTIL, _MEM, _POWER = (GPU_METRICS.index(name) for name in ("doing", "gpu_util", "used_mem", "power_w"))
 _BUSY, _IDLE = float(DOINGS.index("busy")), float(DOINGS.index("idle"))
@@ -32,6 +33,8 @@ _SHARE_SEEN, _SHARE_BUSY, _SHARE_IDLE, _SHARE_UTIL = map(SHARE.index, ("seen", "
 USAGE = ("held", "busy", "idle", "allocated", "util", "seen")
 """The columns of a usage, in GPU-seconds."""
 
+Cover = tuple[float, float]
+"""For how long a row holds: from, to."""
 Share = tuple[float, ...]
 Minutes = dict[tuple[int, str], Share]
 """Shares by (the start of a minute, model); model '' is all of them."""
@@ -50,13 +53,6 @@ class Rolled:
 
     minutes: Minutes = field(default_factory=dict)
     usage: dict[UsageKey, Share] = field(default_factory=dict)
-
-
-class Cover(NamedTuple):
-    """For how long a row holds."""
-
-    begin: float
-    end: float
 
 
 def width(gpus: int) -> int:
@@ -89,7 +85,7 @@ def covers(rows: Sequence[Figures], begin: float, end: float, next_at: float = i
         starts[0] = begin
     ends = [after if after - row.at <= late else row.at + reach for row, after in zip(rows, starts[1:], strict=False)]
     ends.append(next_at if next_at - rows[-1].at <= late else min(end, rows[-1].at + reach))
-    return list(map(Cover, starts, ends))
+    return list(zip(starts, ends, strict=True))
 
 
 def roll(rows: Sequence[Figures], begin: float, end: float, next_at: float = inf) -> Rolled:
@@ -105,33 +101,44 @@ def has_one_interval(rows: Sequence[Figures]) -> bool:
 
 def roll_held(rows: Sequence[Figures], held: Sequence[Cover]) -> Rolled:
     """Add up rows of one host, oldest first, of which is known for how long each holds."""
-    gpus, groups = rows[0].gpus, _groups(rows[0].gpus)
-    of_models: dict[tuple[int, str], list[float]] = {}
-    for row, cover in zip(rows, held, strict=True):
-        if row.gpus is not gpus:
-            gpus, groups = row.gpus, _groups(row.gpus)
-        rates = [(group.model, _rate(row, group)) for group in groups]
-        minute = int(cover.begin // 60) * 60
-        at = cover.begin
-        while at < cover.end:
-            until = min(cover.end, minute + 60)
-            seconds = until - at
-            for model, rate in rates:
-                was = of_models.get((minute, model))
-                new = map(mul, rate, repeat(seconds))
-                of_models[minute, model] = list(new if was is None else map(add, was, new))
+    rolled = Rolled()
+    for first, after in _runs(rows):
+        run, covers_of = rows[first:after], held[first:after]
+        for group in _groups(run[0].gpus):
+            rates = _rates(run, group)
+            for minute, place, seconds in _minutes(covers_of):
+                sums = [each * seconds[0] for each in rates[place]]
+                for rate, second in zip(rates[place + 1 : place + len(seconds)], seconds[1:], strict=True):
+                    sums = [total + each * second for total, each in zip(sums, rate, strict=True)]
+                _add(rolled.minutes, (minute, group.model), tuple(sums))
+        if run[0].holders:
+            _add_usage(rolled.usage, run, [end - begin for begin, end in covers_of])
+    for (minute, model), share in list(rolled.minutes.items()):
+        _add(rolled.minutes, (minute, ""), share)
+        busy, idle, seen = share[_SHARE_BUSY], share[_SHARE_IDLE], share[_SHARE_SEEN]
+        _add(rolled.usage, ("", model), (busy + idle, busy, idle, 0.0, share[_SHARE_UTIL] / 100, seen))
+    return rolled
+
+
+def _minutes(held: Sequence[Cover]) -> list[tuple[int, int, list[float]]]:
+    """Return (minute, place of a row, for how many seconds of it this row and the next ones hold)."""
+    parts: list[tuple[int, int, list[float]]] = []
+    newest = -60
+    for place, (at, end) in enumerate(held):
+        if newest <= at and end <= newest + 60:
+            parts[-1][2].append(end - at)
+            continue
+        minute = int(at // 60) * 60
+        while at < end:
+            until = min(end, minute + 60)
+            if minute == newest:
+                parts[-1][2].append(until - at)
+            else:
+                parts.append((minute, place, [until - at]))
+                newest = minute
             at = until
             minute += 60
-    rolled = Rolled()
-    for (minute, model), sums in of_models.items():
-        share = tuple(sums)
-        _add(rolled.minutes, (minute, model), share)
-        _add(rolled.minutes, (minute, ""), share)
-        busy, idle, seen = sums[_SHARE_BUSY], sums[_SHARE_IDLE], sums[_SHARE_SEEN]
-        _add(rolled.usage, ("", model), (busy + idle, busy, idle, 0.0, sums[_SHARE_UTIL] / 100, seen))
-    for first, after in _runs(rows):
-        _add_usage(rolled.usage, rows[first:after], held[first:after])
-    return rolled
+    return parts
 
 
 def _runs(rows: Sequence[Figures]) -> Iterator[tuple[int, int]]:
@@ -147,96 +154,135 @@ def _runs(rows: Sequence[Figures]) -> Iterator[tuple[int, int]]:
 
 
 class _Group(NamedTuple):
-    """The GPUs of one model among those of a row: their places (None: all), and the memory of each.
+    """The GPUs of one model among those of a row.
 
-    `total` is the memory that each of them has; None: they differ, or it is not known.
+    Attributes:
+        columns: where a row has what all its GPUs do, their utilisation, memory and power.
+        places: of these GPUs among all; None: they are all.
+        totals: the memory of each.
+        total: the memory that each of them has; None: they differ, or it is not known.
+        light: up to how much memory in use each counts as light.
     """
 
     model: str
-    places: list[int] | None
+    columns: tuple[slice, ...]
+    places: tuple[int, ...] | None
     totals: list[float]
     total: float | None
+    light: list[float]
 
 
+@lru_cache(maxsize=16_384)
 def _groups(gpus: tuple[GpuId, ...]) -> list[_Group]:
     places: dict[str, list[int]] = {}
     for place, gpu in enumerate(gpus):
         places.setdefault(gpu.model or "unknown", []).append(place)
-    totals = [gpu.total_mem or 0.0 for gpu in gpus]
-    if len(places) == 1:
-        return [_Group(model, None, totals, _common(totals)) for model in places]
-    groups = [(model, of_model, [totals[place] for place in of_model]) for model, of_model in places.items()]
-    return [_Group(model, of_model, of_gpus, _common(of_gpus)) for model, of_model, of_gpus in groups]
+    columns = tuple(_column(metric, len(gpus)) for metric in (_DOING, _UTIL, _MEM, _POWER))
+    found = []
+    for model, of_model in places.items():
+        totals = [gpus[place].total_mem or 0.0 for place in of_model]
+        light = [LIGHT_PERCENT * total / 100 for total in totals]
+        found.append(
+            _Group(model, columns, tuple(of_model) if len(places) > 1 else None, totals, _common(totals), light)
+        )
+    return found
+
+
+def _column(metric: int, gpus: int) -> slice:
+    """Return where a row of so many GPUs has one of GPU_METRICS."""
+    return slice(metric * gpus, metric * gpus + gpus)
 
 
 def _common(totals: list[float]) -> float | None:
     return totals[0] if totals[0] > 0 and totals.count(totals[0]) == len(totals) else None
 
 
-def _rate(row: Figures, group: _Group) -> Share:
-    """Return the SHARE of one second of some GPUs of a row."""
-    count, places, totals = len(row.gpus), group.places, group.totals
-    columns: list[Sequence[float]] = [
-        row.values[metric * count : (metric + 1) * count] for metric in (_DOING, _UTIL, _MEM, _POWER)
-    ]
+def _rates(rows: Sequence[Figures], group: _Group) -> list[Share]:
+    """Return the SHARE of one second of each row, of some of its GPUs; the rows are of the same ones."""
+    _, (doing_at, util_at, mem_at, power_at), places, totals, total, limits = group
+    count, rates = float(len(totals)), []
+    for row in rows:
+        values = row.values
+        utils: Sequence[float] = values[util_at]
+        mems: Sequence[float] = values[mem_at]
+        powers: Sequence[float] = values[power_at]
+        if places is not None:
+            utils, mems, powers = ([column[place] for place in places] for column in (utils, mems, powers))
+        util, mem, power = sum(utils), sum(mems), sum(powers)
+        util_known = mem_known = count
+        # a NaN is less than nothing
+        light = len(
+            [0 for util, mem, limit in zip(utils, mems, limits, strict=True) if util < LIGHT_PERCENT and mem < limit]
+        )
+        if util + mem + power != util + mem + power:  # something is not known
+            util, util_known = _known_sum(utils)
+            mem, mem_known = _known_sum(mems)
+            power, _ = _known_sum(powers)
+        if total is not None:
+            percent = 100 * mem / total
+        else:
+            known = [100 * mem / total for mem, total in zip(mems, totals, strict=True) if mem == mem and total > 0]
+            percent, mem_known = sum(known), float(len(known))
+        doings = _doings(values[doing_at].tobytes(), places)
+        rates.append((*doings, float(light), util, util_known, percent, mem_known, mem, power))
+    return rates
+
+
+@lru_cache(maxsize=8192)
+def _doings(doing: bytes, places: tuple[int, ...] | None) -> Share:
+    """Return how many GPUs there are, and how many in each of DOINGS; from one row to the next they are the same.
+
+    Args:
+        doing: of each GPU a place in DOINGS, float32.
+        places: the GPUs that count; None: all.
+    """
+    codes: Sequence[float] = array("f", doing)
     if places is not None:
-        columns = [[column[place] for place in places] for column in columns]
-    doing, utils, mems, powers = columns
-    util, util_known = sum(utils), float(len(utils))
-    if util != util:
-        known = [each for each in utils if each == each]
-        util, util_known = sum(known), float(len(known))
-    mem, total = sum(mems), group.total
-    if total is not None and mem == mem:
-        percent, percents = 100 * mem / total, float(len(mems))
-    else:
-        known = [100 * mem / total for mem, total in zip(mems, totals, strict=True) if mem == mem and total > 0]
-        percent, percents, mem = sum(known), float(len(known)), _known_sum(mems)
-    light = sum(
-        [
-            each < LIGHT_PERCENT and 100 * mem < LIGHT_PERCENT * total  # a NaN is less than nothing
-            for each, mem, total in zip(utils, mems, totals, strict=True)
-        ]
-    )
-    codes = doing.count
-    return (
-        *(float(len(doing)), float(codes(0.0)), float(codes(1.0)), float(codes(2.0)), float(codes(3.0))),
-        *(float(codes(4.0)), float(light), util, util_known, percent, percents, mem, _known_sum(powers)),
-    )
+        codes = [codes[place] for place in places]
+    return (float(len(codes)), *(float(codes.count(code)) for code in range(len(DOINGS))))
 
 
-def _known_sum(values: Iterable[float]) -> float:
-    total = sum(values)
-    return total if total == total else sum(value for value in values if value == value)
+def _add_usage(usage: dict[UsageKey, Share], rows: Sequence[Figures], seconds: Sequence[float]) -> None:
+    """Add the GPU-seconds of each user in rows with the same GPUs and holders, which hold for so many seconds each."""
+    gpus, count = rows[0].gpus, len(rows[0].gpus)
+    doing_at, util_at = _column(_DOING, count), _column(_UTIL, count)
+    whole, seconds_of = sum(seconds), dict[bytes, float]()
+    for row, second in zip(rows, seconds, strict=True):
+        doing = row.values[doing_at].tobytes()
+        seconds_of[doing] = seconds_of.get(doing, 0.0) + second
+    utils = list(zip(*[row.values[util_at] for row in rows], strict=True))
+    for key, places in _whose(gpus, rows[0].holders):
+        busy = idle = util = 0.0
+        for doing, second in seconds_of.items():
+            doings = _doings(doing, places)
+            busy += second * doings[_SHARE_BUSY]
+            idle += second * doings[_SHARE_IDLE]
+        for place in places:
+            of_gpu = [each * second for each, second in zip(utils[place], seconds, strict=True)]
+            total = sum(of_gpu)
+            util += total if total == total else _known_sum(of_gpu)[0]
+        held = len(places) * whole
+        _add(usage, key, (held, busy, idle, 0.0, util / 100, held))
 
 
-def _add_usage(usage: dict[UsageKey, Share], rows: Sequence[Figures], held: Sequence[Cover]) -> None:
-    """Add the GPU-seconds of each user in rows with the same GPUs and holders."""
-    gpus, holders = rows[0].gpus, rows[0].holders
-    if not holders:
-        return
-    count, places_of = len(gpus), dict[UsageKey, list[int]]()
+@lru_cache(maxsize=16_384)
+def _whose(gpus: tuple[GpuId, ...], holders: tuple[Holder, ...]) -> list[tuple[UsageKey, tuple[int, ...]]]:
+    """Return the places of the GPUs that each user has of each model."""
+    places_of: dict[UsageKey, list[int]] = {}
     for place, user in dict.fromkeys([(holder.place, holder.user) for holder in holders]):
         places_of.setdefault((user, gpus[place].model or "unknown"), []).append(place)
-    seconds = [cover.end - cover.begin for cover in held]
-    whole = sum(seconds)
-    doings: list[Sequence[float]] = [row.values[_DOING * count : (_DOING + 1) * count] for row in rows]
-    utils: list[Sequence[float]] = [row.values[_UTIL * count : (_UTIL + 1) * count] for row in rows]
-    for key, places in places_of.items():
-        busy = idle = util = 0.0
-        for second, doing, of_gpus in zip(seconds, doings, utils, strict=True):
-            if len(places) < count:
-                doing, of_gpus = [doing[place] for place in places], [of_gpus[place] for place in places]
-            busy += second * doing.count(_BUSY)
-            idle += second * doing.count(_IDLE)
-            util += second * _known_sum(of_gpus)
-        gpu_seconds = len(places) * whole
-        _add(usage, key, (gpu_seconds, busy, idle, 0.0, util / 100, gpu_seconds))
+    return [(key, tuple(places)) for key, places in places_of.items()]
+
+
+def _known_sum(values: Iterable[float]) -> tuple[float, float]:
+    """Return the sum of what is known, and how many of it are."""
+    known = [value for value in values if value == value]
+    return sum(known), float(len(known))
 
 
 def _add(sums: dict[Any, Share], key: object, share: Share) -> None:
     was = sums.get(key)
-    sums[key] = share if was is None else tuple(map(add, was, share))
+    sums[key] = share if was is None else tuple([old + new for old, new in zip(was, share, strict=True)])
 
 
 # ------------------------------------------------------------------------------------------------ who had which GPU
@@ -273,7 +319,7 @@ def stretches(rows: Sequence[Figures], begin: float, end: float) -> list[Stretch
     found: list[Stretch] = []
     open_: dict[tuple[GpuId, Holder], Stretch] = {}
     for first, after in _runs(rows):
-        whole = Cover(held[first].begin, held[after - 1].end)
+        whole = (held[first][0], held[after - 1][1])
         still: dict[tuple[GpuId, Holder], Stretch] = {}
         for number, holder in enumerate(rows[first].holders):
             key = (rows[first].gpus[holder.place], holder)
@@ -289,7 +335,7 @@ def stretches(rows: Sequence[Figures], begin: float, end: float) -> list[Stretch
 def _stretch(rows: Sequence[Figures], held: Sequence[Cover], number: int, holder: Holder, whole: Cover) -> Stretch:
     gpus = rows[0].gpus
     gpu = gpus[holder.place]
-    seconds = [cover.end - cover.begin for cover in held]
+    seconds = [end - begin for begin, end in held]
     doing = [row.values[_DOING * len(gpus) + holder.place] for row in rows]
     utils = [row.values[_UTIL * len(gpus) + holder.place] for row in rows]
     mems = [mem for row in rows if (mem := row.holder_mem[number]) == mem]
@@ -305,8 +351,8 @@ def _stretch(rows: Sequence[Figures], held: Sequence[Cover], number: int, holder
         model=gpu.model,
         user=holder.user,
         job=holder.job,
-        from_at=whole.begin,
-        to_at=whole.end,
+        from_at=whole[0],
+        to_at=whole[1],
         busy=sum(span for code, span in spans if code == _BUSY),
         idle=sum(idles),
         idle_head=spans[0][1] if spans[0][0] == _IDLE else 0.0,

@@ -36,16 +36,19 @@ def test_what_an_hour_has_given_minute_by_minute_is_what_its_rows_add_up_to(
     make_row: MakeRow, gap_seconds: tuple[float, ...], seed: int
 ) -> None:
     *rows, after = some_rows(make_row, random.Random(seed), gap_seconds, 15.0)
-    opened = OpenHours()
-    opened.take([*rows, after])
+    opened, wanted = OpenHours(), roll(rows, BEGIN, BEGIN + HOUR)
 
-    found, wanted = opened.given("gpu01", int(BEGIN), rows), roll(rows, BEGIN, BEGIN + HOUR)
+    opened.take(rows)
+    before = opened.given("gpu01", int(BEGIN), rows)
+    opened.take([after])
+    found = opened.given("gpu01", int(BEGIN), rows)
 
-    assert found is not None
-    assert_alike(found.usage, wanted.usage)
-    assert found.minutes.keys() == wanted.minutes.keys()
-    for key, share in wanted.minutes.items():
-        assert found.minutes[key] == pytest.approx(share, abs=1e-6), key
+    for each in (before, found):
+        assert each is not None
+        assert_alike(each.usage, wanted.usage)
+        assert each.minutes.keys() == wanted.minutes.keys()
+        for key, share in wanted.minutes.items():
+            assert each.minutes[key] == pytest.approx(share, abs=1e-6), key
 
 
 def test_an_hour_is_added_up_anew_where_rows_of_it_were_not_counted_or_its_interval_changed(make_row: MakeRow) -> None:
@@ -55,7 +58,7 @@ def test_an_hour_is_added_up_anew_where_rows_of_it_were_not_counted_or_its_inter
     opened = OpenHours()
 
     opened.take(rows)
-    assert opened.given("gpu01", int(BEGIN), rows) is None, "its last minute waits for what comes behind"
+    assert opened.given("gpu01", int(BEGIN), rows[:-1]) is None, "its last minute is not all there"
     opened.take([late, after])
     assert opened.given("gpu01", int(BEGIN), rows) is not None
     assert opened.given("gpu01", int(BEGIN), [*rows, late]) is None, "a row came late"
