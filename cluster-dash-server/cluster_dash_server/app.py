@@ -6,8 +6,9 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import urlsplit
 
 import click
@@ -42,6 +43,7 @@ from cluster_dash_server.received import Reception
 from cluster_dash_server.relaying.centre import Centre
 from cluster_dash_server.relaying.relay import Relay
 from cluster_dash_server.settings import ConfigError, Reading, Settings
+from cluster_dash_server.sharing import kinds
 from cluster_dash_server.slurm import Slurm
 from cluster_dash_server.snapshot import Seen, checker
 from cluster_dash_server.store import StoreError
@@ -73,6 +75,10 @@ from cluster_dash_server.web import slurm as slurm_pages
 from cluster_dash_server.web import waiting as waiting_page
 from cluster_dash_server.web.history import Past
 from cluster_dash_server.web.views import QueryError
+
+if TYPE_CHECKING:
+    from cluster_dash_server.sharing.away import Graceful
+    from cluster_dash_server.sharing.replica import Replica
 
 VERSION = __version__
 WELL_SECONDS = 300.0
@@ -175,6 +181,11 @@ def create_app(settings: Settings | None = None, clock: Callable[[], float] = ti
     if settings.relay.to is not None:
         return _relay(settings, settings.relay.to, clock)
     folder = data_folder(settings.server.data, os.environ)
+    engine_clock = None
+    if settings.live.is_shared:
+        from cluster_dash_server.sharing.clock import EngineClock  # only replicas need it
+
+        clock = engine_clock = EngineClock(clock)
     history = History(
         folder,
         settings=settings.history,
@@ -214,9 +225,26 @@ def create_app(settings: Settings | None = None, clock: Callable[[], float] = ti
         veil=None if veil is None else veil.snapshot,
     )
     control = Control(folder, cluster, events, clock, tokens, history, slurm)
+    replica = None
+    if engine_clock is not None:
+        from cluster_dash_server.sharing.replica import Replica
+
+        replica = Replica(
+            kinds.engine_of(settings.live),
+            cluster,
+            slurm,
+            engine_clock,
+            tick_seconds=settings.live.tick_seconds,
+            grace_seconds=settings.live.grace_seconds,
+        )
+        replica.forgets.append(events.forget)
+        replica.errands["forget_user"] = lambda user: control.forget_user(user, begin=True)
+        control.forgets.append(partial(replica.tell, "forget_user"))
     kept_book = KeptBook(folder, clock, settings.privacy.user_days)
     errands = Errands({}, clock)
     start = _Start(history, kept_book, cluster, events, control, slurm, errands, clock)
+    if replica is not None:
+        start.before_posts.append(replica.start)
     app = Flask(__name__, static_folder=None)
     app.url_map.merge_slashes = False  # its redirect names the Host header, which anybody can forge
     app.extensions["control"] = control
@@ -225,6 +253,7 @@ def create_app(settings: Settings | None = None, clock: Callable[[], float] = ti
     app.extensions["history"] = history
     app.extensions["book"] = kept_book
     app.extensions["errands"] = errands
+    app.extensions["replica"] = replica
     if app.debug:
         _keep_the_debugger_at_home()
     app.config["MAX_CONTENT_LENGTH"] = settings.limits.body_bytes
@@ -236,6 +265,8 @@ def create_app(settings: Settings | None = None, clock: Callable[[], float] = ti
             own = (*own, f"A part of history is lost: {history.loss}.")
         if start.is_done and history.trouble is not None:
             own = (*own, f"History is not written: {history.trouble}. The live view goes on.")
+        if replica is not None and replica.notice is not None:
+            own = (*own, f"{replica.notice}: {replica.trouble}.")
         if kept_book.trouble is not None and settings.alerts.receivers:
             own = (*own, f"No alerts are kept, and nobody is told of any: {kept_book.trouble}.")
         if watch.trouble is not None:
@@ -246,6 +277,8 @@ def create_app(settings: Settings | None = None, clock: Callable[[], float] = ti
 
     def failing() -> list[dict[str, str]]:
         found = [] if history.trouble is None else [{"part": "history", "why": history.trouble}]
+        if replica is not None and replica.trouble is not None:
+            found.append({"part": "live view", "why": replica.trouble})
         if watch.trouble is not None:
             found.append({"part": "alerts", "why": watch.trouble})
         return found if telling.trouble is None else [*found, {"part": "notices", "why": telling.trouble}]
@@ -257,22 +290,25 @@ def create_app(settings: Settings | None = None, clock: Callable[[], float] = ti
         counts.count(answer)
         reception.note(answer)
 
-    posts = post.ways(ingest, note)
+    posts = post.ways(ingest if replica is None else _graceful(ingest, replica), note)
     life = secrets.token_hex(4)
-    # what follows is for viewers: each is shown what they may know
+    # what follows is for viewers: each is shown what they may know, of the moment for which the live view speaks
+    view_clock = clock if engine_clock is None else engine_clock.of_view
     veiled = privacy.veiled(cluster, veil_for_some)
     lives = Live(cluster, life), Live(veiled, f"{life}v")
+    if replica is not None:
+        lives = _shared_lives(lives, (cluster, veiled), replica)
     narrowed = privacy.by_viewer(Narrowed(lives[0], life), Narrowed(lives[1], f"{life}v"))
     live = privacy.by_viewer(*lives)
     cluster = privacy.by_viewer(cluster, veiled)
     slurm = privacy.by_viewer(slurm, privacy.veiled_slurm(slurm, veil_for_some))
     past_of_all = privacy.by_viewer(history, privacy.veiled_past(history, veil_for_some))
-    looks = api.way(live, narrowed, clock, viewers.note)
+    looks = api.way(live, narrowed, view_clock, viewers.note)
     app.register_blueprint(post.blueprint(*posts))
     app.register_blueprint(post.enrolment(auth, clock))
-    app.register_blueprint(api.blueprint(cluster, narrowed, looks, clock, VERSION, failing))
+    app.register_blueprint(api.blueprint(cluster, narrowed, looks, view_clock, VERSION, failing))
     zone = when.zone(settings.site.timezone)
-    app.register_blueprint(lists.blueprint(cluster, events, history, clock, zone))
+    app.register_blueprint(lists.blueprint(cluster, events, history, view_clock, zone))
     past = Past(
         cluster,
         past_of_all,
@@ -336,7 +372,7 @@ def create_app(settings: Settings | None = None, clock: Callable[[], float] = ti
         all_of_slurm,
         kept_book.book,
         lambda: _rules(settings),
-        clock=clock,
+        clock=view_clock,
         receivers=settings.alerts.receivers,
         owners=owners.route,
         said=said,
@@ -374,10 +410,10 @@ def create_app(settings: Settings | None = None, clock: Callable[[], float] = ti
     errands.rounds["the digest"] = morning.round
     app.register_blueprint(alert_pages.blueprint(kept_book.book, clock, zone))
     app.register_blueprint(waiting_page.blueprint(waiting, clock, Proxies(settings.server.trusted_proxies), zone))
-    app.register_blueprint(pages.blueprint(cluster, events, clock, site, past.view_at))
-    app.register_blueprint(slurm_pages.blueprint(slurm, cluster, clock, site.name))
+    app.register_blueprint(pages.blueprint(cluster, events, view_clock, site, past.view_at))
+    app.register_blueprint(slurm_pages.blueprint(slurm, cluster, view_clock, site.name))
     app.register_blueprint(openapi.blueprint(VERSION, settings.server.base_path))
-    app.register_blueprint(charts.blueprint(cluster, clock))
+    app.register_blueprint(charts.blueprint(cluster, view_clock))
     app.register_blueprint(past_parts.blueprint(past))
     app.register_blueprint(history_pages.blueprint(past, site.name))
     app.register_blueprint(first_history.blueprint(cluster, past_of_all, clock))
@@ -391,9 +427,9 @@ def create_app(settings: Settings | None = None, clock: Callable[[], float] = ti
         began_at=clock(),
         version=VERSION,
     )
-    app.register_blueprint(status.blueprint(parts, clock))
+    app.register_blueprint(status.blueprint(parts, view_clock))
     frames = wall.Frames(policy=SECURITY_HEADERS["Content-Security-Policy"], embed_from=settings.site.embed_from)
-    app.register_blueprint(wall.blueprint(cluster, clock, settings.site.name, frames))
+    app.register_blueprint(wall.blueprint(cluster, view_clock, settings.site.name, frames))
     app.register_blueprint(
         metrics.blueprint(
             Metrics(
@@ -473,6 +509,23 @@ def create_app(settings: Settings | None = None, clock: Callable[[], float] = ti
     return app
 
 
+def _graceful(ingest: Ingest, replica: "Replica") -> "Graceful":
+    """Return what takes posts of one of several replicas."""
+    from cluster_dash_server.sharing.away import Graceful
+
+    return Graceful(ingest, lambda: replica.refusal)
+
+
+def _shared_lives(lives: tuple[Live, Live], clusters: tuple[Cluster, Cluster], replica: "Replica") -> tuple[Live, Live]:
+    """Return the live view, and the veiled one, under versions that all replicas share."""
+    from cluster_dash_server.sharing.view import SharedLive
+
+    named, veiled = (
+        SharedLive(live, cluster, replica, name) for live, cluster, name in zip(lives, clusters, ("", "v"), strict=True)
+    )
+    return cast(Live, named), cast(Live, veiled)
+
+
 def _relay(settings: Settings, to: str, clock: Callable[[], float]) -> Flask:
     """Build a relay, which has no data folder and no viewers.
 
@@ -541,6 +594,8 @@ class _Start:
         clock: Callable[[], float],
     ) -> None:
         self.is_done = False
+        self.before_posts: list[Callable[[], None]] = []
+        """What begins when the live view is what it was before a restart."""
         self.with_book: list[Callable[[], None]] = []
         """What begins where alerts are kept."""
         self._history = history
@@ -567,6 +622,8 @@ class _Start:
             self._cluster.begin_with(restart.recall(last_seen))
             restart.recall_slurm(last_seen, self._slurm)
             self._events.begin_with(events, self._clock())
+            for begin in self.before_posts:
+                begin()
             self._book.start(has_folder=self._history.keeps)
             if self._book.is_open:
                 self._errands.start()

@@ -1,7 +1,7 @@
 """The live view: the newest snapshot of each host and what is known beyond it. Pure: the time is an argument."""
 
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
@@ -68,6 +68,7 @@ class KnownHost:
         gpus: what is known of each of its GPUs, the missing ones too, by index.
         change: the number of the change to the live view that brought this.
         renamed_from: the name that this machine had before, where this is its first snapshot under another.
+        edition: how often it was changed without a new snapshot.
     """
 
     seen: Seen
@@ -76,6 +77,7 @@ class KnownHost:
     gpus: tuple[KnownGpu, ...]
     change: int
     renamed_from: str | None = None
+    edition: int = 0
 
 
 @dataclass(slots=True, kw_only=True)  # never changed; frozen, it would take three times as long to make
@@ -235,7 +237,7 @@ class Cluster:
 
     @property
     def changes(self) -> int:
-        """How many snapshots changed the view so far."""
+        """How often the view was changed so far: by snapshots, nearly always."""
         return self._changes
 
     def offer(self, seen: Seen, *, backlog: bool = False) -> bool:
@@ -375,6 +377,7 @@ class Cluster:
     def forget(self, names: Iterable[str]) -> None:
         """Forget hosts and all that is known of them; one that posts again is a new one."""
         with self._lock:
+            self._changes += 1
             for name in names:
                 known = self._hosts.pop(name, None)
                 self._places.pop(name, None)
@@ -394,7 +397,7 @@ class Cluster:
             if len(gpus) == len(known.gpus):
                 return False
             self._changes += 1
-            self._hosts[name] = replace(known, gpus=gpus, change=self._changes)
+            self._hosts[name] = replace(known, gpus=gpus, change=self._changes, edition=known.edition + 1)
             return True
 
     def amend(self, name: str, change: Callable[[KnownHost], KnownHost]) -> bool:
@@ -406,7 +409,7 @@ class Cluster:
                 return False
             self._changes += 1
             self._kept_bytes += len(found.seen.packed) - len(known.seen.packed)
-            self._hosts[name] = replace(found, change=self._changes)
+            self._hosts[name] = replace(found, change=self._changes, edition=known.edition + 1)
             return True
 
     def _departs_at(self, known: KnownHost) -> float | None:
@@ -459,10 +462,45 @@ class Cluster:
                     if known.seen.machine_id is not None:
                         self._machines[known.seen.machine_id] = known.seen.host
 
+    def adopt(
+        self,
+        hosts: Iterable[KnownHost],
+        gone: Mapping[str, float],
+        is_newer: Callable[[KnownHost, KnownHost], bool],
+    ) -> None:
+        """Take over what another replica knows.
+
+        Args:
+            hosts: what is known of hosts there.
+            gone: hosts that are gone there, and since when (Unix s); one that has posted here since stays.
+            is_newer: says whether what is known here, the first, is newer than what is known there.
+        """
+        with self._lock:
+            for known in hosts:
+                name = known.seen.host
+                here = self._hosts.get(name)
+                if here is None:
+                    self._set_place(name, self._place_of(name))
+                elif is_newer(here, known):
+                    continue
+                self._kept_bytes += len(known.seen.packed) - (0 if here is None else len(here.seen.packed))
+                self._changes += 1
+                self._hosts[name] = replace(known, change=self._changes)
+                if known.seen.machine_id is not None:
+                    self._machines[known.seen.machine_id] = name
+            left = [name for name, at in gone.items() if (it := self._hosts.get(name)) and it.seen.received_at <= at]
+        self.forget(left)
+
     def names(self) -> set[str]:
         """Return the names of all hosts that are remembered, those that have left the lists too."""
         with self._lock:
             return set(self._hosts)
+
+    @property
+    def placed(self) -> frozenset[str]:
+        """The hosts that are nodes of Slurm."""
+        with self._lock:
+            return frozenset(self._places)
 
     def knows(self, name: str) -> bool:
         """Say whether a host of this name has been seen and not been forgotten."""
@@ -475,16 +513,24 @@ class Cluster:
 
     def next_change_at(self, name: str, now: float) -> float | None:
         """Return when a host changes or leaves by time alone, from `now` on (Unix s); None: never."""
+        return min((moment for moment in self._moments(name) if moment >= now), default=None)
+
+    def changed_at(self, name: str, now: float) -> float | None:
+        """Return when a host last changed by time alone, since its newest snapshot (Unix s); None: it has not."""
+        return max((moment for moment in self._moments(name) if moment <= now), default=None)
+
+    def _moments(self, name: str) -> list[float]:
+        """Return the moments at which a host changes by time alone, past ones too."""
         known = self._hosts.get(name)
         if known is None:
-            return None
+            return []
         stale_after, down_after = silence_after(known.interval_seconds, self.thresholds)
         moments = [known.seen.received_at + stale_after, known.seen.received_at + down_after]
         moments += [gpu.idle_since + self.thresholds.held_seconds for gpu in known.gpus if gpu.idle_since is not None]
         departs_at = self._departs_at(known)
         moments += () if departs_at is None else (departs_at,)
         moments += (self._places_until,) if name in self._places else ()
-        return min((moment for moment in moments if moment >= now), default=None)
+        return moments
 
     def __len__(self) -> int:
         return len(self._hosts)

@@ -174,7 +174,7 @@ class Control:
                 self._history.prune(self._clock())
                 return {"success": True}
             if "forget_user" in command:
-                return self._forget_user(**command["forget_user"])
+                return self.forget_user(**command["forget_user"])
             if "token" in command:
                 return obey(self._tokens, command["token"])
             for name, do in self.commands.items():
@@ -193,7 +193,7 @@ class Control:
             log.info("forgot %s%s", printable(name), "" if wish.gpu is None else f" GPU {printable(wish.gpu, 64)}")
         return {"success": True, "forgotten": forgotten}
 
-    def _forget_user(self, user: str, *, begin: bool) -> Json:
+    def forget_user(self, user: str, *, begin: bool) -> Json:
         """Begin to forget a user, and say how far that has come."""
         if begin:
             for name in self._cluster.names():

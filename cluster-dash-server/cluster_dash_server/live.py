@@ -105,12 +105,17 @@ class Row:
 
 
 class Rows(NamedTuple):
-    """All rows at one moment, by name of the host, and what goes for all of them."""
+    """All rows at one moment, by name of the host, and what goes for all of them.
+
+    Attributes:
+        changes: how often the cluster had been changed by then.
+    """
 
     version: int
     at: float
     rows: list[Row]
     total: Tally
+    changes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,7 +223,8 @@ class Live:
         """Return all rows as they stand; see `body` for how old they may be."""
         with self._lock:
             self._refresh(now)
-            return Rows(self._version, self._at, list(map(self._rows.__getitem__, self._names)), self._total)
+            rows = list(map(self._rows.__getitem__, self._names))
+            return Rows(self._version, self._at, rows, self._total, self._seen_changes)
 
     @property
     def cost_seconds(self) -> float:

@@ -25,6 +25,8 @@ from cluster_dash_server.ledger.kept import LedgerSettings
 from cluster_dash_server.notices import notifiers
 from cluster_dash_server.notices.receivers import AlertSettings, Receiver, minute_of_day, secret_path
 from cluster_dash_server.relaying.relay import RelaySettings
+from cluster_dash_server.sharing import kinds
+from cluster_dash_server.sharing.kinds import LiveSettings
 from cluster_dash_server.slurm import SlurmSettings
 from cluster_dash_server.states import Thresholds
 
@@ -187,6 +189,7 @@ class Settings:
     ingest: IngestSettings = field(default_factory=IngestSettings)
     limits: Limits = field(default_factory=Limits)
     states: Thresholds = field(default_factory=Thresholds)
+    live: LiveSettings = field(default_factory=LiveSettings)
     history: HistorySettings = field(default_factory=HistorySettings)
     ledger: LedgerSettings = field(default_factory=LedgerSettings)
     viewers: ViewerSettings = field(default_factory=ViewerSettings)
@@ -261,6 +264,7 @@ def read(
         kind = _section_type(section.name)
         values[section.name] = _section(kind, section.name, raw.get(section.name, {}), source, environment, origins)
     values["alerts"] = _with_receivers(values["alerts"], environment, origins.get("alerts.receivers", source))
+    values["live"] = _with_files(values["live"], f"{origins.get('live.url_file', source)}: live", environment)
     values["ledger"] = _with_files(values["ledger"], f"{origins.get('ledger.url_file', source)}: ledger", environment)
     settings = Settings(**values)
     _check_alerts(settings.alerts, origins, source)
@@ -270,6 +274,7 @@ def read(
     _check_nodes(settings.slurm, origins.get("slurm.hosts", source))
     _check_embed_from(settings.site.embed_from, origins.get("site.embed_from", source))
     _check_history(settings.history, origins, source)
+    _check_live(settings.live, origins, source)
     _check_ledger(settings.ledger, origins, source)
     _check_public_url(settings.server.public_url, origins.get("server.public_url", source))
     _check_proxies(settings.server.trusted_proxies, origins.get("server.trusted_proxies", source))
@@ -281,7 +286,7 @@ def read(
     return Reading(settings=dataclasses.replace(settings, ingest=ingest), file=file, origins=origins)
 
 
-_T = typing.TypeVar("_T", AlertSettings, Receiver, LedgerSettings)
+_T = typing.TypeVar("_T", AlertSettings, Receiver, LiveSettings, LedgerSettings)
 
 
 def _with_receivers(alerts: AlertSettings, environment: Mapping[str, str], source: str) -> AlertSettings:
@@ -382,6 +387,15 @@ def _check_history(history: HistorySettings, origins: Mapping[str, str], source:
     except engine.AccessError as error:
         key = str(error).partition(":")[0]
         raise ConfigError(f"{origins.get(f'history.{key}', source)}: history.{error}") from None
+
+
+def _check_live(live: LiveSettings, origins: Mapping[str, str], source: str) -> None:
+    """Refuse an engine that could not be spoken to."""
+    problem = kinds.problem(live)
+    if problem is not None:
+        key = problem.partition(":")[0]
+        known = origins.get(f"live.{key}") or origins.get(f"live.{key}_file") or origins.get("live.kind", source)
+        raise ConfigError(f"{known}: live.{problem}")
 
 
 def _check_ledger(ledger: LedgerSettings, origins: Mapping[str, str], source: str) -> None:

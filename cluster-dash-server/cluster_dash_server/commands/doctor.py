@@ -31,6 +31,9 @@ from cluster_dash_server.relaying.centre import Centre, CentreError
 from cluster_dash_server.relaying.relay import RelaySettings
 from cluster_dash_server.serving import SPARE_FILES
 from cluster_dash_server.settings import ConfigError, IngestSettings, Reading, ServerSettings, Settings
+from cluster_dash_server.sharing import kinds
+from cluster_dash_server.sharing.engine import Away
+from cluster_dash_server.sharing.kinds import LiveSettings
 from cluster_dash_server.snapshot import printable
 
 Mark = Literal["✔", "!", "✘"]
@@ -104,6 +107,8 @@ def examine(reading: Reading) -> Iterator[Finding]:
     yield from network_folder(control.data_folder(settings.server.data, os.environ))
     if settings.history.kind == "remote":
         yield from engine_of_history(settings.history)
+    if settings.live.is_shared:
+        yield engine_of_the_live_view(settings.live)
     if settings.ledger.kind == "postgresql":
         yield database_of_ledger(settings.ledger)
     yield engines()
@@ -459,6 +464,24 @@ def engine_of_history(history: HistorySettings) -> Iterator[Finding]:
     yield Finding(
         mark="✔", what="engine of history", measured=f"{history.write_url} takes figures ({window}) and can be asked"
     )
+
+
+def engine_of_the_live_view(live: LiveSettings) -> Finding:
+    """Look at the engine that replicas share the live view by: whether it can be reached, and takes what they put."""
+    engine = kinds.engine_of(live)
+    try:
+        measured = engine.check()
+    except Away as error:
+        return Finding(
+            mark="✘",
+            what="engine of the live view",
+            measured=str(error),
+            cause="it is not running, a firewall stands between, or it wants another password",
+            command='redis-cli -u "$(cat FILE)" ping, where FILE is [live] url_file',
+        )
+    finally:
+        engine.close()
+    return Finding(mark="✔", what="engine of the live view", measured=measured)
 
 
 def database_of_ledger(ledger: LedgerSettings) -> Finding:
