@@ -253,10 +253,8 @@ def bombard(count: int, seed: int, rounds: int, quiet_seconds: float) -> None:
         if count < 50_000:  # of so few posts the p99 is the slowest one, and a busy machine makes some slow
             assert median_of(attacked) < 5 * median_of(quiet)
         else:
-            # a second sender who never pauses is felt on two cores, whatever it sends: so the bound of 2 is that
-            # against good posts, and the quiet server is there for what would be felt by all
-            assert slower < 2
-            assert than_quiet < 4
+            # on a machine that does nothing else: a second sender who never pauses is felt on two cores
+            assert than_quiet < 2
 
 
 def median_of(rounds: list[Steady]) -> float:

@@ -63,7 +63,9 @@ def test_the_same_for_fifty_moles_with_a_snapshot_every_ten_seconds(tmp_path: Pa
 def herd(folder: Path, *, moles: int, snapshots: int, interval: float, seconds: float) -> None:
     """Moles lose a server and get it back: they come as ever, not all at once, and the backlog behind."""
     with start_server("--data", folder / "data") as server:
-        crew = Crew(server.url, moles=moles, gpus=1, interval_seconds=interval, folder=None, workers=64)
+        crew = Crew(
+            server.url, moles=moles, gpus=1, interval_seconds=interval, folder=None, workers=max(64, moles // 5)
+        )
         with crew:
             crew.be_without_server(snapshots, 600)
             began = time.monotonic()
