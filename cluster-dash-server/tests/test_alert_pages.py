@@ -269,7 +269,7 @@ def test_who_may_not_know_names_finds_none_in_alerts(make_site: MakeSite, clock:
         book_of(site).silence(said)
     site.extensions["book"].book.put([("mailto:trent@example.org", Notice(**TEST_NOTICE))], clock.now)
     (waits,) = site.extensions["book"].book.due(clock.now, 1)
-    site.extensions["book"].book.failed(waits.row, clock.now, "550 no trent here", None)
+    site.extensions["book"].book.failed(waits.row, clock.now, "451 no trent here", clock.now + 60)
     client = site.test_client()
     assert "1 person" in client.get("/alerts").text
     assert "host:c" in client.get("/alerts").text

@@ -2,8 +2,9 @@
 
 A condition that begins to hold is a *spell*. When it has held for as long as its rule asks it becomes an alert, alone
 or with others of one cause: GPUs of one host, GPUs of one user, hosts of one rack, a tenth and more of the cluster.
-An alert ends when none of its spells has held for a while, twice as long each time that it comes back; so what flaps
-is told once. Where nobody knows, nothing begins and nothing ends.
+Where one trouble of a host or GPU shows by several rules (an Xid, then a GPU in error), what comes later is a part of
+the alert that there is. An alert ends when none of its spells has held for a while, twice as long each time that it
+comes back; so what flaps is told once. Where nobody knows, nothing begins and nothing ends.
 """
 
 import hashlib
@@ -15,6 +16,7 @@ from cluster_dash_server.alerts.book import Alert
 from cluster_dash_server.alerts.rules import Rule
 from cluster_dash_server.alerts.state import Key, Past, Running, Spell, State, Subject, View
 from cluster_dash_server.alerts.words import MANY, told_anew
+from cluster_dash_server.notices.receivers import SEVERITIES
 
 JOIN_SECONDS = 600.0
 """What begins within so long of an alert of the same cause belongs to it."""
@@ -33,12 +35,19 @@ EVENTS = ("xid", "event")
 
 
 class Step(NamedTuple):
-    """What becomes of an alert; `is_told`: people are to hear of it. `told`: the how many-th time."""
+    """What becomes of an alert.
+
+    Attributes:
+        is_told: people are to hear of it.
+        takes_back: what was not sent yet is not to be.
+        joined: rules of which something has become a part of it: people who are told of those only are to hear of it.
+    """
 
     kind: Literal["began", "changed", "ended"]
     running: Running
     is_told: bool
     takes_back: bool = False
+    joined: frozenset[str] = frozenset()
 
 
 def evaluate(rules: Sequence[Rule], view: View, state: State, now: float) -> tuple[State, list[Step]]:
@@ -48,16 +57,17 @@ def evaluate(rules: Sequence[Rule], view: View, state: State, now: float) -> tup
     running = dict(state.running)
     past = {lead: each for lead, each in state.past.items() if now - each.ended_at <= _longest(rules)}
     steps: list[Step] = []
-    before = {name: (each.members, each.expected) for name, each in running.items()}
+    before = dict(running)
     awaited = {each.alert.rule for each in running.values() if each.expected}
     there = {(name, subject.host) for name, subject in spells if name in awaited} if awaited else set()
     for name in list(running):
         _thin_out(name, by_name, view, spells, there, running, past, steps, now)
     _raise(by_name, view, spells, running, past, steps, now)
     for name, each in list(running.items()):
-        if name in before and before[name] != (each.members, each.expected):
-            each = running[name] = told_anew(by_name[each.alert.rule], view, spells, each)
-            steps.append(Step("changed", each, is_told=False))
+        was = before.get(name, each)
+        if (was.members, was.expected, was.parts) != (each.members, each.expected, each.parts):
+            each = running[name] = told_anew(by_name, view, spells, each)
+            steps.append(Step("changed", each, is_told=False, joined=each.rules - was.rules))
     _heed_silences(view, running, steps, {step.running.alert.id for step in steps if step.kind == "began"})
     return State(spells=spells, running=running, past=past), steps
 
@@ -73,6 +83,11 @@ def _again_seconds(rule: Rule, times: int) -> float:
 
 def _hold_seconds(rule: Rule, times: int) -> float:
     return float(rule.hold_seconds * 2 ** min(times - 1, MOST_DOUBLINGS))
+
+
+def _quiet_seconds(rule: Rule | None, times: int = 1) -> float:
+    """Return for how long a condition must not hold before it is over: an event is found for as long as it counts."""
+    return 0.0 if rule is None or rule.condition.fact in EVENTS else _hold_seconds(rule, times)
 
 
 # -------------------------------------------------------------------------------------------------------- spells
@@ -124,20 +139,23 @@ def _thin_out(
     each = running[name]
     rule = each.alert.rule
     over: list[float] = []
-    left = []
-    for subject in each.members:
-        spell = spells.get((rule, subject))
+    left: set[Key] = set()
+    own = {(rule, subject) for subject in each.members}
+    for key in own | each.parts:
+        spell = spells.get(key)
+        hold_seconds = each.hold_seconds if key in own else _quiet_seconds(rules.get(key[0]))
         if spell is None:
             over.append(now)
-        elif spell.gone_since is not None and now - spell.gone_since >= each.hold_seconds:
+        elif spell.gone_since is not None and now - spell.gone_since >= hold_seconds:
             over.append(spell.gone_since)
-            del spells[rule, subject]
+            del spells[key]
         else:
-            left.append(subject)
+            left.add(key)
     expected = frozenset(host for host in each.expected if (rule, host) in there)
     if left:
         if over or expected != each.expected:
-            running[name] = replace(each, members=frozenset(left), expected=expected)
+            members = frozenset(subject for _, subject in own & left)
+            running[name] = replace(each, members=members, expected=expected, parts=each.parts & left)
         return
     del running[name]
     past[each.lead] = Past(now, each.times)
@@ -150,7 +168,7 @@ def _thin_out(
 def _at_the_end(each: Running, rules: Mapping[str, Rule], view: View) -> tuple[tuple[str, str], ...]:
     """Return the facts of an alert that ends: what to do is no longer among them, why it ended may be."""
     facts = tuple(fact for fact in each.alert.facts if fact[0] not in ("likely cause", "next step"))
-    why = {view.gone(subject.host) for subject in each.members if subject.host is not None}
+    why = {view.gone(subject.host) for subject in each.subjects if subject.host is not None}
     if each.alert.rule not in rules:
         why = {"its rule is switched off"}
     return (*facts, *[("why it ended", reason) for reason in why if reason is not None])
@@ -178,9 +196,9 @@ def _raise(
             ripe.setdefault(name, []).append(subject)
         elif subject.host is not None:
             coming.setdefault(name, set()).add(subject.host)
-    for name, subjects in ripe.items():
+    for name, subjects in sorted(ripe.items(), key=lambda each: _goes_first(rules[each[0]])):
         rule = rules[name]
-        makes = _Makes(rule, view, spells, running, past, steps, now)
+        makes = _Makes(rules, rule, view, spells, running, past, steps, now)
         for subject in [
             each for each in subjects if each.thing is not None or (each.host is None and each.user is None)
         ]:
@@ -198,11 +216,17 @@ def _raise(
         makes.of_hosts(by_host, coming.get(name, set()))
 
 
+def _goes_first(rule: Rule) -> tuple[int, bool]:
+    """Order rules: of one cause the gravest is told, and what brings the others about."""
+    return -SEVERITIES.index(rule.severity), bool(rule.same_cause)
+
+
 class _Makes:
     """Makes alerts of one rule in one round."""
 
     def __init__(
         self,
+        rules: Mapping[str, Rule],
         rule: Rule,
         view: View,
         spells: dict[Key, Spell],
@@ -211,6 +235,7 @@ class _Makes:
         steps: list[Step],
         now: float,
     ) -> None:
+        self._rules = rules
         self._rule = rule
         self._view = view
         self._spells = spells
@@ -233,6 +258,7 @@ class _Makes:
         for host in list(by_host):
             if self.joined(by_host[host], lambda each, host=host: each.alert.host == host and not each.is_storm):  # type: ignore[misc]
                 del by_host[host]
+        self._add_to_others(by_host)
         if not by_host:
             return
         for name, each in list(self._running.items()):
@@ -252,6 +278,35 @@ class _Makes:
             subject = subjects[0] if len(subjects) == 1 else Subject(host)
             self.alert(subjects, f"{subject.host} {subject.gpu}")
 
+    def _add_to_others(self, by_host: dict[str, list[Subject]]) -> None:
+        """Make what another rule's alert has brought about a part of that, quietly, unless it is graver."""
+        rule = self._rule
+        kin = {*rule.same_cause, *(name for name, each in self._rules.items() if rule.name in each.same_cause)}
+        if not kin:
+            return
+        of_host: dict[str, list[str]] = {}
+        for name, each in self._running.items():
+            is_as_grave = SEVERITIES.index(each.alert.severity) >= SEVERITIES.index(rule.severity)
+            if is_as_grave and each.alert.silenced_until is None and kin & {each.alert.rule, *each.rules}:
+                for host in {subject.host for subject in each.subjects if subject.host is not None} | each.expected:
+                    of_host.setdefault(host, []).append(name)
+        for host in by_host.keys() & of_host.keys():
+            for name in of_host[host]:
+                each = self._running[name]
+                there = {subject.gpu for subject in each.subjects if subject.host == host}
+                parts = [
+                    subject
+                    for subject in by_host[host]
+                    if subject.gpu is None or {None, subject.gpu} & (there or {None})
+                ]
+                if parts:
+                    keys = {(rule.name, subject) for subject in parts}
+                    self._running[name] = replace(each, parts=each.parts | keys, rules=each.rules | {rule.name})
+                    self._note(parts, name)
+                    by_host[host] = [subject for subject in by_host[host] if subject not in parts]
+            if not by_host[host]:
+                del by_host[host]
+
     def _swell(self, name: str, each: Running, by_host: dict[str, list[Subject]]) -> None:
         """Add hosts to an alert of many that they belong to: quietly, as long as it does not become another trouble."""
         label = each.lead.removeprefix(f"{self._rule.name} ")
@@ -262,7 +317,7 @@ class _Makes:
             if host in each.expected
             or (is_young and (label == MANY or label in (" ".join(of) for of in self._view.labels(host).items())))
         }
-        hosts = {subject.host for subject in each.members} | each.expected | more
+        hosts = {subject.host for subject in each.subjects} | each.expected | more
         if more and len(hosts) <= GROWTH * each.told_hosts:
             subjects = [subject for host in more for subject in by_host.pop(host)]
             self._running[name] = replace(each, members=each.members | frozenset(subjects))
@@ -320,11 +375,11 @@ class _Makes:
             is_storm=expected is not None,
             lead=lead,
             times=times,
-            hold_seconds=0.0 if rule.condition.fact in EVENTS else _hold_seconds(rule, times),
+            hold_seconds=_quiet_seconds(rule, times),
             joined_at=now,
             told_hosts=len(hosts),
         )
-        running = told_anew(rule, self._view, self._spells, running)
+        running = told_anew(self._rules, self._view, self._spells, running)
         silenced_until = self._view.silenced(running)
         is_told = silenced_until is None
         running = replace(running, alert=replace(running.alert, silenced_until=silenced_until), told=int(is_told))

@@ -1,13 +1,14 @@
 """Who is told of an alert, and what; and which alerts a silence means. Pure."""
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from functools import lru_cache
 from typing import Literal, NamedTuple
 
 from cluster_dash_server import filters
 from cluster_dash_server.alerts.book import Addressed, Alert, Silence
+from cluster_dash_server.alerts.evaluate import Step
 from cluster_dash_server.alerts.rules import Rule
 from cluster_dash_server.alerts.state import Running, Subject
 from cluster_dash_server.cluster import HostView
@@ -47,19 +48,46 @@ def notice_of(alert: Alert, kind: Literal["firing", "resolved"], told: int, publ
     )
 
 
-def receivers_of(
-    running: Running, rule: Rule | None, receivers: Iterable[Receiver], host_of: HostOf, now: float
+def addressees(
+    step: Step, rules: Mapping[str, Rule], receivers: Sequence[Receiver], host_of: HostOf, now: float
 ) -> list[str]:
-    """Return the names of the receivers that are to hear of an alert; `rule` None: it is switched off by now."""
+    """Return the names of the receivers that are to hear what becomes of an alert.
+
+    Who is told of a part of it only hears of it when that joins, and all of them when it ends.
+    """
+    running = step.running
+    all_names = (running.alert.rule, *sorted(running.rules))
+
+    def of(names: Iterable[str]) -> list[str]:
+        found = [name for each in names for name in receivers_of(running, each, rules, receivers, host_of, now)]
+        return list(dict.fromkeys(found))
+
+    if step.is_told:
+        return of(all_names)
+    known = of(name for name in all_names if name not in step.joined)
+    return [name for name in of(sorted(step.joined)) if name not in known]
+
+
+def receivers_of(
+    running: Running,
+    name: str,
+    rules: Mapping[str, Rule],
+    receivers: Iterable[Receiver],
+    host_of: HostOf,
+    now: float,
+) -> list[str]:
+    """Return the names of the receivers that hear of what one rule finds, as a part of an alert or as all of it."""
+    rule = rules.get(name)  # None: it is switched off by now
     if rule is not None and rule.to:
         return list(rule.to)
     alert = running.alert
+    severity = alert.severity if rule is None or name == alert.rule else rule.severity
     return [
         receiver.name
         for receiver in receivers
-        if receiver.takes(alert.severity)
-        and (not receiver.rules or alert.rule in receiver.rules)
-        and (not receiver.filter or concerns(filters.parse(receiver.filter), running.members, host_of, now))
+        if receiver.takes(severity)
+        and (not receiver.rules or name in receiver.rules)
+        and (not receiver.filter or concerns(filters.parse(receiver.filter), running.subjects, host_of, now))
         and (receiver.ends or alert.ended_at is None)
     ]
 
@@ -149,5 +177,5 @@ def _silences(silence: Silenced, running: Running, host_of: HostOf, now: float) 
     return (
         not silence.problems
         and silence.means_rule(running.alert.rule)
-        and concerns(silence.rest, running.members, host_of, now, wholly=True)
+        and concerns(silence.rest, running.subjects, host_of, now, wholly=True)
     )

@@ -105,6 +105,13 @@ class Rule:
     )
     cause: str = field(default="", metadata=_help("the likely cause"))
     next: str = field(default="", metadata=_help("the next step"))
+    same_cause: tuple[str, ...] = field(
+        default=(),
+        metadata=_help(
+            "rules by which the same trouble shows, too: of one GPU or host there is one alert, and what comes later "
+            "is a part of it"
+        ),
+    )
     enabled: bool = field(default=True, metadata=_help("whether it is on"))
     condition: Condition
     meant: filters.Filter
@@ -166,6 +173,13 @@ def read(file: Path | None = None) -> tuple[Rule, ...]:
             mend = f"did you mean [{near[0]}]?" if near else "a rule of your own needs `when`"
             raise RulesError(f"{file}: [{name}]: no rule of this name is shipped; {mend}")
     names = [*shipped, *(name for name in own if name not in shipped)]
+    for name, section in own.items():
+        same_cause = typing.cast(dict[str, object], section).get("same_cause", ())
+        for other in same_cause if isinstance(same_cause, list) else ():
+            if other not in names:
+                near = difflib.get_close_matches(str(other), names, n=1, cutoff=0.5)
+                mend = f"did you mean {near[0]}?" if near else f"known here: {', '.join(names)}"
+                raise RulesError(f"{file}: [{name}] same_cause: no rule is called {other}, {mend}")
     return tuple(
         [
             _rule(name, {**shipped.get(name, {}), **typing.cast(dict[str, object], own.get(name, {}))}, file or SHIPPED)
@@ -199,9 +213,10 @@ def _value(key: str, value: object, where: str) -> object:
         if seconds is None:
             raise RulesError(f"{where}: got {value!r}, expected a time such as '5m'")
         return seconds
-    if key == "to":
+    if key in ("to", "same_cause"):
         if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
-            raise RulesError(f"{where}: got {value!r}, expected a list of names of receivers")
+            what = "receivers" if key == "to" else "rules"
+            raise RulesError(f"{where}: got {value!r}, expected a list of names of {what}")
         return tuple(value)
     if key == "enabled":
         if not isinstance(value, bool):

@@ -80,6 +80,8 @@ class Running:
 
     Attributes:
         members: what it is about.
+        parts: what else it has brought about: conditions of other rules, of the same hosts and GPUs.
+        rules: the rules of all parts that it has had: who is told of those is told of it, too.
         expected: hosts that it was told of, though their condition did not hold yet.
         is_storm: it is about many hosts.
         lead: what it is known by when it comes back.
@@ -100,6 +102,13 @@ class Running:
     joined_at: float
     told_hosts: int
     told: int = 0
+    parts: frozenset[Key] = frozenset()
+    rules: frozenset[str] = frozenset()
+
+    @property
+    def subjects(self) -> frozenset[Subject]:
+        """All that it is about, by its own rule and by those of its parts."""
+        return self.members | {subject for _, subject in self.parts} if self.parts else self.members
 
     def memory(self) -> str:
         """Write what has to be known after a restart."""
@@ -114,6 +123,8 @@ class Running:
                 "joined_at": self.joined_at,
                 "told_hosts": self.told_hosts,
                 "told": self.told,
+                "parts": sorted(self.parts, key=repr),
+                "rules": sorted(self.rules),
             }
         )
 
@@ -152,6 +163,8 @@ def recall(remembered: Iterable[Remembered]) -> State:
                     "alert": alert,
                     "members": frozenset(Subject(*member) for member in noted["members"]),
                     "expected": frozenset(noted["expected"]),
+                    "parts": frozenset((name, Subject(*subject)) for name, subject in noted.get("parts", ())),
+                    "rules": frozenset(noted.get("rules", ())),
                 }
             )
         except (ValueError, TypeError, KeyError):  # of an earlier release: it is taken up anew
@@ -169,6 +182,6 @@ def recall(remembered: Iterable[Remembered]) -> State:
             past[each.lead] = Past(alert.ended_at, each.times)
             continue
         running[alert.id] = each
-        for subject in each.members:
-            spells[alert.rule, subject] = Spell(alert.began_at, Finding(""), None, alert.id)
+        for key in (*((alert.rule, subject) for subject in each.members), *each.parts):
+            spells[key] = Spell(alert.began_at, Finding(""), None, alert.id)
     return State(spells=spells, running=running, past=past)

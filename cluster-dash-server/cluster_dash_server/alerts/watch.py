@@ -2,12 +2,12 @@
 
 import logging
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from cluster_dash_server.alerts.book import Addressed, Book, BookError, Maintenance, Silence, Transition
 from cluster_dash_server.alerts.evaluate import Step, evaluate
 from cluster_dash_server.alerts.look import Disklog, Looker, labels_of, waiting_jobs
-from cluster_dash_server.alerts.routing import Owners, at_once, notice_of, receivers_of, silenced_until
+from cluster_dash_server.alerts.routing import Owners, addressees, at_once, notice_of, silenced_until
 from cluster_dash_server.alerts.rules import Rule
 from cluster_dash_server.alerts.state import Finding, Key, Running, State, Subject, View, recall
 from cluster_dash_server.cluster import Cluster, HostView, KnownHost
@@ -181,7 +181,7 @@ class Watch:
         state, steps = evaluate(self._rules, moment.view(), self._state, now)
         if steps:
             rules = {rule.name: rule for rule in self._rules}
-            self._book.commit([self._transition(step, rules.get(step.running.alert.rule), moment) for step in steps])
+            self._book.commit([self._transition(step, rules, moment) for step in steps])
         self._state = state
         self.evaluated_at = now
 
@@ -222,14 +222,14 @@ class Watch:
         grace = max(GRACE_SECONDS, GRACE_INTERVALS * host.interval_seconds)
         return host.seen.received_at >= self._listening_since or now - self._listening_since > grace
 
-    def _transition(self, step: Step, rule: Rule | None, moment: "_Moment") -> Transition:
+    def _transition(self, step: Step, rules: Mapping[str, Rule], moment: "_Moment") -> Transition:
         running, now = step.running, moment.now
         notices: Sequence[Addressed] = ()
-        if step.is_told:
+        if step.is_told or step.joined:
             notice = notice_of(
                 running.alert, "resolved" if step.kind == "ended" else "firing", running.told, self._public_url
             )
-            receivers = receivers_of(running, rule, self._receivers, moment.host, now)
+            receivers = addressees(step, rules, self._receivers, moment.host, now)
             notices = self._owners(running.alert, notice, receivers, now)
         return Transition(
             kind=step.kind,

@@ -13,10 +13,12 @@ MANY = "many"
 NAMED = 4
 
 
-def told_anew(rule: Rule, view: View, spells: Mapping[Key, Spell], each: Running) -> Running:
-    """Word an alert by what it is about now."""
-    members = sorted(each.members, key=repr)
-    found = [spells[rule.name, subject].finding for subject in members if (rule.name, subject) in spells]
+def told_anew(rules: Mapping[str, Rule], view: View, spells: Mapping[Key, Spell], each: Running) -> Running:
+    """Word an alert by what it is about now; where only what it has brought about is left, by that."""
+    name = each.alert.rule if each.members else min(name for name, _ in each.parts)
+    rule = rules[name]
+    members = sorted(each.members or {subject for other, subject in each.parts if other == name}, key=repr)
+    found = [spells[name, subject].finding for subject in members if (name, subject) in spells]
     hosts = sorted({subject.host for subject in members if subject.host is not None} | each.expected)
     where = _where(members, hosts, each, view)
     user, gpu = members[0].user, members[0].gpu if len(members) == 1 else None
@@ -31,14 +33,16 @@ def told_anew(rule: Rule, view: View, spells: Mapping[Key, Spell], each: Running
             ", ".join(f"{count} × {model}" if count > 1 else model for model, count in models.most_common(NAMED)),
         ),
         ("who", "; ".join(who[:NAMED]) or (user or "")),
+        ("also", _also(rules, spells, each, name)),
         ("again", f"time {each.times} in a row: it comes and goes" if each.times > 1 else ""),
         ("likely cause", rule.cause),
         ("next step", rule.next),
     ]
+    severity = rule.severity if each.members else each.alert.severity
     labels = {
         **host_labels,
-        "rule": rule.name,
-        "severity": rule.severity,
+        "rule": each.alert.rule,
+        "severity": severity,
         **({"host": hosts[0]} if len(hosts) == 1 else {}),
         **({"gpu": str(gpu)} if gpu is not None else {}),
         **({"user": user} if user is not None else {}),
@@ -48,12 +52,28 @@ def told_anew(rule: Rule, view: View, spells: Mapping[Key, Spell], each: Running
         each.alert,
         host=hosts[0] if len(hosts) == 1 else None,
         gpu=gpu,
-        title=f"{where}: {rule.title or rule.name}",
-        severity=rule.severity,
+        title=f"{where}: {_title(rules, each, name)}",
+        severity=severity,
         facts=tuple([fact for fact in facts if fact[1]]),
         labels=labels,
     )
     return replace(each, alert=alert)
+
+
+def _title(rules: Mapping[str, Rule], each: Running, name: str) -> str:
+    title = rules[name].title or name
+    first = rules.get(each.alert.rule)
+    # it was told of by the title of the first, and that is over
+    return title if name == each.alert.rule or first is None else f"{title}, after {first.title or first.name}"
+
+
+def _also(rules: Mapping[str, Rule], spells: Mapping[Key, Spell], each: Running, name: str) -> str:
+    """Say what an alert has brought about besides."""
+    figures: dict[str, list[str]] = {}
+    for key in sorted(each.parts, key=repr):
+        if key[0] != name and key in spells:
+            figures.setdefault(rules[key[0]].title or key[0], []).append(spells[key].finding.figure)
+    return "; ".join(f"{title}: {', '.join(dict.fromkeys(those[:NAMED]))}" for title, those in figures.items())
 
 
 def _where(members: Sequence[Subject], hosts: Sequence[str], each: Running, view: View) -> str:

@@ -7,18 +7,20 @@ from hypothesis import strategies as st
 from cluster_dash_server.alerts import rules
 from cluster_dash_server.alerts.book import Remembered
 from cluster_dash_server.alerts.evaluate import Step, evaluate
-from cluster_dash_server.alerts.state import Finding, Key, Level, State, Subject, View, recall
+from cluster_dash_server.alerts.routing import addressees
+from cluster_dash_server.alerts.state import Finding, Key, Level, Running, State, Subject, View, recall
+from cluster_dash_server.notices.receivers import Receiver
 
 NOW = 1_700_000_000.0
 RULES = rules.load()
-NAMES = ("host-silent", "gpu-error", "gpu-held", "xid-fatal", "posts-refused")
+NAMES = ("host-silent", "gpu-error", "gpu-held", "xid-fatal", "xid-hardware", "node-down", "posts-refused")
 HOSTS = tuple(f"gpu{number:02}" for number in range(30))
 
 
 def _subject(rule: str, host: str, gpu: int, user: str | None) -> Subject:
     if rule == "posts-refused":
         return Subject(thing=f"receiver {gpu}")
-    if rule == "host-silent":
+    if rule in ("host-silent", "node-down"):
         return Subject(host)
     return Subject(host, gpu, user if rule == "gpu-held" else None)
 
@@ -106,10 +108,11 @@ def test_each_condition_belongs_to_one_alert_at_most(night: list[tuple[dict[Key,
     state, _, _ = _live(night)
     owners: dict[Key, str] = {}
     for name, running in state.running.items():
-        assert running.members
-        for subject in running.members:
-            assert owners.setdefault((running.alert.rule, subject), name) == name
-            assert state.spells[running.alert.rule, subject].alert == name
+        keys = {(running.alert.rule, subject) for subject in running.members} | running.parts
+        assert keys
+        for key in keys:
+            assert owners.setdefault(key, name) == name
+            assert state.spells[key].alert == name
 
 
 @given(_NIGHT)
@@ -117,9 +120,9 @@ def test_a_restart_is_no_news(night: list[tuple[dict[Key, Finding], float]]) -> 
     state, steps, now = _live(night)
     kept = {step.running.alert.id: step.running for step in steps}
     found = {
-        (running.alert.rule, subject): Finding("figure")
+        key: Finding("figure")
         for running in state.running.values()
-        for subject in running.members
+        for key in {(running.alert.rule, subject) for subject in running.members} | running.parts
     }
     again = recall([Remembered(running.alert, running.memory()) for running in kept.values()])
     assert set(again.running) == set(state.running)
@@ -160,3 +163,102 @@ def test_what_an_earlier_release_noted_is_taken_up() -> None:
     again = recall([Remembered(running.alert, '{"of": "another form"}')])
     _, steps = evaluate(RULES, View(found=_silent(HOSTS[:1]), hosts=10), again, NOW + 5)
     assert steps == []
+
+
+# ------------------------------------------------------------------------------------------------------- one cause
+
+XID, LOST = ("xid-fatal", Subject("gpu07", 3)), ("gpu-error", Subject("gpu07", 3))
+HARDWARE = ("xid-hardware", Subject("gpu07", 3))
+MINUTE, HOUR = 60.0, 3600.0
+
+
+class Trouble:
+    """What becomes of a cluster in trouble, step by step."""
+
+    def __init__(self) -> None:
+        self.now, self.state = NOW, State()
+        self.silenced = ""  # a rule
+
+    def shows(self, *keys: Key, after: float = 0.0) -> list[str]:
+        """Let time pass with these conditions; return what is told to whom: `began gpu07: … > ops, errors`."""
+        said = []
+        for passed in {0.0, after}:
+            self.now += passed
+            found = {key: Finding(f"figure of {key[0]}") for key in keys}
+            view = View(found=found, hosts=1_000, silenced=self._silenced_until)
+            self.state, steps = evaluate(RULES, view, self.state, self.now)
+            by_name = {rule.name: rule for rule in RULES}
+            for step in steps:
+                told = addressees(step, by_name, RECEIVERS, lambda name: None, self.now)
+                if told:
+                    said.append(f"{step.kind} {step.running.alert.title} > {', '.join(sorted(told))}")
+        return said
+
+    def _silenced_until(self, running: Running) -> float | None:
+        return NOW + HOUR if running.alert.rule == self.silenced else None
+
+
+RECEIVERS = (Receiver(name="ops", kind="email"), Receiver(name="errors", kind="email", rules=("gpu-error",)))
+
+
+def test_an_xid_and_the_gpu_that_it_costs_are_one_alert_until_both_are_over() -> None:
+    trouble = Trouble()
+    assert trouble.shows(XID) == ["began gpu07 GPU 3: fatal Xid > ops"]
+    # who is told of GPUs in error only hears of it when it comes to that
+    assert trouble.shows(XID, LOST, after=MINUTE) == ["changed gpu07 GPU 3: fatal Xid > errors"]
+    (running,) = trouble.state.running.values()
+    assert dict(running.alert.facts)["also"] == "in error: figure of gpu-error"
+    assert trouble.shows(LOST, after=2 * HOUR) == []
+    (running,) = trouble.state.running.values()
+    assert running.alert.title == "gpu07 GPU 3: in error, after fatal Xid"
+    assert trouble.shows(XID, LOST) == []  # once more: it is known
+    assert trouble.shows(after=9 * MINUTE) == []
+    assert trouble.shows(after=2 * MINUTE) == ["ended gpu07 GPU 3: in error, after fatal Xid > errors, ops"]
+    assert trouble.state.running == {}
+
+
+def test_what_comes_first_has_what_comes_later_as_a_part_whichever_of_the_rules_names_the_other() -> None:
+    trouble = Trouble()
+    assert trouble.shows(LOST, after=MINUTE) == ["began gpu07 GPU 3: in error > errors, ops"]
+    assert trouble.shows(XID, LOST) == []
+    silent, down = ("host-silent", Subject("gpu08")), ("node-down", Subject("gpu08"))
+    assert trouble.shows(XID, LOST, silent, down, after=5 * MINUTE) == ["began gpu08: silent > ops"]
+    assert len(trouble.state.running) == 2
+
+
+def test_what_is_graver_or_of_another_gpu_is_told_by_itself() -> None:
+    trouble = Trouble()
+    assert trouble.shows(HARDWARE) == ["began gpu07 GPU 3: Xid of the hardware > ops"]
+    assert trouble.shows(HARDWARE, LOST, after=MINUTE) == ["began gpu07 GPU 3: in error > errors, ops"]
+    assert trouble.shows(HARDWARE, XID, LOST) == []
+    other = Trouble()
+    assert other.shows(XID) == ["began gpu07 GPU 3: fatal Xid > ops"]
+    lost = ("gpu-error", Subject("gpu07", 4))
+    assert other.shows(XID, lost, after=MINUTE) == ["began gpu07 GPU 4: in error > errors, ops"]
+
+
+def test_what_is_silenced_hides_nothing_of_another_rule() -> None:
+    trouble = Trouble()
+    trouble.silenced = "xid-fatal"
+    assert trouble.shows(XID) == []
+    assert trouble.shows(XID, LOST, after=MINUTE) == ["began gpu07 GPU 3: in error > errors, ops"]
+
+
+def test_parts_of_an_alert_outlive_a_restart() -> None:
+    trouble = Trouble()
+    trouble.shows(XID)
+    trouble.shows(XID, LOST, after=MINUTE)
+    (running,) = trouble.state.running.values()
+    trouble.state = recall([Remembered(running.alert, running.memory())])
+    assert trouble.shows(LOST, after=2 * HOUR) == []
+    assert trouble.shows(after=11 * MINUTE) == ["ended gpu07 GPU 3: in error, after fatal Xid > errors, ops"]
+
+
+def test_a_rack_that_was_silent_and_then_is_down_in_slurm_is_one_alert() -> None:
+    trouble = Trouble()
+    silent = [("host-silent", Subject(host)) for host in HOSTS]
+    down = [("node-down", Subject(host)) for host in HOSTS]
+    assert trouble.shows(*silent) == ["began 30 of 1000 hosts: silent > ops"]
+    assert trouble.shows(*down, after=5 * MINUTE) == []
+    assert trouble.shows(*down, after=HOUR) == []
+    assert trouble.shows(after=11 * MINUTE) == ["ended 30 of 1000 hosts: down in Slurm, after silent > ops"]

@@ -61,6 +61,8 @@ def test_a_site_adds_a_rule_of_its_own(tmp_path: Path) -> None:
         ("[disk-full]\nfor = 5", "expected a time such as '5m'"),
         ("[disk-full]\nfor = 'soon'", "expected a time such as '5m'"),
         ("[disk-full]\nto = 'ops'", "expected a list of names of receivers"),
+        ("[disk-full]\nsame_cause = 'silent'", "expected a list of names of rules"),
+        ("[disk-full]\nsame_cause = ['host-silnt']", "no rule is called host-silnt, did you mean host-silent?"),
         ("[disk-full]\nenabled = 'no'", "expected true or false"),
         ("[disk-full]\nfilter = 'colour:red'", "colour: no such key"),
         ("[disk-full]\nwhen = 'disc > 95'", "disc: no such fact, did you mean disk?"),
