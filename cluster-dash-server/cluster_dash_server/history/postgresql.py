@@ -24,6 +24,7 @@ from cluster_dash_server.history.numbered import PART, SCHEMA, Names, part_of
 from cluster_dash_server.history.rollups import HOUR
 from cluster_dash_server.history.segments import Row, packed
 from cluster_dash_server.history.seqs import Seqs
+from cluster_dash_server.history.settled import Identity
 from cluster_dash_server.postgresql import Database, PostgresqlError, Statements
 from cluster_dash_server.privacy import unnamed
 from cluster_dash_server.store import (
@@ -103,6 +104,8 @@ class PostgresqlLedger:
     ) -> None:
         self.trouble: str | None = None
         self.loss: str | None = None
+        self.settled: Callable[[list[Identity]], None] = lambda settled: None
+        """Told of snapshots that are written."""
         self._db = database
         self._clock = clock
         self._keep = keep
@@ -299,12 +302,24 @@ class PostgresqlLedger:
         return [(uuid.uuid4(), hour, part, packed(found)) for (hour, part), found in of.items()]
 
     def _is_written(self, batch: _Batch) -> None:
+        written = [
+            Identity(row.host, row.boot_id, row.seq)
+            for row in batch.rows
+            if row.boot_id is not None and row.seq is not None
+        ]
         with self._wake:
             self._notes -= len(batch.items)
-            for row in batch.rows:
-                self._row_bytes -= 300 + 4 * len(row.values)
-                if row.boot_id is not None and row.seq is not None:
-                    self._written.setdefault((row.host, row.boot_id), Seqs()).add(row.seq)
+            self._row_bytes -= sum(300 + 4 * len(row.values) for row in batch.rows)
+            for host, boot_id, seq in written:
+                self._written.setdefault((host, boot_id), Seqs()).add(seq)
+        if written:
+            self.settled(written)
+
+    def has_settled(self, snapshot: Identity) -> bool:
+        """Say whether a snapshot that this replica took is written."""
+        with self._wake:
+            seqs = self._written.get((snapshot.host, snapshot.boot_id))
+            return seqs is not None and snapshot.seq in seqs
 
     # ------------------------------------------------------------------------------------------------ adding up
 

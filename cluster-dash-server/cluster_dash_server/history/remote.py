@@ -5,10 +5,11 @@ import math
 import threading
 import time
 from array import array
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import chain
+from typing import Protocol
 
 from cluster_dash_server.history import sending
 from cluster_dash_server.history.encoding import Encoder
@@ -18,7 +19,7 @@ from cluster_dash_server.history.promql import Asker
 from cluster_dash_server.history.recording import Recorder
 from cluster_dash_server.history.sending import Item, Minute, Sender, Snapshot
 from cluster_dash_server.history.seqs import Seqs
-from cluster_dash_server.history.sqlite import SqliteStore
+from cluster_dash_server.history.settled import Identity, Settled
 from cluster_dash_server.store import (
     GPU_METRICS,
     HOST_METRICS,
@@ -28,6 +29,7 @@ from cluster_dash_server.store import (
     Holder,
     KeptEvent,
     LastSeen,
+    Ledger,
     Series,
     SeriesQuery,
     StoreError,
@@ -69,9 +71,13 @@ class RemoteStore:
         cluster: the label `cluster` of all that is written, and of all that is asked for.
         pace: when figures are written.
         clock: Unix s.
+        sees_all: whether all rows of the cluster come here; else the minutes are made of what `add_up` is given.
     """
 
-    def __init__(self, access: Access, cluster: str, pace: Pace, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, access: Access, cluster: str, pace: Pace, clock: Callable[[], float], *, sees_all: bool = True
+    ) -> None:
+        self._sees_all = sees_all
         self._pace = pace
         self._clock = clock
         self._asker = Asker(access, cluster, clock)
@@ -83,6 +89,9 @@ class RemoteStore:
         self._ends = False
         self._flushes = self._flushed = 0
         self._read_trouble: str | None = None
+        self.settled: Callable[[list[Identity]], None] = lambda settled: None
+        """Told of snapshots that are settled here."""
+        self._of_all: list[Figures] = []
         self._sender = Sender(
             access,
             Encoder(cluster),
@@ -129,13 +138,27 @@ class RemoteStore:
             seqs = self._written.get((host, boot_id))
             return None if seqs is None else seqs.last_from(oldest_seq)
 
-    def _are_settled(self, items: Iterable[Item]) -> None:
+    def has_settled(self, snapshot: Identity) -> bool:
+        """Say whether a snapshot is settled here."""
         with self._wake:
-            for item in items:
-                if isinstance(item, Snapshot):
-                    row = item.row
-                    if row.boot_id is not None and row.seq is not None:
-                        self._written.setdefault((row.host, row.boot_id), Seqs()).add(row.seq)
+            seqs = self._written.get((snapshot.host, snapshot.boot_id))
+            return seqs is not None and snapshot.seq in seqs
+
+    def _are_settled(self, items: Iterable[Item]) -> None:
+        settled = [
+            Identity(row.host, row.boot_id, row.seq)
+            for item in items
+            if isinstance(item, Snapshot) and (row := item.row).boot_id is not None and row.seq is not None
+        ]
+        with self._wake:
+            for host, boot_id, seq in settled:
+                self._written.setdefault((host, boot_id), Seqs()).add(seq)
+        self.settled(settled)
+
+    def add_up(self, rows: Sequence[Figures]) -> None:
+        """Take rows of all hosts, those of other replicas too, for the minutes of the cluster."""
+        with self._wake:
+            self._of_all += rows
 
     def flush(self) -> None:
         """See `Store`; the minutes that are settled are recorded, too."""
@@ -169,9 +192,11 @@ class RemoteStore:
             with self._wake:
                 self._wake.wait_for(self._is_asked, max(0.05, min(wait, self._pace.flush_seconds)))
                 rows, self._queue = self._queue, []
+                of_all, self._of_all = self._of_all, []
                 flushes, ends = self._flushes, self._ends
             try:
-                self._put(rows, also_late=self._flushed < flushes)
+                self._sender.put(map(Snapshot.of, rows))
+                self._record(rows if self._sees_all else of_all, also_late=self._flushed < flushes)
                 wait = self._sender.send(is_last_try=ends or self._flushed < flushes)
             except Exception:  # whatever it is: history must not end for good while the server lives
                 log.exception("a fault in writing history")
@@ -186,9 +211,8 @@ class RemoteStore:
     def _is_asked(self) -> bool:
         return self._ends or self._flushed < self._flushes
 
-    def _put(self, rows: list[Figures], *, also_late: bool) -> None:
-        """Pass rows on, and the minutes that they made whole."""
-        self._sender.put(map(Snapshot.of, rows))
+    def _record(self, rows: list[Figures], *, also_late: bool) -> None:
+        """Add rows up, and pass on the minutes that they made whole."""
         for row in rows:
             self._recorder.take(row)
         now = self._clock()
@@ -219,8 +243,8 @@ class RemoteStore:
         return self._asker.moment(at, silent_seconds)
 
 
-def of(settings: HistorySettings, clock: Callable[[], float]) -> RemoteStore:
-    """Return the store of the settings, which were looked at before.
+def of(settings: HistorySettings, clock: Callable[[], float], *, sees_all: bool = True) -> RemoteStore:
+    """Return the store of the settings, which were looked at before; see `RemoteStore`.
 
     Raises:
         AccessError: they cannot be used.
@@ -230,7 +254,7 @@ def of(settings: HistorySettings, clock: Callable[[], float]) -> RemoteStore:
         settle_seconds=settings.settle_seconds,
         window_seconds=settings.window_seconds,
     )
-    return RemoteStore(access_of(settings), settings.cluster, pace, clock)
+    return RemoteStore(access_of(settings), settings.cluster, pace, clock, sees_all=sees_all)
 
 
 def check(settings: HistorySettings) -> None:
@@ -252,17 +276,79 @@ def check(settings: HistorySettings) -> None:
         asker.check()
 
 
+class OwnLedger(Ledger, Protocol):
+    """Where what no engine can tell is kept: in a file, or in a database that replicas share."""
+
+    trouble: str | None
+    loss: str | None
+
+    def append(self, figures: Figures) -> None:
+        """See `Store`."""
+
+    def knows(self, host: str, boot_id: str, seq: int) -> bool:
+        """See `Store`."""
+
+    def durable_seq(self, host: str, boot_id: str, oldest_seq: int | None) -> int | None:
+        """See `Store`."""
+
+    def series(self, ask: SeriesQuery) -> list[Series]:
+        """See `Store`; of users."""
+
+    def prune(self, now: float) -> None:
+        """See `Store`."""
+
+    def flush(self) -> None:
+        """See `Store`."""
+
+    def last_seen(self) -> list[LastSeen]:
+        """Return the newest snapshot of each host."""
+
+    def kept_events(self, most: int = ...) -> list[KeptEvent]:
+        """Return the newest events, oldest first."""
+
+    def close(self) -> None:
+        """Write what waits, and end."""
+
+
+class SharedLedger(OwnLedger, Protocol):
+    """A ledger that replicas share."""
+
+    settled: Callable[[list[Identity]], None]
+    """Told of snapshots that are settled there."""
+
+    def has_settled(self, snapshot: Identity) -> bool:
+        """Say whether a snapshot is settled there."""
+
+
+def shared(store: RemoteStore, ledger: SharedLedger, settled: Settled) -> "RemoteHistory":
+    """Return the history of one of several replicas: a snapshot is settled once the engine and the ledger have it.
+
+    Args:
+        store: takes the figures.
+        ledger: takes the rest.
+        settled: what all replicas know to be settled.
+    """
+
+    def note(snapshots: list[Identity]) -> None:
+        settled.add([each for each in snapshots if store.has_settled(each) and ledger.has_settled(each)])
+
+    store.settled = ledger.settled = note
+    return RemoteHistory(store, ledger, settled)
+
+
 class RemoteHistory:
-    """A `Store` behind an engine, and a `Ledger` in a file for what no engine can tell.
+    """A `Store` behind an engine, and a `Ledger` for what no engine can tell.
 
     Args:
         store: takes the figures.
         ledger: takes events, who had which GPU, and the newest snapshots.
+        settled: where it is known what is settled in both, where replicas share that; None: both are asked.
     """
 
-    def __init__(self, store: RemoteStore, ledger: SqliteStore) -> None:
+    def __init__(self, store: RemoteStore, ledger: OwnLedger, settled: Settled | None = None) -> None:
         self._store = store
         self._ledger = ledger
+        self._settled = settled
 
     @property
     def trouble(self) -> str | None:
@@ -292,7 +378,7 @@ class RemoteHistory:
     def append(self, figures: Figures) -> None:
         """See `Store`."""
         self._store.append(figures)
-        self._ledger.append(_for_ledger(figures))
+        self._ledger.append(_for_ledger(figures) if self._settled is None else figures)
 
     def knows(self, host: str, boot_id: str, seq: int) -> bool:
         """See `Store`: what only one of both took must come again."""
@@ -300,6 +386,8 @@ class RemoteHistory:
 
     def durable_seq(self, host: str, boot_id: str, oldest_seq: int | None) -> int | None:
         """See `Store`."""
+        if self._settled is not None:
+            return self._settled.last_from(host, boot_id, oldest_seq)
         there = self._store.durable_seq(host, boot_id, oldest_seq)
         here = self._ledger.durable_seq(host, boot_id, oldest_seq)
         return None if there is None or here is None else min(there, here)
@@ -334,7 +422,7 @@ class RemoteHistory:
 
     def flush(self) -> None:
         """See `Store`."""
-        self._ledger.flush()
+        self._ledger.flush()  # first: what it adds up goes to the engine, too
         self._store.flush()
 
     # --------------------------------------------------------------------------------------------------- Ledger
