@@ -17,7 +17,11 @@ TOOL = TOP / ".tools" / "audit"
 REQUIREMENTS = TOP / "dev" / "audit-requirements.txt"
 LOCKS = (
     *("cluster-dash-server/requirements.lock", "cluster-dash-mole/requirements.lock"),
-    *("cluster-dash-mole/requirements-sheets.lock", "requirements.lock"),
+    *(
+        "cluster-dash-server/requirements-replicas.lock",
+        "cluster-dash-mole/requirements-sheets.lock",
+        "requirements.lock",
+    ),
 )
 MOST_SECONDS = 300
 """For one lock file: a network that swallows what it is sent must not hold up who asks."""

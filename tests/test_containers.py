@@ -12,28 +12,31 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import tomllib
 import yaml
 
 from cluster_dash_mole import config as mole_config
+from cluster_dash_server import settings as server_settings
 from cluster_dash_server.settings import Settings
 from tests.processes import BIN, TOP, Process, start_server, wait_until
 
 ETC = TOP / "etc"
 CONTAINERFILE = re.sub(r"\\\n", " ", (TOP / "Containerfile").read_text())
-COMPOSE: dict[str, Any] = yaml.safe_load((ETC / "compose.yaml").read_text())
+COMPOSE = {file: yaml.safe_load((ETC / file).read_text()) for file in ("compose.yaml", "compose-replicas.yaml")}
+SECRETS = {"PASSCODE": "x", "DATABASE_PASSWORD": "y"}
 SCRIPTS = sorted((ETC / "container").glob("start-*"))
 
 
-def compose(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def compose(*arguments: str, file: str = "compose.yaml", **environment: str) -> subprocess.CompletedProcess[str]:
     package = importlib.util.find_spec("compose")
     assert package is not None
     assert package.origin is not None
     program = Path(package.origin).with_name("docker-compose")
     clean = {name: value for name, value in os.environ.items() if name in ("PATH", "HOME")}
-    command: list[str | Path] = [program, "-f", ETC / "compose.yaml", *arguments]
+    command: list[str | Path] = [program, "-f", ETC / file, *arguments]
     return subprocess.run(command, env={**clean, **environment}, capture_output=True, text=True, check=False)
 
 
@@ -41,14 +44,34 @@ def compose(*arguments: str, **environment: str) -> subprocess.CompletedProcess[
 
 
 @pytest.mark.parametrize("profiles", [[], ["demo"], ["development"], ["demo", "development"]])
-def test_the_compose_file_is_valid_with_each_profile(profiles: list[str]) -> None:
+@pytest.mark.parametrize("file", COMPOSE)
+def test_the_compose_file_is_valid_with_each_profile(file: str, profiles: list[str]) -> None:
     options = [option for profile in profiles for option in ("--profile", profile)]
-    done = compose(*options, "config", "-q", PASSCODE="x")
+    done = compose(*options, "config", "-q", file=file, **SECRETS)
     assert done.returncode == 0, done.stderr
 
 
-def test_nothing_starts_without_a_passcode() -> None:
-    assert "set PASSCODE" in compose("config", "-q").stderr
+@pytest.mark.parametrize("file", COMPOSE)
+def test_nothing_starts_without_a_passcode(file: str) -> None:
+    assert "set PASSCODE" in compose("config", "-q", file=file, DATABASE_PASSWORD="y").stderr
+
+
+def test_two_replicas_know_the_same_engines_and_trust_nginx_which_knows_both() -> None:
+    done = compose("config", "--format", "json", file="compose-replicas.yaml", **SECRETS)
+    services = json.loads(done.stdout)["services"]
+    replicas, front = [services["replica1"], services["replica2"]], services["nginx"]
+    address = {name: (each["networks"]["inside"] or {}).get("ipv4_address") for name, each in services.items()}
+    settings = [each["environment"] for each in replicas]
+    assert settings[0] == settings[1]
+    assert settings[0]["CLUSTER_DASH_SERVER__TRUSTED_PROXIES"] == address["nginx"]
+    assert [front["environment"][f"REPLICA_{number}"] for number in (1, 2)] == [
+        f"{address[name]}:8080" for name in ("replica1", "replica2")
+    ]
+    assert [name for name, each in services.items() if "ports" in each] == ["nginx"]
+    for key, section in (("LIVE__URL", "redis"), ("HISTORY__WRITE_URL", "victoria"), ("LEDGER__URL", "postgresql")):
+        assert urlsplit(settings[0][f"CLUSTER_DASH_{key}"]).hostname == section
+    environment = {name: value for name, value in settings[0].items() if name.startswith("CLUSTER_DASH_")}
+    assert server_settings.load(None, environment=environment).live.kind == "redis"
 
 
 def test_ports_and_addresses_of_the_compose_file_are_variables() -> None:
@@ -64,21 +87,23 @@ def test_ports_and_addresses_of_the_compose_file_are_variables() -> None:
     assert services["grafana"]["environment"]["GF_SERVER_ROOT_URL"] == "https://dash.example.org/grafana/"
 
 
-def test_settings_in_the_compose_file_exist() -> None:
+@pytest.mark.parametrize("file", COMPOSE)
+def test_settings_in_the_compose_file_exist(file: str) -> None:
     sections = {name.upper(): kind for name, kind in mole_config.SECTIONS.items()}
     sections |= {
         name.upper(): type(getattr(Settings(), name)) for name in (field.name for field in dataclasses.fields(Settings))
     }
-    for service in COMPOSE["services"].values():
+    for service in COMPOSE[file]["services"].values():
         for name in service.get("environment", {}):
             if name.startswith("CLUSTER_DASH_"):
                 section, _, key = name.removeprefix("CLUSTER_DASH_").partition("__")
                 assert key.lower() in {field.name for field in dataclasses.fields(sections[section])}, name
 
 
-def test_what_the_compose_file_mounts_and_builds_is_there() -> None:
+@pytest.mark.parametrize("file", COMPOSE)
+def test_what_the_compose_file_mounts_and_builds_is_there(file: str) -> None:
     stages = set(re.findall(r"^FROM \S+ AS (\w+)$", CONTAINERFILE, re.MULTILINE))
-    for service in COMPOSE["services"].values():
+    for service in COMPOSE[file]["services"].values():
         if "build" in service:
             assert service["build"]["target"] in stages
             assert (ETC / service["build"]["context"] / service["build"]["dockerfile"]).is_file()
