@@ -23,6 +23,7 @@ from bench import (  # noqa: E402 - the folder is no installed package
     mole,
     prometheus,
     relay,
+    replicas,
     scrape,
     simulate,
     start,
@@ -41,8 +42,11 @@ CASES: dict[str, Callable[[int], list[Figure]]] = {
     "simulate": simulate.run,
     "history": history.run,
     "relay": relay.run,
+    "replicas": replicas.run,
     "alerts": alerts.run,
 }
+FULL: dict[str, Callable[..., list[Figure]]] = {"history": history.run, "replicas": replicas.run}
+"""Those that have a long form."""
 
 
 def main() -> int:
@@ -51,7 +55,7 @@ def main() -> int:
     parser.add_argument("cases", nargs="*", metavar="CASE", help=f"of {', '.join(CASES)}; default: all")
     parser.add_argument("--runs", type=int, default=5, help="runs of each, of which the median counts")
     parser.add_argument("--write", action="store_true", help="write the table to bench/RESULTS.md")
-    parser.add_argument("--full", action="store_true", help="history: 100 hosts and 1,000; takes hours")
+    parser.add_argument("--full", action="store_true", help="history: 1,000 hosts, for hours; replicas: 10,000 hosts")
     options = parser.parse_args()
     unknown = [name for name in options.cases if name not in CASES]
     if unknown:
@@ -59,7 +63,7 @@ def main() -> int:
     figures = []
     for name in options.cases or CASES:
         print(f"{name} …", file=sys.stderr, flush=True)
-        case = partial(history.run, full=options.full) if name == "history" else CASES[name]
+        case = partial(FULL[name], full=True) if options.full and name in FULL else CASES[name]
         figures += case(options.runs)
     text = (
         f"{machine()}. Medians of {options.runs} runs, each beside its reference in the same run.\n\n{table(figures)}\n"

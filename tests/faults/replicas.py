@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Protocol, Self
 
-from tests import engines, nginx
+from tests import databases, engines, nginx
 from tests.processes import BIN, TOP, Listening, Process, wait_until
 
 PASSCODE = "lab_cluster_2025"
@@ -179,6 +179,21 @@ class Site:
         self._stack.close()
 
 
+def redis_server(folder: Path) -> tuple[Part, dict[str, str]]:
+    """Return a Redis that keeps nothing, and the settings by which replicas share their live view there."""
+    folder.mkdir()
+    port = nginx.free_port()
+    command = ["redis-server", "--bind", "127.0.0.1", "--port", str(port), "--save", "", "--dir", str(folder)]
+
+    def begin() -> Process:
+        process = Process(command, folder=folder)
+        wait_until(lambda: nginx.is_open(port), 60, "Redis listens")
+        return process
+
+    settings = {"CLUSTER_DASH_LIVE__KIND": "redis", "CLUSTER_DASH_LIVE__URL": f"redis://127.0.0.1:{port}/0"}
+    return Part("Redis", begin), settings
+
+
 def victoria_metrics(folder: Path) -> tuple[Part, dict[str, str]]:
     """Return VictoriaMetrics, and the settings by which replicas keep their figures there."""
     folder.mkdir()
@@ -190,6 +205,13 @@ def victoria_metrics(folder: Path) -> tuple[Part, dict[str, str]]:
         "CLUSTER_DASH_HISTORY__CLUSTER": "test",
     }
     return Part.of("VictoriaMetrics", engine), settings
+
+
+def postgresql() -> tuple[databases.Postgresql, dict[str, str]]:
+    """Return a PostgreSQL that can be killed, and the settings of its ledger; whose data who calls removes."""
+    database = databases.Postgresql(is_safe=True)
+    settings = {"CLUSTER_DASH_LEDGER__KIND": "postgresql", "CLUSTER_DASH_LEDGER__URL": database.url()}
+    return database, settings
 
 
 class Looking:
