@@ -11,6 +11,10 @@ class BookError(Exception):
     """Alerts cannot be read or written now; the text says why and what would mend it."""
 
 
+class NoLongerLeads(BookError):
+    """What a round of evaluation came to was not kept: another replica evaluates, or what is kept was changed."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Acknowledgement:
     """Somebody has seen an alert and sees to it; `at` Unix s."""
@@ -165,8 +169,16 @@ class Book(Outbox, Protocol):
     def forget_user(self, user: str) -> int:
         """Take a user's name out of all that is kept; return in how many rows it was."""
 
-    def commit(self, transitions: Sequence[Transition]) -> None:
-        """Keep what a round of evaluation came to, and put its notices into the outbox: all of it or nothing."""
+    def commit(self, transitions: Sequence[Transition], fence: int = 0) -> None:
+        """Keep what a round of evaluation came to, and put its notices into the outbox: all of it or nothing.
+
+        Args:
+            transitions: what became of alerts.
+            fence: what the evaluator was given when it began the round; books of a single server do not ask for it.
+
+        Raises:
+            NoLongerLeads: it is no longer the fence that counts, or one of the alerts has ended already.
+        """
 
     def remembered(self, since: float) -> list[Remembered]:
         """Return the alerts that go on, and those that ended since then (Unix s), for evaluation to begin with."""

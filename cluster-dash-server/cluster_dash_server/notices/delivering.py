@@ -1,6 +1,7 @@
 """Delivery: empties the outbox, each receiver in a thread of its own, so that none waits for another.
 
 At least once: a notice is marked when its receiver has said yes, so it comes twice where the server dies in between.
+Of several replicas one tells a receiver at a time: who sends has claimed it before each notice.
 """
 
 import logging
@@ -11,9 +12,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, tzinfo
-from typing import NamedTuple
 
-from cluster_dash_server.notices.notice import Forgetful, Kind, Notice, Notifier, NotifyError, Outbox, Waiting
+from cluster_dash_server.notices.notice import Forgetful, Kind, Notice, Notifier, NotifyError, Outbox, Outcome, Waiting
 from cluster_dash_server.notices.receivers import PERSON, SEVERITIES, Receiver
 
 log = logging.getLogger(__name__)
@@ -30,7 +30,6 @@ REPEAT_SECONDS = 60.0
 AT_ONCE = 20
 """Notices that one receiver gets in one go."""
 MOST_DUE = 1000
-MOST_OUTCOMES = 1000
 STOP_SECONDS = 15.0
 """How long the end of the server waits for what is under way."""
 TROUBLE_SECONDS = 60.0
@@ -38,12 +37,8 @@ TROUBLE_SECONDS = 60.0
 BUSY_SECONDS = 15.0
 """When a receiver is busy for longer than a round, what else waits for it is looked at again after so long."""
 HOUR_SECONDS = 3600.0
-
-
-class Outcome(NamedTuple):
-    """What became of a test; `why` None: the receiver took it."""
-
-    why: str | None
+CLAIM_SECONDS = 90.0
+"""For so long a receiver is left to the replica that began to tell it something: longer than any try takes."""
 
 
 @dataclass(slots=True)
@@ -135,7 +130,6 @@ class Delivery:
         self._forgetful = {name: each for name, each in self._notifiers.items() if isinstance(each, Forgetful)}
         self._repeated_at = self._troubled_at = float("-inf")
         self._ways: dict[str, _Way] = {}
-        self._outcomes: dict[tuple[str, str], Outcome] = {}
         self._taken: set[int] = set()  # rows that a receiver has, and the outbox does not know of yet
         self._lock = threading.Lock()
         self._idle = threading.Condition(self._lock)
@@ -234,9 +228,11 @@ class Delivery:
     def _work(self, way: _Way, rows: list[Waiting]) -> None:
         try:
             for each in rows:
-                if self._stops.is_set():
-                    return
+                if self._stops.is_set() or not self._outbox.claim(each, CLAIM_SECONDS):
+                    break
                 self._deliver(way, each)
+            if not self._taken:  # else it is left to this replica until it has noted them
+                self._outbox.release(rows[0].receiver)
         except Exception as error:  # whatever keeps notices; what was taken is in mind, and noted by a later round
             self._troubled_at = self._clock()
             self._say(str(error) or type(error).__name__)
@@ -275,7 +271,6 @@ class Delivery:
         with self._lock:
             self._taken.add(each.row)
         self._mark_taken()
-        self._came_out(each, None)
 
     def _notifier(self, name: str) -> Notifier:
         found = self._notifiers.get(name)
@@ -305,17 +300,10 @@ class Delivery:
         self._wake.set()
 
     def outcome(self, receiver: str, key: str) -> Outcome | None:
-        """Return what became of the last try of a test; None: it was not tried yet."""
-        return self._outcomes.get((receiver, key))
-
-    def _came_out(self, each: Waiting, why: str | None) -> None:
-        if each.notice.kind == "test":
-            if len(self._outcomes) >= MOST_OUTCOMES:
-                self._outcomes = {}
-            self._outcomes[each.receiver, each.notice.key] = Outcome(why)
+        """Return what became of the last try of a notice, by any replica; None: it was not tried yet."""
+        return self._outbox.outcome(receiver, key)
 
     def _fail(self, each: Waiting, now: float, why: str, next_try_at: float | None) -> None:
-        self._came_out(each, why)
         if next_try_at is None:
             log.error("notices: given up for %s: %s: %s", each.receiver, each.notice.title, why)
         self._outbox.failed(each.row, now, why, next_try_at)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 Severity = Literal["info", "warning", "critical"]
 Kind = Literal["firing", "resolved", "digest", "free", "test"]
@@ -97,6 +97,12 @@ class Waiting:
     tries: int
 
 
+class Outcome(NamedTuple):
+    """What became of the last try of a notice; `why` None: the receiver took it."""
+
+    why: str | None
+
+
 class Outbox(Protocol):
     """Notices that wait. They are put there in the transaction that makes the alert; any thread may call."""
 
@@ -106,6 +112,12 @@ class Outbox(Protocol):
     def due(self, now: float, most: int) -> list[Waiting]:
         """Return what is to be tried now, oldest first; a firing and its end that both wait are one, the end."""
 
+    def claim(self, waiting: Waiting, seconds: float) -> bool:
+        """Say whether it is still to be sent, and by this replica: for so long no other tells this receiver."""
+
+    def release(self, receiver: str) -> None:
+        """Let other replicas tell this receiver again: what it has is noted."""
+
     def sent(self, row: int, at: float) -> None:
         """Note that the receiver has it."""
 
@@ -114,6 +126,9 @@ class Outbox(Protocol):
 
         Who gave a wrong address for what is free is not reached, and is no receiver that fails.
         """
+
+    def outcome(self, receiver: str, key: str) -> Outcome | None:
+        """Return what became of the last try of a notice; None: it was not tried yet."""
 
     def postponed(self, rows: Sequence[int], until: float) -> None:
         """Note that they were due and have to wait on: for quiet hours, for their turn, for a receiver that rests."""

@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping
 from datetime import tzinfo
 
 from cluster_dash_server.notices import guarded, notifiers
-from cluster_dash_server.notices.delivering import Delivery, Outcome
-from cluster_dash_server.notices.notice import Notice, NotifyError, Outbox
+from cluster_dash_server.notices.delivering import Delivery
+from cluster_dash_server.notices.notice import Notice, NotifyError, Outbox, Outcome
 from cluster_dash_server.notices.receivers import PERSON, AlertSettings
 from cluster_dash_server.notices.wording import Wording
 from cluster_dash_server.snapshot import Json
@@ -140,17 +140,17 @@ class Telling:
             begun_at=now,
             ended_at=None,
         )
+        outcomes: dict[str, Outcome | None] = {}
         try:
             self.delivery.put(receivers, notice)
+            until = time.monotonic() + TEST_SECONDS
+            while time.monotonic() < until:
+                outcomes = {name: self.delivery.outcome(name, notice.key) for name in receivers}
+                if None not in outcomes.values():
+                    break
+                time.sleep(_POLL_SECONDS)
         except Exception as error:  # whatever keeps alerts: its text says why it cannot
             return {"success": False, "msg": str(error)}
-        until = time.monotonic() + TEST_SECONDS
-        outcomes: dict[str, Outcome | None] = {}
-        while time.monotonic() < until:
-            outcomes = {name: self.delivery.outcome(name, notice.key) for name in receivers}
-            if None not in outcomes.values():
-                break
-            time.sleep(_POLL_SECONDS)
         return {
             "success": True,
             "outcomes": [
