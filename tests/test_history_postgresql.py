@@ -9,17 +9,20 @@ import importlib.util
 import random
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from types import ModuleType
 from typing import Any
 
 import pytest
 
+from cluster_dash_server.events import EventLog
+from cluster_dash_server.history.answers import Heard
 from cluster_dash_server.history.memory import MemoryStore
 from cluster_dash_server.history.postgresql import PostgresqlLedger
 from cluster_dash_server.history.rollups import HOUR
 from cluster_dash_server.postgresql import Database
+from cluster_dash_server.states import Thresholds
 from cluster_dash_server.store import Event, EventQuery, Figures, KeptEvent, StoreError, UsageQuery, UseQuery
 from tests import databases
 from tests.processes import TOP, wait_until
@@ -187,17 +190,40 @@ def test_an_event_that_replicas_hear_each_is_kept_once_and_two_equal_ones_are_tw
     ]
 
 
-def test_what_one_replica_hears_or_takes_back_the_others_are_told(replica: MakeReplica) -> None:
-    first, second = replica(), replica()
-    heard = second.new_events()
-    first.record(KeptEvent(event(BEGIN), True, ("boot", 4)))
-    first.flush()
-    assert [(each.kept.event.at, each.is_gone) for each in second.new_events()] == [(BEGIN, False)]
-    assert second.new_events() == []
-    first.retract(KeptEvent(event(BEGIN), True, ("boot", 4)))
-    first.flush()
-    assert [(each.kept.event.at, each.is_gone) for each in second.new_events()] == [(BEGIN, True)]
-    assert heard == []
+def test_what_one_replica_hears_or_takes_back_the_others_are_told(database_url: str, moving: Any) -> None:
+    databases_of, logs, ledgers = (
+        [Database(database_url) for _ in range(2)],
+        [EventLog(Thresholds()) for _ in range(2)],
+        [],
+    )
+    for database, events in zip(databases_of, logs, strict=True):
+
+        def heard(found: Iterable[Heard], events: EventLog = events) -> None:
+            for each in found:
+                events.hear(each.kept, is_gone=each.is_gone)
+
+        ledgers.append(PostgresqlLedger(database, clock=moving, keep=suite.KEEP, heard=heard))
+    first, second = ledgers
+    try:
+        assert second.kept_events() == []
+        for each in (event(BEGIN), event(BEGIN + 1)):
+            first.record(KeptEvent(each, True, ("boot", 4)))
+        first.flush()
+        second.hear()
+        second.hear()
+        assert logs[1].newest() == [event(BEGIN + 1), event(BEGIN)]
+        first.retract(KeptEvent(event(BEGIN), True, ("boot", 4)))
+        first.flush()
+        second.hear()
+        assert logs[1].newest() == [event(BEGIN + 1)]
+        first.forget(["gpu01"])
+        first.flush()
+        second.hear()
+        assert logs[1].newest() == []
+    finally:
+        for ledger, database in zip(ledgers, databases_of, strict=True):
+            ledger.close()
+            database.close()
 
 
 def test_a_user_who_is_forgotten_is_in_no_hour_use_or_event_and_may_come_again(
@@ -292,8 +318,8 @@ def test_when_too_much_waits_posts_are_to_wait_too(moving: Any) -> None:
     ledger = PostgresqlLedger(Database("postgresql://nobody@127.0.0.1:1/none"), clock=moving, keep=suite.KEEP)
     try:
         for number in range(10_000):
-            assert not ledger.is_full
+            assert ledger.refusal is None
             ledger.record(KeptEvent(event(BEGIN + number), True, ("boot", number)))
-        assert ledger.is_full
+        assert "10000 events wait to be written" in str(ledger.refusal)
     finally:
         ledger.close()

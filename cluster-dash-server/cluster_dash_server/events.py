@@ -305,6 +305,24 @@ class EventLog:
                 self._kept.setdefault(each.event.host, []).append(each)
                 self._count += 1
 
+    def hear(self, kept: KeptEvent, *, is_gone: bool) -> None:
+        """Take what another replica recorded, or took back: it is kept for good there."""
+        event = kept.event
+        with self._lock:
+            of_host = self._kept.setdefault(event.host, [])
+            same = next(_near(of_host, event, 0, event.kind, told=kept.told), None)
+            if same is not None:
+                self._remove(of_host, same)
+            if not is_gone:
+                of_host.insert(bisect_right(of_host, event.at, key=lambda each: each.event.at), kept)
+                self._count += 1
+                if len(of_host) > self._per_host:
+                    self._remove(of_host, 0)
+            if not of_host:
+                del self._kept[event.host]
+            while self._count > self._in_all:
+                self._make_room()
+
     def _make_room(self) -> None:
         """Drop the oldest events of the host that has the most."""
         host, kept = max(self._kept.items(), key=lambda each: len(each[1]))

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from cluster_dash_server.history import first_version
 from cluster_dash_server.history import folder as data_folder
@@ -31,7 +31,10 @@ from cluster_dash_server.store import (
 )
 
 if TYPE_CHECKING:
+    from cluster_dash_server.history.answers import Heard
     from cluster_dash_server.history.remote import RemoteHistory
+    from cluster_dash_server.history.settled import Settled
+    from cluster_dash_server.postgresql import Database
 
 log = logging.getLogger(__name__)
 
@@ -125,6 +128,23 @@ class PrivacySettings:
     )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shared:
+    """What replicas share, where figures are in an engine.
+
+    Attributes:
+        database: for what no engine can tell.
+        leads: whether this replica is the one that adds up.
+        settled: what all of them know to be settled.
+        heard: given what became of events, by whichever replica.
+    """
+
+    database: "Database"
+    leads: Callable[[], bool]
+    settled: "Settled"
+    heard: "Callable[[Iterable[Heard]], None]"
+
+
 class History:
     """A `Store` and a `Ledger`; the parts of the server hold it from the start.
 
@@ -134,6 +154,7 @@ class History:
         privacy: the section `[privacy]`.
         clock: Unix s.
         last_seen: what the live view knows of hosts.
+        shared: what replicas share; None: there is one server, and a file of its own.
     """
 
     def __init__(
@@ -144,7 +165,9 @@ class History:
         privacy: PrivacySettings,
         clock: Callable[[], float],
         last_seen: Callable[[Iterable[str]], Iterable[LastSeen]],
+        shared: Shared | None = None,
     ) -> None:
+        self._shared = shared if settings.kind == "remote" else None
         self._folder = folder
         self._settings = settings
         self._keep = Keep(
@@ -181,6 +204,25 @@ class History:
             self._why_not = f"{self._folder}: {error.strerror}: choose another folder, --data"
             log.warning("no history is written: %s", self._why_not)
             return [], []
+        self._store = store = self._of_replicas(self._shared) if self._shared is not None else self._of_one()
+        atexit.register(self.close)
+        return store.last_seen(), store.kept_events()
+
+    def _of_replicas(self, shared: Shared) -> "RemoteHistory":
+        from cluster_dash_server.history import postgresql, remote  # what they need are extras
+
+        store = remote.of(self._settings, self._clock, sees_all=False)
+        ledger = postgresql.PostgresqlLedger(
+            shared.database,
+            clock=self._clock,
+            keep=self._keep,
+            leads=shared.leads,
+            added=store.add_up,
+            heard=shared.heard,
+        )
+        return remote.shared(store, ledger, shared.settled)
+
+    def _of_one(self) -> "SqliteStore | RemoteHistory":
         kind = data_folder.file_system(self._folder)
         is_network = kind in data_folder.NETWORK_FILE_SYSTEMS
         if is_network:
@@ -190,8 +232,7 @@ class History:
                 self._folder,
                 kind,
             )
-        store: SqliteStore | RemoteHistory
-        store = ledger = SqliteStore(
+        file = SqliteStore(
             self._folder,
             clock=self._clock,
             keep=self._keep,
@@ -202,11 +243,8 @@ class History:
         if self._settings.kind == "remote":
             from cluster_dash_server.history import remote  # what it needs is an extra
 
-            store = remote.RemoteHistory(remote.of(self._settings, self._clock), ledger)
-        atexit.register(self.close)
-        last, events = store.last_seen(), store.kept_events()
-        self._store = store
-        return last, events
+            return remote.RemoteHistory(remote.of(self._settings, self._clock), file)
+        return file
 
     def close(self) -> None:
         """Write what waits, and give the folder back."""
@@ -231,6 +269,11 @@ class History:
     def loss(self) -> str | None:
         """What was lost at a start or since, in words; None: nothing."""
         return None if self._store is None else self._store.loss
+
+    @property
+    def refusal(self) -> str | None:
+        """Why posts have to wait, which only replicas know of; None: they need not."""
+        return None if self._store is None or self._shared is None else cast("RemoteHistory", self._store).refusal
 
     def _open(self) -> "SqliteStore | RemoteHistory":
         if self._store is None:

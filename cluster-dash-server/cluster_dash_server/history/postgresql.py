@@ -16,10 +16,10 @@ import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from cluster_dash_server.history.adding import Retention, Sum
-from cluster_dash_server.history.answers import EVENT, Asking, Questions, kept_of
+from cluster_dash_server.history.answers import EVENT, Asking, Heard, Questions, kept_of
 from cluster_dash_server.history.numbered import PART, SCHEMA, Names, part_of
 from cluster_dash_server.history.rollups import HOUR
 from cluster_dash_server.history.segments import Row, packed
@@ -49,6 +49,9 @@ FLUSH_SECONDS = 1.0
 RETRY_SECONDS = 2.0
 ADD_UP_SECONDS = 20.0
 """How often the leader looks for new rows."""
+HEAR_SECONDS = 3.0
+"""How often it is asked what other replicas heard."""
+KEPT_EVENTS = 20_000
 MOST_ROW_BYTES = 64 * 2**20
 """Rows that wait here at most; of those that find no room, moles keep the snapshots."""
 MOST_NOTES = 10_000
@@ -61,14 +64,6 @@ _Item = (
     | tuple[Literal["forget"], str]
     | tuple[Literal["unname"], str]
 )
-
-
-class Heard(NamedTuple):
-    """What became of an event."""
-
-    kept: KeptEvent
-    is_gone: bool
-    """It was taken back, or its host was forgotten."""
 
 
 @dataclass(slots=True)
@@ -91,6 +86,7 @@ class PostgresqlLedger:
         keep: for how long.
         leads: whether this replica is the one that adds up.
         added: given the rows of all replicas, by the leader, in the order of time; for who adds up something else.
+        heard: given what became of events, by whichever replica.
     """
 
     def __init__(
@@ -101,6 +97,7 @@ class PostgresqlLedger:
         keep: Retention,
         leads: Callable[[], bool] = lambda: True,
         added: Callable[[Sequence[Figures]], None] = lambda rows: None,
+        heard: Callable[[Iterable[Heard]], None] = lambda heard: None,
     ) -> None:
         self.trouble: str | None = None
         self.loss: str | None = None
@@ -122,12 +119,17 @@ class PostgresqlLedger:
         self._flushes = self._flushed = 0
         self._ends = False
         self._ordinals: dict[str, tuple[tuple[str, int] | None, Counter[bytes]]] = {}
-        self._heard: set[tuple[int, bool]] = set()  # of who asks for what others recorded
-        self._heard_to: float | None = None
+        self._heard = heard
+        self._heard_to: float | None = None  # of who asks what became of events
+        self._known: set[tuple[object, ...]] = set()
         database.expects(PART, SCHEMA)
         self._threads = [
             threading.Thread(target=run, name=name, daemon=True)
-            for run, name in ((self._write_on, "ledger-writer"), (self._add_up_on, "ledger-sums"))
+            for run, name in (
+                (self._write_on, "ledger-writer"),
+                (self._add_up_on, "ledger-sums"),
+                (self._hear_on, "ledger-events"),
+            )
         ]
         for thread in self._threads:
             thread.start()
@@ -160,9 +162,11 @@ class PostgresqlLedger:
             return None if seqs is None else seqs.last_from(oldest_seq)
 
     @property
-    def is_full(self) -> bool:
-        """Whether no event can be taken any more: posts have to wait."""
-        return self._notes >= MOST_NOTES
+    def refusal(self) -> str | None:
+        """Why posts have to wait: no event can be taken any more; None: they need not."""
+        if self._notes < MOST_NOTES:
+            return None
+        return f"history: {MOST_NOTES} events wait to be written: {self.trouble or 'the database is slow'}"
 
     def record(self, kept: KeptEvent) -> None:
         """See `Ledger`; one that another replica has recorded of the same snapshot is not doubled."""
@@ -348,36 +352,57 @@ class PostgresqlLedger:
         """Return nothing: what replicas share holds the newest snapshots, or moles tell them again."""
         return []
 
-    def kept_events(self, most: int = 20_000) -> list[KeptEvent]:
-        """Return the newest events, oldest first; none where they cannot be read now."""
+    def kept_events(self, most: int = KEPT_EVENTS) -> list[KeptEvent]:
+        """Return the newest events, oldest first; none where they cannot be read now: `heard` is told later."""
         try:
-            with self._db.reading() as db:
-                found = db.execute(
-                    f"SELECT {EVENT} FROM events WHERE NOT is_gone ORDER BY at DESC, id DESC LIMIT ?",  # noqa: S608 - names of ours
-                    (most,),
-                ).fetchall()
-        except PostgresqlError as error:
-            log.warning("the events of before are not known yet: %s", error)
+            return self._newest(most)
+        except StoreError as error:
+            log.warning("what happened before is not known yet: %s", error)
             return []
+
+    def _newest(self, most: int) -> list[KeptEvent]:
+        with Asking(), self._db.reading() as db:
+            (now,) = db.execute("SELECT extract(epoch FROM clock_timestamp())").fetchone()
+            found = db.execute(
+                f"SELECT {EVENT} FROM events WHERE NOT is_gone ORDER BY at DESC, id DESC LIMIT ?",  # noqa: S608 - names of ours
+                (most,),
+            ).fetchall()
+        self._heard_to = float(now)
         return [kept_of(row) for row in reversed(found)]
 
-    def new_events(self) -> list[Heard]:
-        """Return what became of events since the last time, by whichever replica; the first time nothing.
+    def _hear_on(self) -> None:
+        while True:
+            with self._wake:
+                if self._wake.wait_for(lambda: self._ends, HEAR_SECONDS):
+                    return
+            try:
+                self.hear()
+            except StoreError:
+                continue  # the next time tells that, too
+            except Exception:  # whatever it is: what happens elsewhere must be heard of as long as the server lives
+                log.exception("a fault in hearing of events")
+
+    def hear(self) -> None:
+        """Tell what became of events since the last time, or since they were read, by whichever replica.
 
         Raises:
             StoreError: it cannot be asked now; the next time tells that, too.
         """
+        self._heard(self._new_events())
+
+    def _new_events(self) -> list[Heard]:
+        if self._heard_to is None:
+            return [Heard(kept, False) for kept in self._newest(KEPT_EVENTS)]
         with Asking(), self._db.reading() as db:
             found = db.execute(
-                f"SELECT {EVENT}, is_gone, id, extract(epoch FROM changed_at) FROM events WHERE changed_at >= "  # noqa: S608 - names of ours
-                "COALESCE(to_timestamp(?), clock_timestamp()) - ? * interval '1 second' ORDER BY changed_at",
-                (self._heard_to, OVERLAP_SECONDS),
+                f"SELECT {EVENT}, is_gone, id, extract(epoch FROM changed_at) FROM events "  # noqa: S608 - names of ours
+                "WHERE changed_at >= to_timestamp(?) ORDER BY changed_at",
+                (self._heard_to - OVERLAP_SECONDS,),
             ).fetchall()
-            (now,) = db.execute("SELECT extract(epoch FROM clock_timestamp())").fetchone()
-        known, is_first = self._heard, self._heard_to is None
-        self._heard = {(row[-2], row[-3]) for row in found}
-        self._heard_to = float(found[-1][-1] if found else now)
-        return [] if is_first else [Heard(kept_of(row), row[-3]) for row in found if (row[-2], row[-3]) not in known]
+        known, self._known = self._known, {tuple(row[-3:]) for row in found}
+        if found:
+            self._heard_to = max(self._heard_to, float(found[-1][-1]))
+        return [Heard(kept_of(row), row[-3]) for row in found if tuple(row[-3:]) not in known]
 
     def events(self, ask: EventQuery) -> list[Event]:
         """See `Ledger`."""

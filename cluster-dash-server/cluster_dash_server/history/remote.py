@@ -279,8 +279,13 @@ def check(settings: HistorySettings) -> None:
 class OwnLedger(Ledger, Protocol):
     """Where what no engine can tell is kept: in a file, or in a database that replicas share."""
 
-    trouble: str | None
-    loss: str | None
+    @property
+    def trouble(self) -> str | None:
+        """Why it is not written now; None: it is."""
+
+    @property
+    def loss(self) -> str | None:
+        """What was lost, in words; None: nothing."""
 
     def append(self, figures: Figures) -> None:
         """See `Store`."""
@@ -316,6 +321,10 @@ class SharedLedger(OwnLedger, Protocol):
     settled: Callable[[list[Identity]], None]
     """Told of snapshots that are settled there."""
 
+    @property
+    def refusal(self) -> str | None:
+        """Why posts have to wait; None: they need not."""
+
     def has_settled(self, snapshot: Identity) -> bool:
         """Say whether a snapshot is settled there."""
 
@@ -333,7 +342,7 @@ def shared(store: RemoteStore, ledger: SharedLedger, settled: Settled) -> "Remot
         settled.add([each for each in snapshots if store.has_settled(each) and ledger.has_settled(each)])
 
     store.settled = ledger.settled = note
-    return RemoteHistory(store, ledger, settled)
+    return RemoteHistory(store, ledger, settled, lambda: ledger.refusal)
 
 
 class RemoteHistory:
@@ -343,9 +352,17 @@ class RemoteHistory:
         store: takes the figures.
         ledger: takes events, who had which GPU, and the newest snapshots.
         settled: where it is known what is settled in both, where replicas share that; None: both are asked.
+        refusal: says why posts have to wait; None: they need not.
     """
 
-    def __init__(self, store: RemoteStore, ledger: OwnLedger, settled: Settled | None = None) -> None:
+    def __init__(
+        self,
+        store: RemoteStore,
+        ledger: OwnLedger,
+        settled: Settled | None = None,
+        refusal: Callable[[], str | None] = lambda: None,
+    ) -> None:
+        self._refusal = refusal
         self._store = store
         self._ledger = ledger
         self._settled = settled
@@ -359,6 +376,11 @@ class RemoteHistory:
     def loss(self) -> str | None:
         """What was lost, in words; None: nothing."""
         return self._ledger.loss
+
+    @property
+    def refusal(self) -> str | None:
+        """Why posts have to wait; None: they need not."""
+        return self._refusal()
 
     def last_seen(self) -> list[LastSeen]:
         """Return the newest snapshot of each host."""
