@@ -20,7 +20,7 @@ from cluster_dash_server import settings as settings_of_site
 from cluster_dash_server.access.auth import Auth, Limiter, Passcode, Proxies, names_loopback
 from cluster_dash_server.access.tokens import TokenError, TokenFile, Tokens
 from cluster_dash_server.access.viewers import Viewer, current, scope_of
-from cluster_dash_server.alerts import rules
+from cluster_dash_server.alerts import disks, rules
 from cluster_dash_server.alerts.watch import Watch
 from cluster_dash_server.cluster import Cluster, KnownHost
 from cluster_dash_server.control import Control, data_folder
@@ -376,6 +376,7 @@ def create_app(settings: Settings | None = None, clock: Callable[[], float] = ti
         receivers=settings.alerts.receivers,
         owners=owners.route,
         said=said,
+        disks_before=lambda now: disks.remembered(history.series, now),
         public_url=settings.server.public_url,
     )
     control.commands["maintenance"] = lambda wish: alert_commands.obey(kept_book.book, wish, clock(), zone)
@@ -408,7 +409,7 @@ def create_app(settings: Settings | None = None, clock: Callable[[], float] = ti
     ]
     errands.rounds["tell me when free"] = lambda now: waiting.round(lambda: whole.hosts(now), now)
     errands.rounds["the digest"] = morning.round
-    app.register_blueprint(alert_pages.blueprint(kept_book.book, clock, zone))
+    app.register_blueprint(alert_pages.blueprint(kept_book.book, clock, zone, watch.coming))
     app.register_blueprint(waiting_page.blueprint(waiting, clock, Proxies(settings.server.trusted_proxies), zone))
     app.register_blueprint(pages.blueprint(cluster, events, view_clock, site, past.view_at))
     app.register_blueprint(slurm_pages.blueprint(slurm, cluster, view_clock, site.name))

@@ -12,6 +12,8 @@ from flask.testing import FlaskClient
 
 from cluster_dash_server.access import users
 from cluster_dash_server.alerts.book import Alert, Book, Silence, Transition
+from cluster_dash_server.alerts.coming import Coming
+from cluster_dash_server.alerts.watch import Watch
 from cluster_dash_server.app import create_app
 from cluster_dash_server.history.kept import PrivacySettings
 from cluster_dash_server.notices.notice import Notice
@@ -310,3 +312,38 @@ def test_where_alerts_cannot_be_read_the_other_pages_go_on(site: Flask, client: 
     assert client.get("/history").status_code == 200
     assert client.get("/alerts").status_code == 503
     assert client.get("/api/v1/alerts").status_code == 503
+
+
+def test_what_is_about_to_be_an_alert_stands_in_a_fold_without_names_for_who_may_not_know_them(
+    make_site: MakeSite, clock: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "users").touch(0o600)
+    found: list[Coming] = []
+    monkeypatch.setattr(Watch, "coming", lambda watch: found)
+    site = make_site(
+        viewers=ViewerSettings(mode="basic", users_file=str(tmp_path / "users"), allow_anonymous=True),
+        privacy=PrivacySettings(user_names="signed_in"),
+    )
+    client = site.test_client()
+    assert "About to" not in client.get("/alerts").text
+    found += [
+        Coming(
+            rule=rule,
+            severity="warning",
+            title=f"gpu01 GPU 0: {rule}",
+            host="gpu01",
+            figure=figure,
+            since=clock.now - 20,
+            due_at=clock.now + 40,
+            is_of_users=is_of_users,
+        )
+        for rule, figure, is_of_users in (("gpu-error", "lost", False), ("allocated-unused", "job of alice", True))
+    ]
+    page = client.get("/alerts").text
+    assert "About to: 2 conditions hold, not yet for long enough" in page
+    assert ("gpu01 GPU 0: gpu-error" in page, "lost" in page, "alice" in page) == (True, True, False)
+    coming = json_of(client, "/api/v1/alerts")["coming"]
+    assert [(each["rule"], each["due_at"], each["figure"]) for each in coming] == [
+        ("gpu-error", clock.now + 40, "lost"),
+        ("allocated-unused", clock.now + 40, None),
+    ]

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple, cast
 
+from cluster_dash_server.alerts.disks import Disklog
 from cluster_dash_server.alerts.facts import FACTS, Fact, span, users_of, xid_class
 from cluster_dash_server.alerts.rules import Rule
 from cluster_dash_server.alerts.state import Finding, Key, Subject
@@ -15,58 +16,10 @@ from cluster_dash_server.snapshot import Seen, printable
 from cluster_dash_server.store import Event
 from cluster_dash_server.summary import model
 
-HALF_FULL_PERCENT = 50.0
-"""A disk less used than this fills when it is first written to; nobody is warned of that."""
-FILL_SECONDS = 3600.0
-"""How long a disk is watched at least before it is said when it will be full."""
-ANCHOR_SECONDS = 3 * 3600.0
-"""How far apart the moments are that a disk is compared with: it is judged by its last three to six hours."""
 WAITS_FOR_ROOM = ("resources", "none", "")
 """Reasons of Slurm for which a job waits that could begin where it fits; others are limits, and meant so."""
 
 Test = Callable[[HostView, GpuView | None, float], bool]
-Disks = tuple[tuple[str, float], ...]
-
-
-class Filling(NamedTuple):
-    """When a disk will be full, if it fills on as it does."""
-
-    mount: str
-    percent: float
-    seconds: float
-
-
-class Disklog:
-    """How full the disks of hosts were some hours ago: of each host, two moments."""
-
-    def __init__(self) -> None:
-        self._anchors: dict[str, tuple[tuple[float, Disks], tuple[float, Disks]]] = {}
-
-    def note(self, host: str, disks: Disks, now: float) -> None:
-        """Note what is used now, where it is time."""
-        known = self._anchors.get(host)
-        if known is None:
-            self._anchors[host] = (now, disks), (now, disks)
-        elif now - known[1][0] >= ANCHOR_SECONDS:
-            self._anchors[host] = known[1], (now, disks)
-
-    def keep(self, hosts: Iterable[str]) -> None:
-        """Forget all other hosts."""
-        self._anchors = {host: self._anchors[host] for host in hosts if host in self._anchors}
-
-    def filling(self, host: str, disks: Disks, now: float) -> Filling | None:
-        """Return the disk that will be full first; None: none will, or it was not watched for long enough."""
-        known = self._anchors.get(host)
-        if known is None or now - known[0][0] < FILL_SECONDS:
-            return None
-        at, before = known[0]
-        then = dict(before)
-        found = [
-            Filling(mount, percent, (100 - percent) * (now - at) / (percent - then[mount]))
-            for mount, percent in disks
-            if mount in then and HALF_FULL_PERCENT <= percent < 100 and percent > then[mount]
-        ]
-        return min(found, key=lambda each: each.seconds, default=None)
 
 
 class Glimpse(NamedTuple):
@@ -216,7 +169,7 @@ class Looker:
     # ----------------------------------------------------------------------------------- the cluster, this server
 
     def wants(self, fact: str) -> list[Rule]:
-        """Return the rules about a fact of the cluster."""
+        """Return the rules about a fact."""
         return [rule for rule in self._rules.values() if rule.condition.fact == fact]
 
     def cluster(self, said: Iterable[tuple[str, str | None, str]]) -> dict[Key, Finding]:

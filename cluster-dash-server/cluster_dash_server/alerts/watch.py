@@ -5,11 +5,13 @@ import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from cluster_dash_server.alerts.book import Addressed, Book, BookError, Maintenance, Silence, Transition
-from cluster_dash_server.alerts.evaluate import Step, evaluate
-from cluster_dash_server.alerts.look import Disklog, Looker, labels_of, waiting_jobs
+from cluster_dash_server.alerts.coming import Coming, coming
+from cluster_dash_server.alerts.disks import Before, Disklog
+from cluster_dash_server.alerts.evaluate import Step, evaluate, follow
+from cluster_dash_server.alerts.look import Looker, labels_of, waiting_jobs
 from cluster_dash_server.alerts.routing import Owners, addressees, at_once, notice_of, silenced_until
-from cluster_dash_server.alerts.rules import Rule
-from cluster_dash_server.alerts.state import Finding, Key, Running, State, Subject, View, recall
+from cluster_dash_server.alerts.rules import Rule, RulesError
+from cluster_dash_server.alerts.state import Finding, Key, Running, State, Subject, View, recall, with_waiting
 from cluster_dash_server.cluster import Cluster, HostView, KnownHost
 from cluster_dash_server.events import EventLog
 from cluster_dash_server.hostlist import HostlistError, matcher
@@ -49,7 +51,10 @@ class Watch:
         receivers: who may be told.
         owners: who of them, and of the users it concerns, is told when.
         said: what holds of the cluster and this server.
+        disks_before: tells of hosts how full their disks were some hours before a time; asked once, at the start.
         public_url: where people reach the dashboard.
+        fence: what a round is kept with; None: another replica evaluates, and this one only follows; where it changes,
+            what is kept is read anew.
 
     Raises:
         RulesError: rules that cannot be used.
@@ -67,7 +72,9 @@ class Watch:
         receivers: Sequence[Receiver] = (),
         owners: Owners = at_once,
         said: Said = lambda now: (),
+        disks_before: Callable[[float], Mapping[str, Before]] = lambda now: {},
         public_url: str | None = None,
+        fence: Callable[[], int | None] = lambda: 0,
     ) -> None:
         self.trouble: str | None = None
         """Why nothing is evaluated now; None: it is."""
@@ -81,13 +88,16 @@ class Watch:
         self._receivers = receivers
         self._owners = owners
         self._said = said
+        self._disks_before: Callable[[float], Mapping[str, Before]] | None = disks_before
         self._public_url = public_url
         self._disks = Disklog()
         self._rules: Sequence[Rule] = ()
         self._looker = Looker((), self._disks)
         self._read_rules = read_rules
         self._new_rules: Sequence[Rule] | None = read_rules()
+        self._fence = fence
         self._state: State | None = None
+        self._kept_with: int | None = None  # the fence of what the state goes on from; None: it is to be read
         self._listening_since = float("-inf")
         self._round_at = float("-inf")
         self._change = 0
@@ -95,7 +105,8 @@ class Watch:
         self._found: dict[str, dict[Key, Finding]] = {}  # by host: what was found at the last look
         self._sizes: tuple[float, dict[tuple[str, str], int]] = (float("-inf"), {})
         self._rounds = threading.Lock()  # held during a round
-        self._stops = threading.Event()
+        self._wakes = threading.Event()
+        self._stops = False
         self._thread: threading.Thread | None = None
 
     def reload(self) -> Sequence[Rule]:
@@ -103,9 +114,11 @@ class Watch:
 
         Raises:
             RulesError: they cannot be used; those from before stay in force.
+            BookError: other replicas could not be told to do the same.
         """
         rules = self._new_rules = self._read_rules()
         log.info("%d rules of alerts are on", len(rules))
+        self._book.begin_anew()
         return rules
 
     def start(self) -> None:
@@ -115,12 +128,21 @@ class Watch:
 
     def stop(self) -> None:
         """End, when the round under way is done."""
-        self._stops.set()
+        self._stops = True
+        self._wakes.set()
         if self._thread is not None:
             self._thread.join()
 
+    def wake(self) -> None:
+        """Have the next round begin now."""
+        self._wakes.set()
+
     def _run(self) -> None:
-        while not self._stops.wait(ROUND_SECONDS):
+        while True:
+            self._wakes.wait(ROUND_SECONDS)
+            self._wakes.clear()
+            if self._stops:
+                return
             try:
                 self.round()
             except Exception as error:  # whatever it is: alerts must not end for good while the server lives
@@ -146,9 +168,14 @@ class Watch:
         """
         with self._rounds:
             change()
-            self._state = None
+            self._state = self._kept_with = None
             self._found.clear()
             self.look_at_all()
+
+    def coming(self) -> list[Coming]:
+        """Return what is about to be an alert; empty before the first round."""
+        state = self._state
+        return [] if state is None else coming(self._rules, state, self._clock())
 
     def look_at_all(self) -> None:
         """Look at every host in the next round, changed or not."""
@@ -166,8 +193,9 @@ class Watch:
             self._round(self._clock())
 
     def _round(self, now: float) -> None:
-        if self._state is None:
-            self._state = recall(self._book.remembered(now - REMEMBERED_SECONDS))
+        fence = self._fence()
+        if fence is not None and fence != self._kept_with:
+            self._take_up(fence, now)
         if not 0 <= now - self._round_at <= PAUSE_SECONDS:
             self._listening_since = now
             self.look_at_all()
@@ -176,14 +204,35 @@ class Watch:
             self._rules, self._new_rules = self._new_rules, None
             self._looker = Looker(self._rules, self._disks)
             self.look_at_all()
+        if self._disks_before is not None and self._looker.wants("disk_full_in"):
+            ask, self._disks_before = self._disks_before, None
+            self._disks.begin_with(ask(now))
         self._look_around(now)
         moment = _Moment(self, now)
-        state, steps = evaluate(self._rules, moment.view(), self._state, now)
-        if steps:
-            rules = {rule.name: rule for rule in self._rules}
-            self._book.commit([self._transition(step, rules, moment) for step in steps])
-        self._state = state
+        state = self._state or State()
+        if fence is None:
+            self._kept_with = None
+            self._state = follow(self._rules, moment.view(), state, now)
+        else:
+            state, steps = evaluate(self._rules, moment.view(), state, now)
+            if steps:
+                rules = {rule.name: rule for rule in self._rules}
+                self._kept_with = None  # where it breaks off, only the book knows what was kept
+                self._book.commit([self._transition(step, rules, moment) for step in steps], fence)
+                self._kept_with = fence
+            self._state = state
         self.evaluated_at = now
+
+    def _take_up(self, fence: int, now: float) -> None:
+        """Go on from what is kept, and from what this replica has seen to wait for its time."""
+        state = recall(self._book.remembered(now - REMEMBERED_SECONDS))
+        self._state = state if self._state is None else with_waiting(state, self._state)
+        self._kept_with = fence
+        if fence:  # another replica may have been told of other rules
+            try:
+                self._new_rules = self._read_rules()
+            except RulesError as error:
+                log.error("the rules from before are still in force: %s", error)
 
     def _look_around(self, now: float) -> None:
         """Look at the hosts that have changed, or may have by time alone."""

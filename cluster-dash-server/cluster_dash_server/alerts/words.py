@@ -27,7 +27,7 @@ def told_anew(rules: Mapping[str, Rule], view: View, spells: Mapping[Key, Spell]
     host_labels = dict(view.labels(hosts[0])) if len(hosts) == 1 else _shared(view, hosts) if each.is_storm else {}
     facts = [
         ("what", "; ".join(dict.fromkeys(finding.figure for finding in found[:NAMED] if finding.figure))),
-        ("where", _places(members, hosts)),
+        ("where", places(members, hosts)),
         (
             "model",
             ", ".join(f"{count} × {model}" if count > 1 else model for model, count in models.most_common(NAMED)),
@@ -88,11 +88,11 @@ def _where(members: Sequence[Subject], hosts: Sequence[str], each: Running, view
         if label != MANY:
             return f"{len(hosts)} hosts of {label}"
         return f"{len(hosts)} of {view.hosts} hosts"
-    place = _places(members, hosts) if len(hosts) == 1 else f"{count} GPUs on {len(hosts)} hosts"
+    place = places(members, hosts) if len(hosts) == 1 else f"{count} GPUs on {len(hosts)} hosts"
     return place if first.user is None else f"{first.user}, {place}"
 
 
-def _places(members: Sequence[Subject], hosts: Sequence[str]) -> str:
+def places(members: Sequence[Subject], hosts: Sequence[str]) -> str:
     """Name hosts and GPUs: `gpu07 GPU 3`, `gpu07 GPUs 0, 1`, `gpu[01-40]`."""
     if len(hosts) != 1:
         return compress(list(hosts))

@@ -11,6 +11,7 @@ from werkzeug.wrappers import Response as Answer
 
 from cluster_dash_server.access.viewers import Viewer, current, needs
 from cluster_dash_server.alerts.book import Alert, Book, BookError, Silence
+from cluster_dash_server.alerts.coming import Coming
 from cluster_dash_server.alerts.routing import silence_of
 from cluster_dash_server.notices.receivers import PERSON
 from cluster_dash_server.notices.telling import without_addresses
@@ -35,7 +36,7 @@ COLUMNS = (
 STATE_OF = {"critical": "error", "warning": "held", "info": "busy"}
 """The colours of a state in which a severity is shown; the word stands beside it."""
 HISTORY_SECONDS = 86_400.0
-MOST_ALERTS, MOST_SHOWN = 10_000, 200
+MOST_ALERTS, MOST_SHOWN, MOST_COMING = 10_000, 200, 50
 MOST_TEXT, MOST_FILTER = 500, 2_000
 POLL_SECONDS = 15
 MOST_SILENT_DAYS = 366
@@ -125,13 +126,19 @@ def marks(book: Book, begin: float, end: float) -> list[Event]:
     ]
 
 
-def blueprint(book: Book, clock: Callable[[], float], zone: tzinfo = UTC) -> Blueprint:
+def blueprint(
+    book: Book,
+    clock: Callable[[], float],
+    zone: tzinfo = UTC,
+    coming: Callable[[], Sequence[Coming]] = tuple,
+) -> Blueprint:
     """Build the routes.
 
     Args:
         book: where alerts are kept.
         clock: Unix s.
         zone: in which days begin.
+        coming: tells what is about to be an alert.
     """
     routes = Blueprint("alerts", __name__, template_folder="../templates")
 
@@ -174,7 +181,8 @@ def blueprint(book: Book, clock: Callable[[], float], zone: tzinfo = UTC) -> Blu
         rows = [_row(each, now) for each in asked(now)]
         if form == "csv":
             return csv_response(COLUMNS, ([_flat(row[column]) for column in COLUMNS] for row in rows))
-        return json_response({"at": now, "alerts": rows})
+        waits = [_coming(each, current.get()) for each in coming()]
+        return json_response({"at": now, "alerts": rows, "coming": waits[:MOST_ALERTS]})
 
     @routes.get("/api/v1/silences")
     @needs("state:read")
@@ -194,6 +202,7 @@ def blueprint(book: Book, clock: Callable[[], float], zone: tzinfo = UTC) -> Blu
         begin = moment("from", request.args.get("from") or "now-24h", now, zone)
         past = [seen_by(each, viewer) for each in book.history(begin, now, MOST_SHOWN + 1) if each.ended_at is not None]
         failing = book.failing()
+        waits = coming()
         return html(
             "alerts.html",
             page="alerts",
@@ -205,6 +214,8 @@ def blueprint(book: Book, clock: Callable[[], float], zone: tzinfo = UTC) -> Blu
             past=past[:MOST_SHOWN],
             past_more=len(past) > MOST_SHOWN,
             from_text=request.args.get("from") or "now-24h",
+            coming=[_coming(each, viewer) for each in waits[:MOST_COMING]],
+            coming_count=len(waits),
             silences=[_silence(each, viewer) for each in book.silences(now)],
             maintenance=book.maintenance(now),
             failing=_failing(failing, viewer),
@@ -355,6 +366,19 @@ def _row(alert: Alert, now: float) -> Json:
         "silenced_until": alert.silenced_until,
         "facts": dict(alert.facts),
         "labels": dict(alert.labels),
+    }
+
+
+def _coming(each: Coming, viewer: Viewer) -> Json:
+    figure = each.figure if viewer.sees_names or not each.is_of_users else None
+    return {
+        "rule": each.rule,
+        "severity": each.severity,
+        "title": each.title,
+        "host": each.host,
+        "figure": figure,
+        "since": each.since,
+        "due_at": each.due_at,
     }
 
 

@@ -101,7 +101,7 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
             **SPAN,
             "format": ("json", "csv"),
         },
-        gives=("at", "alerts"),
+        gives=("at", "alerts", "coming"),
         types=(CSV,),
         refusals=(400, 503),
     ),

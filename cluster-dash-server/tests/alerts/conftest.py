@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from cluster_dash_server.alerts import rules
+from cluster_dash_server.alerts.disks import Before
 from cluster_dash_server.alerts.routing import Owners, at_once
 from cluster_dash_server.alerts.rules import Rule
 from cluster_dash_server.alerts.watch import Watch
@@ -46,6 +47,7 @@ class Site:
         self.owners: Owners = at_once
         self.receiver_is_off = False
         self.said: list[tuple[str, str | None, str]] = []
+        self.disks_before: dict[str, Before] = {}
         self.rules = rules
         self.interval_seconds = interval_seconds
         self.hosts: dict[str, Snapshot] = {}
@@ -73,6 +75,7 @@ class Site:
             receivers=(Receiver(name="ops", kind="email", severity="info"),),
             owners=lambda alert, notice, receivers, now: self.owners(alert, notice, receivers, now),
             said=lambda now: self.said,
+            disks_before=lambda now: self.disks_before,
             public_url="https://dash.lab",
         )
 

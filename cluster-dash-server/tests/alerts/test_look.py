@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from cluster_dash_server.alerts import rules
-from cluster_dash_server.alerts.look import Disklog, Looker, waiting_jobs
+from cluster_dash_server.alerts.disks import Disklog
+from cluster_dash_server.alerts.look import Looker, waiting_jobs
 from cluster_dash_server.cluster import Cluster
 from cluster_dash_server.slurm import Job, Node, Picture, Place
 from cluster_dash_server.snapshot import read

@@ -1,11 +1,15 @@
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 
 from cluster_dash_server.alerts.book import BookError, Maintenance, Silence
+from cluster_dash_server.alerts.disks import Before, remembered
+from cluster_dash_server.alerts.rules import Rule
 from cluster_dash_server.hostlist import expand
+from cluster_dash_server.store import Series, SeriesQuery, StoreError
 
+START = 1_700_000_000.0
 Gpu = Callable[..., dict[str, Any]]
 HOUR = 3600.0
 
@@ -304,6 +308,85 @@ def test_a_disk_that_fills_is_told_of_before_it_is_full(site: Any) -> None:
         site.host("gpu01", disk={"/data": {"mount_point": "/data", "percent_used": used}})
         site.run(1_800, every=30.0)
     assert site.titles == ["firing gpu01: disk full within a day"]
+
+
+def filling(site: Any, percent: float) -> None:
+    disks = {
+        "/": {"mount_point": "/", "percent_used": 20.0},
+        "/data": {"mount_point": "/data", "percent_used": percent},
+    }
+    site.host("gpu01", disk=disks)
+
+
+@pytest.mark.parametrize(
+    ("before", "told"),
+    [
+        (
+            {"gpu01": Before(START - 4 * HOUR, 70.0)},
+            ["firing gpu01: disk full within a day"],
+        ),  # 20 % in 4 h: 2 h are left
+        ({"gpu01": Before(START - 4 * HOUR, 90.0)}, []),
+        ({"gpu01": Before(START + 4 * HOUR, 70.0)}, []),  # a clock that was set back
+        ({"gpu02": Before(START - 4 * HOUR, 70.0)}, []),
+        ({}, []),
+    ],
+)
+def test_a_disk_that_fills_is_told_of_soon_after_a_start_where_history_knows_how_it_was(
+    site: Any, before: dict[str, Before], told: list[str]
+) -> None:
+    site.disks_before = before
+    filling(site, 90.0)
+    site.run(20 * 60, every=30.0)
+    assert site.titles == told
+
+
+def test_history_is_asked_for_disks_once_and_only_where_a_rule_wants_to_know(
+    make_site: Callable[..., Any], shipped: Sequence[Rule]
+) -> None:
+    for rules, expected in ((shipped, 1), ([rule for rule in shipped if rule.name != "disk-full-soon"], 0)):
+        asked: list[float] = []
+        site = make_site(rules=rules)
+        site.watch._disks_before = lambda now, asked=asked: asked.append(now) or {}
+        filling(site, 90.0)
+        site.run(60)
+        assert len(asked) == expected
+
+
+def test_history_says_the_oldest_it_knows_of_the_hours_that_disks_are_judged_by() -> None:
+    asked: list[SeriesQuery] = []
+
+    def series(ask: SeriesQuery) -> list[Series]:
+        asked.append(ask)
+        return [
+            Series(host=host, step_seconds=HOUR, t=[START - 6 * HOUR, START - 5 * HOUR], min=mean, mean=mean, max=mean)
+            for host, mean in (("gpu01", [None, 71.0]), ("gpu02", [60.0, 61.0]), ("gpu03", [None, None]))
+        ]
+
+    assert remembered(series, START) == {
+        "gpu01": Before(START - 4.5 * HOUR, 71.0),
+        "gpu02": Before(START - 5.5 * HOUR, 60.0),
+    }
+    assert (asked[0].metric, asked[0].by, asked[0].end) == ("disk_percent", "host", START - HOUR)
+
+    def broken(ask: SeriesQuery) -> list[Series]:
+        raise StoreError("no history is kept here")
+
+    assert remembered(broken, START) == {}
+
+
+def test_what_has_to_last_yet_is_said_to_come_and_no_longer_once_it_is_told(site: Any, make_gpu: Gpu) -> None:
+    site.host("gpu01", [make_gpu(0, error="lost"), make_gpu(1, error="lost")])
+    site.run(30)
+    (coming,) = site.watch.coming()
+    assert (coming.title, coming.host, coming.figure) == ("gpu01 GPUs 0, 1: in error", "gpu01", "lost")
+    assert coming.due_at - coming.since == 60.0
+    assert START < coming.since <= site.now
+    site.run(60)
+    assert site.titles == ["firing gpu01 GPUs 0, 1: in error"]
+    assert site.watch.coming() == []
+    site.host("gpu01", [make_gpu(0), make_gpu(1)])
+    site.run(60)
+    assert site.watch.coming() == []  # it goes; that is not to come
 
 
 def test_a_forgotten_host_ends_its_alerts(site: Any, make_gpu: Gpu) -> None:
