@@ -34,6 +34,8 @@ PARTS = {
     "prometheus-alertmanager": "Debian's package prometheus-alertmanager",
     "nginx": "Debian's package nginx-light",
     "postgres": "Debian's package postgresql",
+    "redis-server": "Debian's package redis-server",
+    "redis-sentinel": "Debian's package redis-sentinel",
     "caddy": "Debian's package caddy",
     "ansible-playbook": "Debian's package ansible-core",
     "openssl": "Debian's package openssl",

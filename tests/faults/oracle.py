@@ -7,12 +7,16 @@ import gzip
 import json
 import sqlite3
 import threading
+import urllib.request
 from collections import Counter
+from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import urlencode
 
+from cluster_dash_server.history.encoding import NAMES, PREFIX, millis
 from cluster_dash_server.history.sealing import Names, hot_rows, sealed_rows
 from cluster_dash_server.history.sqlite import FILE
 from tests.faults.proxy import Passage
@@ -55,6 +59,7 @@ class Oracle:
     claimed: set[Identity] = field(default_factory=set)
     statuses: Counter[int] = field(default_factory=Counter)
     skew_at: dict[Identity, float] = field(default_factory=dict)
+    taken_at: dict[Identity, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._lock = threading.Lock()
@@ -70,6 +75,7 @@ class Oracle:
             for line in lines:
                 who = Identity(line["hostname"], line["boot_id"], line["seq"])
                 self.sent[who] = line["cpu"].get("cpu_percent")
+                self.taken_at[who] = line["timestamp"]
                 oldest[who[:2]] = line["spool"]["oldest_seq"]
             answer = _parse(bytes(passage.answer))
             self.statuses[_status(passage)] += 1
@@ -102,6 +108,32 @@ class Oracle:
                         who = Identity(row.host, row.boot_id, row.seq)
                         rows[who] += 1
                         percents[who] = row.values[-6]  # cpu_percent: the first of the host's own
+        return self._verdict(rows, percents)
+
+    def judge_engine(self, url: str, cluster: str) -> Verdict:
+        """Compare with what VictoriaMetrics holds: a sample of each snapshot, of the moment when it was taken.
+
+        Args:
+            url: where it is, with all that it was sent made visible.
+            cluster: the label `cluster` of what is looked at.
+        """
+        named = NAMES["cpu_percent"]
+        query = urlencode({"match[]": f'{PREFIX}{named.name}{{cluster="{cluster}"}}'})
+        with urllib.request.urlopen(f"{url}/api/v1/export?{query}", timeout=60) as answer:
+            series = [json.loads(line) for line in answer]
+        known = {(who.hostname, millis(at)): who for who, at in self.taken_at.items()}
+        rows: Counter[Identity] = Counter()
+        percents: dict[Identity, float] = {}
+        for each in series:
+            host = each["metric"]["host"]
+            # the same sample twice is one to who asks
+            for at, value in dict(zip(each["timestamps"], each["values"], strict=True)).items():
+                who = known.get((host, at), Identity(host, "", at))
+                rows[who] += 1
+                percents[who] = value / named.scale
+        return self._verdict(rows, percents)
+
+    def _verdict(self, rows: "Counter[Identity]", percents: Mapping[Identity, float]) -> Verdict:
         boots: dict[tuple[str, str], list[int]] = {}
         for who in rows:
             boots.setdefault(who[:2], []).append(who.seq)

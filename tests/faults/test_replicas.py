@@ -1,14 +1,23 @@
 """Two replicas behind the nginx of etc/, while parts of the site are killed and stand still under load."""
 
+import json
+import random
 import ssl
 import time
 import urllib.request
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
 from tests.faults.crew import Crew
-from tests.faults.replicas import Looking, Site
+from tests.faults.oracle import Oracle, Verdict
+from tests.faults.proxy import FaultProxy
+from tests.faults.replicas import Looking, Part, Site, postgresql, redis_server, victoria_metrics
 from tests.nginx import make_certificates
 from tests.processes import wait_until
 
@@ -48,3 +57,124 @@ def test_no_post_and_no_page_fails_while_a_replica_is_killed_and_one_hangs(tmp_p
             more(60)
     assert crew.log.failures == []
     assert {answer for _, answer in looked.found} == {200}
+
+
+class Fault(NamedTuple):
+    """What becomes of a part, and for how long (s)."""
+
+    part: str
+    is_killed: bool
+    seconds: float
+
+
+@dataclass
+class Told:
+    """What a run told.
+
+    Attributes:
+        verdict: of the figures in the engine.
+        oldest: from which number on each mole still held its snapshots.
+        statuses: what posts were answered, on the far side of nginx; 0: nothing.
+        late: after each fault, how many intervals went by until every replica showed every host anew.
+    """
+
+    verdict: Verdict
+    oldest: dict[str, int]
+    statuses: Counter[int]
+    late: list[tuple[Fault, float]] = field(default_factory=list)
+
+
+PARTS = ("replica 1", "replica 2", "nginx", "Redis", "VictoriaMetrics", "PostgreSQL")
+
+
+def each_part(times: int, seconds: float, seed: int) -> list[Fault]:
+    """Return faults: each part is killed, and stands still, so many times, in an order that the seed decides."""
+    faults = [Fault(part, is_killed, seconds) for part in PARTS for is_killed in (True, False)] * times
+    random.Random(seed).shuffle(faults)
+    return faults
+
+
+def rage(folder: Path, faults: Sequence[Fault], *, moles: int, interval: float) -> Told:
+    """Let faults come one after the other, under load."""
+    oracle = Oracle()
+    with ExitStack() as stack:
+        shared, settings = redis_server(folder / "redis")
+        engine, more = victoria_metrics(folder / "victoria")
+        database, ledger = postgresql()
+        stack.callback(database.remove)
+        beneath = [shared, engine, Part.of("PostgreSQL", database)]
+        settle = {"CLUSTER_DASH_HISTORY__SETTLE_SECONDS": "12"}  # VictoriaMetrics loses ten at a kill
+        site = stack.enter_context(Site(folder, environment={**settings, **more, **ledger, **settle}, beneath=beneath))
+        way = stack.enter_context(FaultProxy(site.front.port, watch=oracle.watch))
+        crew = Crew(way.url, moles=moles, gpus=1, interval_seconds=interval, folder=folder / "spools", workers=64)
+        oracle.sent = crew.sent
+        late = []
+        with crew:
+            crew.start()
+            wait_until(lambda: len(crew.log.first_live) == moles, 60, "each is live")
+            for fault in faults:
+                part = site.parts[fault.part]
+                if fault.is_killed:
+                    part.kill()
+                    time.sleep(fault.seconds)
+                    part.start()
+                else:
+                    with part.paused():
+                        time.sleep(fault.seconds)
+                returned_at = time.time()
+                wait_until(lambda since=returned_at: is_whole(site, moles, since), 60, f"whole after {fault}")  # type: ignore[misc]
+                late.append((fault, (time.time() - returned_at) / interval))
+            newest: dict[str, int] = {}
+            for who in list(crew.sent):
+                newest[who.hostname] = max(who.seq, newest.get(who.hostname, 0))
+            wait_until(lambda: all(seq > newest[host] for host, seq in crew.oldest().items()), 120, "all is durable")
+            oldest = crew.oldest()
+        for replica in site.replicas:
+            replica.stop()
+        address = more["CLUSTER_DASH_HISTORY__WRITE_URL"].removesuffix("/api/v1/write")
+        urllib.request.urlopen(f"{address}/internal/force_flush", timeout=60).close()
+        assert oracle.claimed
+        verdict = oracle.judge_engine(address, more["CLUSTER_DASH_HISTORY__CLUSTER"])
+    return Told(verdict, oldest, oracle.statuses, late)
+
+
+def is_whole(site: Site, moles: int, since: float) -> bool:
+    """Say whether each replica shows a snapshot of each host that it got since a moment (Unix s)."""
+    for replica in site.replicas:
+        try:
+            with urllib.request.urlopen(f"{replica.url}/api/v1/cluster", timeout=60) as answer:
+                shown = json.load(answer)["hosts"]["last_at"]
+        except OSError:
+            return False
+        if len(shown) < moles or min(shown) < since:
+            return False
+    return True
+
+
+def judge(told: Told) -> None:
+    """Fail where anything was lost, doubled, wrongly called durable, or refused for good."""
+    verdict = told.verdict
+    assert (verdict.missing, verdict.double, verdict.changed, verdict.unsent) == ([], [], [], [])
+    assert [who for who in verdict.lost if who.seq < told.oldest[who.hostname]] == []
+    assert verdict.rows > 2 * len(told.oldest)
+    assert set(told.statuses) <= {200, 429, 503, 0}, told.statuses
+
+
+@pytest.mark.slow
+@pytest.mark.needs("redis-server")
+@pytest.mark.needs("victoria-metrics")
+@pytest.mark.needs("postgres")
+def test_nothing_is_lost_or_doubled_whichever_part_is_killed_or_hangs(tmp_path: Path) -> None:
+    judge(rage(tmp_path, each_part(1, 2.0, seed=1), moles=8, interval=1.0))
+
+
+@pytest.mark.soak
+@pytest.mark.needs("redis-server")
+@pytest.mark.needs("victoria-metrics")
+@pytest.mark.needs("postgres")
+@pytest.mark.timeout(7200)
+def test_the_same_five_times_each_and_the_view_is_whole_within_an_interval(tmp_path: Path) -> None:
+    told = rage(tmp_path, each_part(5, 8.0, seed=2), moles=100, interval=5.0)
+    judge(told)
+    # a second for the tick, for the live view that is made once a second, and for this machine
+    assert [(fault, late) for fault, late in told.late if late > 1.4] == []
