@@ -190,3 +190,5 @@ def obey_reload(watch: Watch) -> Json:
         return {"success": True, "rules": len(watch.reload())}
     except RulesError as error:
         return {"success": False, "msg": f"{error}; the rules from before are still in force"}
+    except BookError as error:
+        return {"success": False, "msg": f"they are in force on this replica alone: {error}"}

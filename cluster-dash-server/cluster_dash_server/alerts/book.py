@@ -180,5 +180,8 @@ class Book(Outbox, Protocol):
             NoLongerLeads: it is no longer the fence that counts, or one of the alerts has ended already.
         """
 
+    def begin_anew(self) -> None:
+        """Have who evaluates, on whatever replica, read rules and what is kept anew."""
+
     def remembered(self, since: float) -> list[Remembered]:
         """Return the alerts that go on, and those that ended since then (Unix s), for evaluation to begin with."""

@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 
 from cluster_dash_server.alerts.book import Alert
 from cluster_dash_server.alerts.rules import Rule
-from cluster_dash_server.alerts.state import Key, Past, Running, Spell, State, Subject, View
+from cluster_dash_server.alerts.state import Key, Past, Running, Spell, State, Subject, View, with_waiting
 from cluster_dash_server.alerts.words import MANY, told_anew
 from cluster_dash_server.notices.receivers import SEVERITIES
 
@@ -70,6 +70,11 @@ def evaluate(rules: Sequence[Rule], view: View, state: State, now: float) -> tup
             steps.append(Step("changed", each, is_told=False, joined=each.rules - was.rules))
     _heed_silences(view, running, steps, {step.running.alert.id for step in steps if step.kind == "began"})
     return State(spells=spells, running=running, past=past), steps
+
+
+def follow(rules: Sequence[Rule], view: View, state: State, now: float) -> State:
+    """Note since when something holds, and judge nothing: another replica does, until this one takes its place."""
+    return State(spells=_spells({rule.name: rule for rule in rules}, view, with_waiting(State(), state).spells, now))
 
 
 def _longest(rules: Sequence[Rule]) -> float:

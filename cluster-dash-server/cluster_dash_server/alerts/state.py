@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple
 
 from cluster_dash_server.alerts.book import Alert, Remembered
@@ -147,6 +147,12 @@ class State:
     spells: Mapping[Key, Spell] = field(default_factory=dict)
     running: Mapping[str, Running] = field(default_factory=dict)
     past: Mapping[str, Past] = field(default_factory=dict)
+
+
+def with_waiting(state: State, seen: State) -> State:
+    """Return a state with what another one has seen to hold, and not for long enough to be an alert."""
+    waiting = {key: spell for key, spell in seen.spells.items() if spell.alert is None and spell.gone_since is None}
+    return replace(state, spells={**waiting, **state.spells})
 
 
 def recall(remembered: Iterable[Remembered]) -> State:

@@ -210,6 +210,11 @@ class SqlBook(ABC):
                 db.executemany(f"UPDATE {table} SET {places} WHERE {key} = ?", changed)  # noqa: S608 # ours
             return found
 
+    def begin_anew(self) -> None:
+        """See `Book`."""
+        with self._writing() as db:
+            self._stand_still(db)
+
     def remembered(self, since: float) -> list[Remembered]:
         """See `Book`."""
         with self._reading() as db:

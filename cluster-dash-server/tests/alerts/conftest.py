@@ -46,6 +46,7 @@ class Site:
         self.notices: list[tuple[str, Notice]] = []
         self.owners: Owners = at_once
         self.receiver_is_off = False
+        self.fence: int | None = 0
         self.said: list[tuple[str, str | None, str]] = []
         self.disks_before: dict[str, Before] = {}
         self.rules = rules
@@ -77,6 +78,7 @@ class Site:
             said=lambda now: self.said,
             disks_before=lambda now: self.disks_before,
             public_url="https://dash.lab",
+            fence=lambda: self.fence,
         )
 
     def restart(self) -> None:

@@ -425,7 +425,7 @@ def test_what_could_not_be_kept_comes_again_in_the_next_round(
     site.host("gpu01", [make_gpu(0, error="lost")])
     site.run(30)
 
-    def full(transitions: object) -> None:
+    def full(transitions: object, fence: int) -> None:
         raise BookError("disk full")
 
     with monkeypatch.context() as patched:
