@@ -41,6 +41,23 @@ def test_a_steady_column_takes_a_few_bytes_and_decimals_about_one() -> None:
     assert len(encode([array("f", [NAN] * 240)] * 8)) == 1
 
 
+@pytest.mark.parametrize(
+    ("packed", "wanted"),
+    [
+        ("0200010080ffffff0000000028b52ffd20073900003200000080817f", [50, 51, 50]),
+        ("02010200bdfeffff0000000028b52ffd200a510000ec1700004300f2010005", [612.4, 580.1, 700]),
+        ("020004001601ffff0000000028b52ffd201081000000000000eae000fefd00000100000000", [0, 65270, 12]),
+        ("02000400000000000000000028b52ffd201081000000000000000000005e0000d00000b200", [0, 3e9, 3e9]),
+        ("03000400000000000000000028b52ffd200c610000deec00d67800fcada03d6040", [0.1234567, 1e20, 5]),
+    ],
+    ids=["1 byte", "2 bytes", "4 bytes", "all of 4 bytes", "no decimals"],
+)
+def test_columns_of_the_first_release_are_read(packed: str, wanted: list[float]) -> None:
+    (column,) = decode(bytes.fromhex(packed), 1, 3)
+
+    assert array("f", column.floats()) == array("f", wanted)
+
+
 def test_rows_of_an_hour_come_back(make_fleet: MakeFleet) -> None:
     rows = [
         row for row in make_fleet(5, 1, BEGIN, BEGIN + 3600) if row.gpus == make_fleet(5, 1, BEGIN, BEGIN + 1e3)[0].gpus
