@@ -192,7 +192,8 @@ def _kept_back(called: Iterable[Called], hosts: Sequence[HostView], now: float) 
     kept = []
     for each in called:
         gpu = states.get((each.host, each.gpu))
-        if now - each.at < KEPT_SECONDS and gpu is not None and gpu.state == "free" and gpu.gpu.uuid == each.uuid:
+        is_kept = 0 <= now - each.at < KEPT_SECONDS  # a moment to come was noted before the clock was set back
+        if is_kept and gpu is not None and gpu.state == "free" and gpu.gpu.uuid == each.uuid:
             kept.append(each)
     return kept
 
@@ -215,7 +216,9 @@ def _meant(wait: Wait, hosts: Sequence[HostView], taken: set[tuple[str, int]], n
 
 
 def _lasting(host: HostView, now: float) -> HostView:
-    lasting = [gpu for gpu in host.gpus if gpu.free_since is not None and now - gpu.free_since >= HOLDS_SECONDS]
+    since = [(gpu, gpu.free_since) for gpu in host.gpus if gpu.free_since is not None]
+    # since a moment to come: the clock was set back, and it was free before that
+    lasting = [gpu for gpu, at in since if not 0 <= now - at < HOLDS_SECONDS]
     return replace(host, gpus=tuple(lasting))
 
 

@@ -117,6 +117,25 @@ def test_each_notice_goes_to_its_receiver_once(book: SqliteBook, clock: Clock, m
     assert (mail.keys, chat.keys) == (["1", "2"], ["1"])
 
 
+def test_a_clock_that_is_set_back_lets_nothing_wait_for_longer(book: SqliteBook, clock: Clock, make: Make) -> None:
+    mail = Told(clock)
+    mail.trouble = NotifyError("connection refused")
+    delivery = make(mail=mail)
+    book.put([("mail", notice("1"))], clock.now)
+    let_pass(delivery, clock, 60)
+    late = Addressed("mail", notice("2"), clock.now + 600)
+    book.commit([Transition(kind="began", alert=alert(), at=clock.now, memory="", notices=(late,))])
+    mail.trouble = None
+    clock.now -= 2 * 86_400
+    delivery.round()
+    began = clock.now
+    let_pass(delivery, clock, 120)  # no rest was longer than that yet
+    assert mail.keys == ["1"]
+    let_pass(delivery, clock, 480 + 30)
+    assert mail.keys == ["1", "2"]
+    assert mail.at[1] - began == pytest.approx(600, abs=15)
+
+
 def test_a_receiver_that_is_off_for_six_hours_gets_all_once_and_the_others_at_once(
     book: SqliteBook, clock: Clock, make: Make
 ) -> None:

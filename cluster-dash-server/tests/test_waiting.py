@@ -143,6 +143,17 @@ def test_one_free_gpu_calls_one_and_the_next_only_if_nobody_takes_it(floor: Floo
     assert floor.after(HOLDS_SECONDS) == ["cid"]
 
 
+def test_a_clock_that_is_set_back_keeps_nothing_from_who_waits(floor: Floor) -> None:
+    floor.stands(free=1, busy=3)
+    floor.wait("ann")
+    assert floor.after(HOLDS_SECONDS) == ["ann"]
+    floor._clock.now -= 10 * HOUR  # free since a moment to come, and kept for ann since another one
+    floor.wait("bob")
+    assert floor.after(5) == ["bob"]
+    floor.wait("cid")
+    assert floor.after(5) == []
+
+
 def test_two_free_gpus_call_two_and_each_is_told_of_another_one(floor: Floor) -> None:
     for who in ("ann", "bob", "cid"):
         floor.wait(who)

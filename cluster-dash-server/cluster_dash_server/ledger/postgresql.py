@@ -94,6 +94,9 @@ class PostgresqlBook(statements.SqlBook):
         if not lease.is_fence(db, lease.EVALUATOR, fence):
             raise NoLongerLeads("another replica evaluates alerts")
 
+    def set_back(self, seconds: float) -> None:
+        """See `Outbox`: one replica whose clock was wrong does not pull what others have noted by theirs."""
+
     def claim(self, waiting: Waiting, seconds: float) -> bool:
         """See `Outbox`."""
         # what a replica holds and no longer renews is taken over; not where it could not renew it

@@ -113,6 +113,14 @@ class SqliteBook(SqlBook):
     def _check(self, db: "Statements", fence: int) -> None:
         """There is one server, and it evaluates."""
 
+    def set_back(self, seconds: float) -> None:
+        """See `Outbox`."""
+        with self._writing() as db:
+            db.execute(
+                "UPDATE outbox SET made_at = made_at - ?, next_try_at = next_try_at - ? WHERE outcome IS NULL",
+                (seconds, seconds),
+            )
+
     def claim(self, waiting: Waiting, seconds: float) -> bool:
         """See `Outbox`: there is nobody else who sends."""
         return True

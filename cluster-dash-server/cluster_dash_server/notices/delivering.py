@@ -128,7 +128,7 @@ class Delivery:
         self._jitter = jitter
         self._heartbeat = heartbeat
         self._forgetful = {name: each for name, each in self._notifiers.items() if isinstance(each, Forgetful)}
-        self._repeated_at = self._troubled_at = float("-inf")
+        self._repeated_at = self._troubled_at = self._round_at = float("-inf")
         self._ways: dict[str, _Way] = {}
         self._taken: set[int] = set()  # rows that a receiver has, and the outbox does not know of yet
         self._lock = threading.Lock()
@@ -156,6 +156,7 @@ class Delivery:
         """Begin to deliver what is due; never raises."""
         now = self._clock()
         try:
+            self._heed_the_clock(now)
             self._mark_taken()  # where it cannot be noted, nothing is begun: it would be told twice
             waiting: dict[str, list[Waiting]] = {}
             for each in self._outbox.due(now, MOST_DUE):
@@ -180,6 +181,17 @@ class Delivery:
             self._say(str(error) or type(error).__name__)
             return
         self._heartbeat()
+
+    def _heed_the_clock(self, now: float) -> None:
+        """Where the clock was set back, let nothing wait for that much longer."""
+        seconds = self._round_at - now
+        if 0 < seconds < math.inf:
+            log.warning("notices: the clock was set back by %.0f s", seconds)
+            self._outbox.set_back(seconds)
+            with self._lock:
+                for way in self._ways.values():
+                    way.rests_until -= seconds
+        self._round_at = now
 
     def _repeat(self, name: str, forgetful: Forgetful) -> None:
         with self._lock:

@@ -133,6 +133,9 @@ class Outbox(Protocol):
     def postponed(self, rows: Sequence[int], until: float) -> None:
         """Note that they were due and have to wait on: for quiet hours, for their turn, for a receiver that rests."""
 
+    def set_back(self, seconds: float) -> None:
+        """Have what waits wait no longer than it was to: the clock by which its moments were noted was set back."""
+
     def told(self, receiver: str) -> list[Notice]:
         """Return of which alerts a receiver was told that go on and are not silenced, each as it was told last."""
 
