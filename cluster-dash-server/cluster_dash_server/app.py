@@ -30,7 +30,7 @@ from cluster_dash_server.events import EventLog
 from cluster_dash_server.groups import Groups
 from cluster_dash_server.history.kept import History
 from cluster_dash_server.ingest import Answer, Ingest
-from cluster_dash_server.ledger.kept import KeptBook
+from cluster_dash_server.ledger.kept import KeptBook, shared_of
 from cluster_dash_server.ledger.line import LineFile
 from cluster_dash_server.live import Live
 from cluster_dash_server.narrowed import Narrowed
@@ -186,6 +186,7 @@ def create_app(settings: Settings | None = None, clock: Callable[[], float] = ti
         from cluster_dash_server.sharing.clock import EngineClock  # only replicas need it
 
         clock = engine_clock = EngineClock(clock)
+    kept_book = KeptBook(folder, clock, settings.privacy.user_days, shared_of(settings.ledger))
     history = History(
         folder,
         settings=settings.history,
@@ -240,8 +241,7 @@ def create_app(settings: Settings | None = None, clock: Callable[[], float] = ti
         replica.forgets.append(events.forget)
         replica.errands["forget_user"] = lambda user: control.forget_user(user, begin=True)
         control.forgets.append(partial(replica.tell, "forget_user"))
-    kept_book = KeptBook(folder, clock, settings.privacy.user_days)
-    errands = Errands({}, clock)
+    errands = Errands({}, clock, kept_book.leads)
     start = _Start(history, kept_book, cluster, events, control, slurm, errands, clock)
     if replica is not None:
         start.before_posts.append(replica.start)
@@ -267,21 +267,29 @@ def create_app(settings: Settings | None = None, clock: Callable[[], float] = ti
             own = (*own, f"History is not written: {history.trouble}. The live view goes on.")
         if replica is not None and replica.notice is not None:
             own = (*own, f"{replica.notice}: {replica.trouble}.")
-        if kept_book.trouble is not None and settings.alerts.receivers:
-            own = (*own, f"No alerts are kept, and nobody is told of any: {kept_book.trouble}.")
-        if watch.trouble is not None:
-            own = (*own, f"Alerts are not evaluated: {watch.trouble}.")
-        own = (*own, *telling.notices())
+        if kept_book.is_open and kept_book.trouble is not None:
+            own = (*own, f"Alerts are neither kept nor evaluated now, and nobody is told of any: {kept_book.trouble}.")
+        else:
+            if kept_book.trouble is not None and settings.alerts.receivers:
+                own = (*own, f"No alerts are kept, and nobody is told of any: {kept_book.trouble}.")
+            if watch.trouble is not None:
+                own = (*own, f"Alerts are not evaluated: {watch.trouble}.")
+            own = (*own, *telling.notices())
         is_open = gate.rules.mode == "open"
         return (*own, *auth.notices(clock(), from_afar=reached.from_afar, is_open=is_open))
 
-    def failing() -> list[dict[str, str]]:
-        found = [] if history.trouble is None else [{"part": "history", "why": history.trouble}]
+    def failing() -> Iterator[api.Failing]:
+        is_one_of_several = replica is not None or kept_book.shared is not None
+        if history.trouble is not None:
+            is_file = settings.history.kind != "remote"
+            yield api.Failing("history", history.trouble, is_ours=is_file or not (is_one_of_several and history.keeps))
         if replica is not None and replica.trouble is not None:
-            found.append({"part": "live view", "why": replica.trouble})
+            yield api.Failing("live view", replica.trouble, is_ours=False)
         if watch.trouble is not None:
-            found.append({"part": "alerts", "why": watch.trouble})
-        return found if telling.trouble is None else [*found, {"part": "notices", "why": telling.trouble}]
+            is_away = kept_book.is_open and kept_book.trouble is not None  # from all replicas
+            yield api.Failing("alerts", watch.trouble, is_ours=not is_away)
+        if telling.trouble is not None:
+            yield api.Failing("notices", telling.trouble, is_ours=False)
 
     site = pages.Site(name=settings.site.name, version=VERSION, notices=notices, keeps_history=lambda: history.keeps)
     reception, viewers = Reception(clock), status.Viewers()
@@ -376,12 +384,15 @@ def create_app(settings: Settings | None = None, clock: Callable[[], float] = ti
         receivers=settings.alerts.receivers,
         owners=owners.route,
         said=said,
+        fence=kept_book.fence,
         disks_before=lambda now: disks.remembered(history.series, now),
         public_url=settings.server.public_url,
     )
     control.commands["maintenance"] = lambda wish: alert_commands.obey(kept_book.book, wish, clock(), zone)
     control.commands["reload"] = lambda wish: alert_commands.obey_reload(watch)
     start.with_book.append(watch.start)
+    if kept_book.shared is not None:
+        kept_book.shared.lease.when_taken.append(watch.wake)
     kept_book.ends.append(watch.stop)
 
     def link(path: str) -> str | None:

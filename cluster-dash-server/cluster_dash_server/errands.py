@@ -81,11 +81,18 @@ class Errands:
     Args:
         rounds: what is done, by name; each is called with the time (Unix s).
         clock: Unix s.
+        leads: whether it is this one of several replicas that does them.
     """
 
-    def __init__(self, rounds: dict[str, Callable[[float], object]], clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        rounds: dict[str, Callable[[float], object]],
+        clock: Callable[[], float],
+        leads: Callable[[], bool] = lambda: True,
+    ) -> None:
         self.rounds = rounds
         self._clock = clock
+        self._leads = leads
         self._failed: dict[str, str] = {}
         self._once = threading.Lock()
 
@@ -100,8 +107,10 @@ class Errands:
             self.once()
 
     def once(self) -> None:
-        """Do all of it once; never raises."""
+        """Do all of it once, where it is for this replica to do; never raises."""
         for name, do in self.rounds.items():
+            if not self._leads():
+                return
             try:
                 do(self._clock())
             except (BookError, WaitError) as error:

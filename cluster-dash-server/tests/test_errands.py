@@ -109,3 +109,14 @@ def test_an_errand_that_fails_is_said_once_and_the_others_are_done(
             errands.once()
     assert len(done) == 5
     assert [each.getMessage() for each in caplog.records] == ["one: the disk is full", "one failed", "one goes on"]
+
+
+def test_of_several_replicas_one_does_them() -> None:
+    done: list[float] = []
+    leads = [False]
+    errands = Errands({"first": done.append}, lambda: 7.0, lambda: leads[0])
+    errands.once()
+    assert done == []
+    leads[0] = True
+    errands.once()
+    assert done == [7.0]

@@ -5,7 +5,7 @@ import dataclasses
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from cluster_dash_server.events import EventLog
 from cluster_dash_server.history.kept import History
 from cluster_dash_server.history.sqlite import FILE
 from cluster_dash_server.hostlist import HostlistError
-from cluster_dash_server.ledger.kept import KeptBook
+from cluster_dash_server.ledger.kept import KeptBook, shared_of
 from cluster_dash_server.ledger.line import LineFile
 from cluster_dash_server.settings import Settings
 from cluster_dash_server.snapshot import Json, printable
@@ -98,7 +98,7 @@ def _forget_user(user: str, settings: Settings, folder: Path) -> None:
     except control.ControlError as error:
         with _opened(settings, folder, error) as (history, _, _):
             _written(partial(history.forget_user, user, partial(restart.stripped, user=user)))
-            _forget_in_alerts(user, folder)
+            _forget_in_alerts(user, settings, folder)
             while (done := _written(partial(history.unnamed, user))) is None or done.hosts_left:
                 _written(history.flush)
             told = dataclasses.asdict(done)
@@ -113,12 +113,17 @@ def _forget_user(user: str, settings: Settings, folder: Path) -> None:
     )
 
 
-def _forget_in_alerts(user: str, folder: Path) -> None:
+def _forget_in_alerts(user: str, settings: Settings, folder: Path) -> None:
     """Take the name out of alerts and of the line of those who wait; the folder is ours, for its history is open."""
+    shared = shared_of(settings.ledger)
     kept = KeptBook(folder, time.time)
-    kept.start(has_folder=True)
     try:
-        kept.forget_user(user)
+        if shared is None:
+            kept.start(has_folder=True)
+            kept.forget_user(user)
+        else:
+            with closing(shared.book(time.time, settings.privacy.user_days * 86_400.0)) as book:
+                book.forget_user(user)
         line = LineFile(folder)
         if line.path.exists():
             line.write(without(line.read(), user))

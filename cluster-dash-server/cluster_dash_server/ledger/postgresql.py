@@ -50,8 +50,6 @@ class PostgresqlBook(statements.SqlBook):
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         super().__init__(clock, kept_seconds)
-        self.trouble: str | None = None
-        """Why it cannot be read or written now; None: it can, as far as is known."""
         self._database = database
         self._holder = holder
         self._monotonic = monotonic
@@ -60,7 +58,8 @@ class PostgresqlBook(statements.SqlBook):
         database.expects("book", STEPS)
 
     def close(self) -> None:
-        """Nothing: the database is closed by who opened it."""
+        """Close the connections that are kept."""
+        self._database.close()
 
     @contextlib.contextmanager
     def _reading(self) -> Iterator[Statements]:

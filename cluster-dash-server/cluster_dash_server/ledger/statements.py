@@ -85,6 +85,8 @@ class SqlBook(ABC):
     """
 
     def __init__(self, clock: Callable[[], float], kept_seconds: float) -> None:
+        self.trouble: str | None = None
+        """Why it cannot be read or written for a while; None: it can, as far as is known."""
         self._clock = clock
         self._kept_seconds = kept_seconds
         self._pruned_at = float("-inf")

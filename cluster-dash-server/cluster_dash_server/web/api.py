@@ -3,7 +3,7 @@
 import statistics
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import parse_qs
 
 from flask import Blueprint, Response, request
@@ -21,8 +21,6 @@ from cluster_dash_server.web.edge import Reply, Way
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
 
-ELSEWHERE = ("notices", "live view")
-"""Parts that fail of what is not this server's own."""
 OFFLINE_MINUTES = 10
 """The kept routes' own rule, older than the states: a host is offline after so long."""
 FREE_PERCENT = 30
@@ -77,13 +75,21 @@ def _reply(body: Body, environ: "WSGIEnvironment") -> Reply:
     return Reply(body.content, "200 OK", headers)
 
 
+class Failing(NamedTuple):
+    """A part that does not do its work, and why; `is_ours`: another replica may do better."""
+
+    part: str
+    why: str
+    is_ours: bool
+
+
 def blueprint(
     cluster: Cluster,
     narrowed: Narrowed,
     looks: Way,
     clock: Callable[[], float],
     version: str,
-    failing: Callable[[], list[dict[str, str]]],
+    failing: Callable[[], Iterable[Failing]],
 ) -> Blueprint:
     """Build the routes; `failing` names the parts that do not do their work, and why."""
     api = Blueprint("api", __name__)
@@ -96,11 +102,16 @@ def blueprint(
     @api.get("/readyz")
     @needs("public")
     def readyz() -> Response:
-        parts = failing()
-        body = {"success": not parts, "failing": parts, "hosts": len(cluster), "version": version}
+        parts = list(failing())
+        body = {
+            "success": not parts,
+            "failing": [{"part": part.part, "why": part.why} for part in parts],
+            "hosts": len(cluster),
+            "version": version,
+        }
         # people look at the cluster all the same while a mail server is away, and what all replicas lack is no reason
         # to send everybody away from all of them
-        return json_response(body, 503 if any(part["part"] not in ELSEWHERE for part in parts) else 200)
+        return json_response(body, 503 if any(part.is_ours for part in parts) else 200)
 
     @api.get("/data-out/gpu-data-simple")
     @needs("state:read")
