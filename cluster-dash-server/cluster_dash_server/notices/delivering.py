@@ -37,6 +37,8 @@ TROUBLE_SECONDS = 60.0
 BUSY_SECONDS = 15.0
 """When a receiver is busy for longer than a round, what else waits for it is looked at again after so long."""
 HOUR_SECONDS = 3600.0
+SET_BACK_SECONDS = 1.0
+"""A clock that goes back by less is only kept in time."""
 CLAIM_SECONDS = 90.0
 """For so long a receiver is left to the replica that began to tell it something: longer than any try takes."""
 
@@ -185,7 +187,7 @@ class Delivery:
     def _heed_the_clock(self, now: float) -> None:
         """Where the clock was set back, let nothing wait for that much longer."""
         seconds = self._round_at - now
-        if 0 < seconds < math.inf:
+        if SET_BACK_SECONDS < seconds < math.inf:
             log.warning("notices: the clock was set back by %.0f s", seconds)
             self._outbox.set_back(seconds)
             with self._lock:

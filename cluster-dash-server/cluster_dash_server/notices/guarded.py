@@ -2,13 +2,15 @@
 
 Who can set a name in some DNS, or answers at the address that an administrator named, must not reach what only this
 machine can: its own services, neighbours on the link, a cloud's metadata. So the addresses that a name has are looked
-at, and connected to is what was looked at; a redirect is an error.
+at, and connected to is what was looked at; a redirect is an error. Where a library makes the connections, each is
+looked at as it is made, wherever a name or a redirect has led to.
 """
 
 import http.client
 import ipaddress
 import socket
 import ssl
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -121,15 +123,66 @@ def request(
         )
 
 
+class Confined:
+    """What a thread may not do for a while: reach what only this machine can."""
+
+    def __init__(self) -> None:
+        self.refused: str | None = None
+        """Why a connection was refused; None: none was."""
+
+    def look_at(self, address: object) -> None:
+        """Let a connection pass.
+
+        Raises:
+            PermissionError: it leads to this machine, its link or a cloud's metadata.
+        """
+        host = address[0] if isinstance(address, tuple) and address else None
+        try:
+            is_refused = is_private(str(host))  # a name was not looked up yet, a path is a socket of this machine
+        except ValueError:
+            is_refused = True
+        if is_refused:
+            self.refused = _refusal(str(host) if isinstance(host, str) else "it")
+            raise PermissionError(self.refused)
+
+
+_confined = threading.local()
+
+
+def _audit(event: str, arguments: tuple[object, ...]) -> None:
+    """Look at a connection that is about to be made; called by Python for whatever happens in this process."""
+    if event in _CONNECTS:
+        now: Confined | None = getattr(_confined, "now", None)
+        if now is not None:
+            now.look_at(arguments[1])
+
+
+_CONNECTS = frozenset(("socket.connect", "socket.sendto", "socket.sendmsg"))
+_audits = threading.Lock()  # taken once, and never given back: Python lets go of no hook
+
+
+@contextmanager
+def confined() -> Iterator[Confined]:
+    """Refuse this thread, for so long, connections to this machine, its link and a cloud's metadata."""
+    if _audits.acquire(blocking=False):
+        sys.addaudithook(_audit)
+    found = _confined.now = Confined()
+    try:
+        yield found
+    finally:
+        _confined.now = None
+
+
+def _refusal(place: str) -> str:
+    return f"{place}: this machine, its link or a cloud's metadata, where nothing is sent without allow_private = true"
+
+
 @contextmanager
 def _connected(host: str, port: int, allow_private: bool, resolve: Resolve) -> Iterator[socket.socket]:
     addresses = resolve(host, port)
     for address in addresses:
         if not allow_private and is_private(address):
-            raise NotifyError(
-                f"{host} is {address}: this machine, its link or a cloud's metadata, where nothing is sent "
-                "without allow_private = true"
-            )
+            raise NotifyError(_refusal(f"{host} is {address}"))
     trouble: OSError = OSError("it has no address")
     for address in addresses:
         try:

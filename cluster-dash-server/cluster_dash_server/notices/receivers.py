@@ -52,7 +52,9 @@ class Receiver:
     )
     allow_private: bool = field(
         default=False,
-        metadata={"help": "webhook, alertmanager: it may be on this machine or at an address of this link only"},
+        metadata={
+            "help": "webhook, alertmanager, apprise: it may be on this machine or at an address of this link only"
+        },
     )
     severity: Severity = field(
         default="warning",

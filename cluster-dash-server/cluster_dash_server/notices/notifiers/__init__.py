@@ -30,7 +30,7 @@ KINDS: dict[str, Kind] = {
     "email": Kind(build=email.build, needs=("to",)),
     "webhook": Kind(build=webhook.build, needs=("url",), takes=(*_HTTP, "secret", "secret_file")),
     "alertmanager": Kind(build=alertmanager.build, needs=("url",), takes=_HTTP),
-    "apprise": Kind(build=apprise.build, needs=("url",), takes=("url_file",)),
+    "apprise": Kind(build=apprise.build, needs=("url",), takes=("url_file", "allow_private")),
 }
 _OF_SOME = {key for kind in KINDS.values() for key in (*kind.needs, *kind.takes)}
 

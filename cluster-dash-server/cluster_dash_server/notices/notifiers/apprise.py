@@ -1,10 +1,15 @@
-"""Slack, Teams, Discord, ntfy, Telegram and some hundred others, by apprise. Needs the extra `apprise`."""
+"""Slack, Teams, Discord, ntfy, Telegram and some hundred others, by apprise. Needs the extra `apprise`.
+
+Apprise makes its own connections and follows redirects; so each is looked at when it is made, see `guarded`.
+"""
 
 import logging
+from contextlib import nullcontext
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
+from cluster_dash_server.notices.guarded import confined
 from cluster_dash_server.notices.notice import Notice, NotifyError
 from cluster_dash_server.notices.receivers import AlertSettings, Receiver
 from cluster_dash_server.notices.wording import Wording
@@ -16,7 +21,7 @@ _KINDS = {"critical": "failure", "warning": "warning", "info": "info"}
 
 def build(receiver: Receiver, alerts: AlertSettings, wording: Wording) -> "Apprise":
     """Make it of its settings."""
-    return Apprise(receiver.url or "", wording)
+    return Apprise(receiver.url or "", wording, allow_private=receiver.allow_private)
 
 
 def is_installed() -> bool:
@@ -30,10 +35,12 @@ class Apprise:
     Args:
         url: where to, in apprise's notation; it holds secrets.
         wording: how notices are worded.
+        allow_private: it may reach this machine and its link.
     """
 
-    def __init__(self, url: str, wording: Wording) -> None:
+    def __init__(self, url: str, wording: Wording, *, allow_private: bool = False) -> None:
         self._url = url
+        self._allow_private = allow_private
         self._wording = wording
         self._service: Any = None
 
@@ -45,17 +52,22 @@ class Apprise:
         """
         service = self._made()
         kind = "success" if notice.kind == "resolved" else _KINDS[notice.severity]
-        try:
-            taken = service.notify(
-                title=self._wording.subject(notice),
-                body=self._wording.text(notice),
-                notify_type=kind,
-                body_format="text",
-            )
-        except Exception as error:  # a hundred services, each with errors of its own, whose words may name secrets
-            raise NotifyError(f"{service.service_name}: {type(error).__name__}") from None
+        with nullcontext() if self._allow_private else confined() as confines:
+            try:
+                taken = service.notify(
+                    title=self._wording.subject(notice),
+                    body=self._wording.text(notice),
+                    notify_type=kind,
+                    body_format="text",
+                )
+            except Exception as error:  # a hundred services, each with errors of its own, whose words may name secrets
+                taken, why = False, type(error).__name__
+            else:
+                why = "did not take it"
+        if confines is not None and confines.refused is not None:
+            raise NotifyError(f"{service.service_name}: {confines.refused}")
         if not taken:
-            raise NotifyError(f"{service.service_name}: did not take it")
+            raise NotifyError(f"{service.service_name}: {why}")
 
     def _made(self) -> Any:
         if self._service is None:
