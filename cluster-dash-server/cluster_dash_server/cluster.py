@@ -156,12 +156,18 @@ def _know_gpus(
     before: tuple[KnownGpu, ...], seen: Seen, interval_seconds: float, thresholds: Thresholds, place: Place | None
 ) -> tuple[KnownGpu, ...]:
     """Join what was known of a host's GPUs with a new snapshot of it."""
+    allotted = (None,) * len(seen.gpus) if place is None else place.of(seen.gpus)
+    if _are_the_same(before, seen.gpus):  # so it is after nearly every post
+        return tuple(
+            [
+                _known(gpu, was, slurm, seen, interval_seconds, thresholds)
+                for gpu, was, slurm in zip(seen.gpus, before, allotted, strict=True)
+            ]
+        )
     after = []
-    allotted = {} if place is None else dict(zip(map(id, seen.gpus), place.of(seen.gpus), strict=True))
     left = list(before)
     # those with a uuid choose first: one without is known by its place, which another may have taken since
-    for gpu in sorted(seen.gpus, key=lambda gpu: gpu.uuid is None):
-        slurm = allotted.get(id(gpu))
+    for gpu, slurm in sorted(zip(seen.gpus, allotted, strict=True), key=lambda each: each[0].uuid is None):
         was = _known_as(gpu, left)
         if was is not None:
             left.remove(was)
@@ -172,18 +178,36 @@ def _know_gpus(
                     name=gpu.name or was.gpu.name,
                     pci_bus_id=gpu.pci_bus_id or was.gpu.pci_bus_id,
                 )
-        idle_since = free_since = None
-        if idle_while_in_use(gpu, thresholds, slurm):
-            idle_since = seen.received_at if was is None or was.idle_since is None else was.idle_since
-        elif not gpu.working and _is_free(gpu, seen, interval_seconds, thresholds, slurm):
-            free_since = seen.received_at if was is None or was.free_since is None else was.free_since
-        after.append(KnownGpu(gpu=gpu, idle_since=idle_since, missing_since=None, free_since=free_since))
+        after.append(_known(gpu, was, slurm, seen, interval_seconds, thresholds))
     slots = {slot(gpu) for gpu in seen.gpus if gpu.pci_bus_id is not None} if left else ()
     for known in left:
         if _is_expected(known.gpu) and slot(known.gpu) not in slots:
             missing_since = known.missing_since or seen.received_at
             after.append(KnownGpu(gpu=known.gpu, idle_since=None, missing_since=missing_since, free_since=None))
     return tuple(sorted(after, key=lambda known: known.gpu.index))
+
+
+def _are_the_same(before: tuple[KnownGpu, ...], gpus: tuple[Gpu, ...]) -> bool:
+    """Say whether a snapshot holds the GPUs that were known, in the same places, all with uuids of their own."""
+    uuids = [gpu.uuid for gpu in gpus]
+    return uuids == [known.gpu.uuid for known in before] and None not in uuids and len(set(uuids)) == len(uuids)
+
+
+def _known(
+    gpu: Gpu,
+    was: KnownGpu | None,
+    slurm: Allotment | None,
+    seen: Seen,
+    interval_seconds: float,
+    thresholds: Thresholds,
+) -> KnownGpu:
+    """Return what is known of a GPU that a new snapshot of its host holds."""
+    idle_since = free_since = None
+    if idle_while_in_use(gpu, thresholds, slurm):
+        idle_since = seen.received_at if was is None or was.idle_since is None else was.idle_since
+    elif not gpu.working and _is_free(gpu, seen, interval_seconds, thresholds, slurm):
+        free_since = seen.received_at if was is None or was.free_since is None else was.free_since
+    return KnownGpu(gpu, idle_since, None, free_since)
 
 
 def _is_expected(gpu: Gpu) -> bool:
@@ -515,9 +539,9 @@ class Cluster:
         """Return when a host changes or leaves by time alone, from `now` on (Unix s); None: never."""
         return min((moment for moment in self._moments(name) if moment >= now), default=None)
 
-    def changed_at(self, name: str, now: float) -> float | None:
-        """Return when a host last changed by time alone, since its newest snapshot (Unix s); None: it has not."""
-        return max((moment for moment in self._moments(name) if moment <= now), default=None)
+    def changed_at(self, name: str, before: float) -> float | None:
+        """Return when a host last changed by time alone before a moment (Unix s); None: it did not."""
+        return max((moment for moment in self._moments(name) if moment < before), default=None)
 
     def _moments(self, name: str) -> list[float]:
         """Return the moments at which a host changes by time alone, past ones too."""

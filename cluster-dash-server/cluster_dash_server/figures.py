@@ -1,11 +1,12 @@
 """What history keeps of a snapshot: pure, from the checked JSON to one row of numbers."""
 
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from itertools import chain
-from typing import cast
+from operator import attrgetter
 
-from cluster_dash_server.snapshot import AHEAD_SECONDS, Gpu, GpuEntry, Json, Seen
+from cluster_dash_server.entries import Entries, GpuEntry
+from cluster_dash_server.snapshot import AHEAD_SECONDS, Gpu, Json, Seen
 from cluster_dash_server.states import (
     DEFAULT_INTERVAL_SECONDS,
     SKEW_SECONDS,
@@ -22,20 +23,21 @@ NAN = float("nan")
 _UNKNOWN, _FREE, _BUSY, _IDLE, _ERROR = map(float, range(len(DOINGS)))
 _OWN = [name for name in GPU_METRICS if name not in ("tx_kib_s", "rx_kib_s", "doing")]
 """The metrics that stand in a GPU's entry itself, in the order of GPU_METRICS."""
-_NANS = [NAN] * len(_OWN)
-_UNREAD: list[float | None] = [*([NAN] * (len(GPU_METRICS) - 1)), _UNKNOWN]
+_own_of: Callable[[GpuEntry], tuple[float | None, ...]] = attrgetter(*_OWN)
+_BUS = GPU_METRICS.index("tx_kib_s")
+_UNREAD: tuple[float | None, ...] = (*([None] * (len(GPU_METRICS) - 1)), _UNKNOWN)
 """The row of a GPU whose figures were read too long before the snapshot to say what is."""
 
 
-def figures(snapshot: Json, seen: Seen, thresholds: Thresholds) -> Figures:
+def figures(snapshot: Json, entries: Entries, seen: Seen, thresholds: Thresholds) -> Figures:
     """Take the figures out of a snapshot that the schema has passed.
 
     Args:
         snapshot: as it came, less the secret.
+        entries: its GPUs.
         seen: the facts that were read out of it.
         thresholds: what counts as busy and as memory in use.
     """
-    entries = snapshot["gpu"]
     interval = seen.interval_seconds or DEFAULT_INTERVAL_SECONDS
     rows = [
         _row(entries[gpu.key], gpu, thresholds)
@@ -45,7 +47,7 @@ def figures(snapshot: Json, seen: Seen, thresholds: Thresholds) -> Figures:
     ]
     values = list(chain.from_iterable(zip(*rows, strict=True)))
     values += _host_row(snapshot, seen)
-    holders, holder_mem = _holders([entries[gpu.key] for gpu in seen.gpus])
+    holders, holder_mem = _holders(entries[gpu.key] for gpu in seen.gpus)
     return Figures(
         host=seen.host,
         at=taken_at(snapshot, seen),
@@ -53,9 +55,9 @@ def figures(snapshot: Json, seen: Seen, thresholds: Thresholds) -> Figures:
         seq=seen.seq if seen.boot_id is not None else None,
         oldest_seq=(snapshot.get("spool") or {}).get("oldest_seq"),
         gpus=tuple([GpuId(gpu.index, gpu.uuid, gpu.name, gpu.total_mem) for gpu in seen.gpus]),
-        values=floats(values),
+        values=array("f", [NAN if value is None else value for value in values]),
         holders=holders,
-        holder_mem=floats(holder_mem),
+        holder_mem=holder_mem,
     )
 
 
@@ -70,21 +72,10 @@ def taken_at(snapshot: Json, seen: Seen) -> float:
     return round(at, 3)
 
 
-def floats(values: Sequence[float | None]) -> "array[float]":
-    """Return float32 numbers, NaN for None."""
-    try:
-        return array("f", cast(Sequence[float], values))  # None raises TypeError
-    except TypeError:
-        return array("f", [NAN if value is None else value for value in values])
-
-
-def _row(entry: GpuEntry, gpu: Gpu, thresholds: Thresholds) -> list[float | None]:
-    get: Callable[[str, float], float | None] = cast(Json, entry).get
-    pcie: Json = cast(Json, entry).get("pcie") or {}
-    row: list[float | None] = list(map(get, _OWN, _NANS))
-    row[-1:-1] = pcie.get("tx_kib_s", NAN), pcie.get("rx_kib_s", NAN)
-    row.append(_doing(gpu, thresholds))
-    return row
+def _row(entry: GpuEntry, gpu: Gpu, thresholds: Thresholds) -> tuple[float | None, ...]:
+    own, pcie = _own_of(entry), entry.pcie
+    bus = (None, None) if pcie is None else (pcie.tx_kib_s, pcie.rx_kib_s)
+    return (*own[:_BUS], *bus, *own[_BUS:], _doing(gpu, thresholds))
 
 
 def _doing(gpu: Gpu, thresholds: Thresholds) -> float:
@@ -110,15 +101,15 @@ def _host_row(snapshot: Json, seen: Seen) -> list[float | None]:
     ]  # HOST_METRICS
 
 
-def _holders(entries: list[GpuEntry]) -> tuple[tuple[Holder, ...], list[float]]:
+def _holders(entries: Iterable[GpuEntry]) -> tuple[tuple[Holder, ...], "array[float]"]:
     """Return who has which GPU, and their memory (NaN where unknown): processes of one job of a user together."""
     mem_of: dict[tuple[int, str, str | None], float] = {}
     for place, entry in enumerate(entries):
-        for user, processes in (entry.get("users") or {}).items():
+        for user, processes in (entry.users or {}).items():
             for process in processes.values():
-                if process.get("type") == "G":
+                if process.type == "G":
                     continue  # a desktop that is drawn has nobody's work in it
-                job, mem = process.get("job_id"), process.get("mem")
+                job, mem = process.job_id, process.mem
                 holder = (place, user, None if job is None else str(job))
                 mem_of[holder] = mem_of.get(holder, 0.0) + (NAN if mem is None else mem)
-    return tuple([Holder(*each) for each in mem_of]), list(mem_of.values())
+    return tuple(map(Holder._make, mem_of)), array("f", mem_of.values())

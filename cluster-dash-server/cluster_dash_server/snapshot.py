@@ -9,10 +9,13 @@ import re
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from importlib import import_module, resources
 from itertools import islice
-from typing import Any, Literal, NamedTuple, NotRequired, TypedDict, cast
+from operator import attrgetter
+from typing import Any, Literal, NamedTuple, cast
 
+from cluster_dash_server.entries import Entries, GpuEntry, GpuProcess, entries_of, reader
 from cluster_dash_server.inflate import pack, unpack
 from cluster_dash_server.tables import lighter
 
@@ -45,41 +48,6 @@ class SnapshotError(Exception):
         super().__init__(text)
         self.status = status
         self.text = text
-
-
-class GpuProcess(TypedDict, total=False):
-    """One process on a GPU, as on the wire."""
-
-    mem: float | None
-    time: float | None
-    name: str | None
-    type: str | None
-    job_id: str | int | None
-
-
-class GpuEntry(TypedDict):
-    """One GPU, as on the wire; the fields that the live view reads."""
-
-    index: int
-    name: NotRequired[str | None]
-    uuid: NotRequired[str | None]
-    error: NotRequired[str | None]
-    pci_bus_id: NotRequired[str | None]
-    minor_number: NotRequired[int | None]
-    total_mem: NotRequired[float | None]
-    used_mem: NotRequired[float | None]
-    gpu_util: NotRequired[float | None]
-    memory_util: NotRequired[float | None]
-    temperature_c: NotRequired[float | None]
-    temperature_slowdown_c: NotRequired[float | None]
-    power_w: NotRequired[float | None]
-    power_limit_w: NotRequired[float | None]
-    read_at: NotRequired[float | None]
-    throttle_reasons: NotRequired[list[str] | None]
-    ecc: NotRequired[Json | None]
-    pcie: NotRequired[Json | None]
-    unattributed_mem: NotRequired[float | None]
-    users: NotRequired[dict[str, dict[str, GpuProcess]] | None]
 
 
 # ---------------------------------------------------------------------------------------------- bytes to JSON
@@ -171,11 +139,13 @@ class Decoded(NamedTuple):
         snapshot: the object, less its secret.
         auth_code: what stood there as its secret, of whatever type; None: nothing.
         compact: the object as JSON, without a blank and without its secret.
+        entries: its GPUs, where types have read and checked them: `snapshot` then holds none; None: they stand there.
     """
 
     snapshot: Json
     auth_code: object
     compact: bytes
+    entries: Entries | None = None
 
 
 def decode(body: bytes) -> Decoded:
@@ -200,6 +170,52 @@ def decode(body: bytes) -> Decoded:
     compact = dumps(snapshot) if is_reference else _dumps_no_deeper(snapshot)
     _refuse_a_key_given_twice(body, auth_code, compact)
     return Decoded(snapshot, auth_code, compact)
+
+
+def decode_by_types(body: bytes) -> Decoded:
+    """Parse a body as `decode` does, its GPUs by types: in a third of the time that decoding and checking them takes.
+
+    Raises:
+        SnapshotError: as by `decode`, which looks at all that is not as our moles write it.
+    """
+    return _decoded_by_types(body) or decode(body)
+
+
+def _decoded_by_types(body: bytes) -> Decoded | None:
+    if (reading := _reading()) is None:
+        return None
+    split, read_gpus, failure = reading
+    try:
+        parts = split(body)
+        places = {}
+        end = 1
+        for name, part in parts.items():
+            places[name] = end
+            end += len(name) + len(part) + 4  # two quotes, a colon, a comma or the last bracket
+        if end != len(body):
+            return None  # there is a blank, or a key stands twice
+        gpu_at = places["gpu"] + len('"gpu":')
+        rest = b"%b{}%b" % (body[:gpu_at], body[gpu_at + len(parts["gpu"]) :])
+        if _too_deep(rest):
+            return None
+        snapshot = cast(Json, loads(rest))
+        entries = read_gpus(parts["gpu"])
+    except (failure, ValueError, KeyError):
+        return None
+    auth_code, compact = None, body
+    if "auth_code" in parts:
+        auth_code, begin = snapshot.pop("auth_code"), places["auth_code"]
+        after = begin + len('"auth_code":,') + len(parts["auth_code"])
+        compact = body[:begin] + body[after:] if after < end else body[: begin - 1] + b"}"
+    return Decoded(snapshot, auth_code, compact, entries)
+
+
+@cache
+def _reading() -> tuple[Callable[[bytes], dict[str, Any]], Callable[[Any], Entries], type[Exception]] | None:
+    try:
+        return reader(json.loads(schema_text()))
+    except ImportError:
+        return None
 
 
 def _nested_too_deep() -> SnapshotError:
@@ -441,53 +457,54 @@ class Seen:
 
 
 def _gpu(key: str, entry: GpuEntry) -> Gpu:
-    users = entry.get("users")
-    working, jobs = _working(users)
-    ecc = entry.get("ecc") or {}
-    pcie = entry.get("pcie") or {}
-    return Gpu(
-        key=key,
-        index=int(entry["index"]),
-        name=entry.get("name"),
-        uuid=entry.get("uuid"),
-        pci_bus_id=entry.get("pci_bus_id"),
-        total_mem=entry.get("total_mem"),
-        used_mem=entry.get("used_mem"),
-        gpu_util=entry.get("gpu_util"),
-        temperature_c=entry.get("temperature_c"),
-        power_w=entry.get("power_w"),
-        error=entry.get("error") or None,
-        users=None if users is None else {user: len(processes) for user, processes in users.items()},
-        working=working,
-        jobs=jobs,
-        read_at=entry.get("read_at"),
-        throttle_reasons=tuple(entry.get("throttle_reasons") or ()),
-        minor_number=entry.get("minor_number"),
-        temperature_slowdown_c=entry.get("temperature_slowdown_c"),
-        remap_pending=ecc.get("remap_pending"),
-        remap_failed=ecc.get("remap_failed"),
-        ecc_uncorrected=ecc.get("uncorrected"),
-        pcie_width=pcie.get("width"),
-        pcie_width_max=pcie.get("width_max"),
-        unattributed_mem=entry.get("unattributed_mem"),
-    )
+    gpu = object.__new__(Gpu)  # by __init__ it would take twice as long
+    gpu.key = key
+    gpu.index = int(entry.index)
+    gpu.name = entry.name
+    gpu.uuid = entry.uuid
+    gpu.pci_bus_id = entry.pci_bus_id
+    gpu.total_mem = entry.total_mem
+    gpu.used_mem = entry.used_mem
+    gpu.gpu_util = entry.gpu_util
+    gpu.temperature_c = entry.temperature_c
+    gpu.power_w = entry.power_w
+    gpu.error = entry.error or None
+    gpu.users, gpu.working, gpu.jobs = _users(entry.users)
+    gpu.read_at = entry.read_at
+    gpu.throttle_reasons = tuple(entry.throttle_reasons or ())
+    gpu.minor_number = entry.minor_number
+    gpu.temperature_slowdown_c = entry.temperature_slowdown_c
+    ecc, pcie = entry.ecc, entry.pcie
+    gpu.remap_pending = ecc and ecc.remap_pending
+    gpu.remap_failed = ecc and ecc.remap_failed
+    gpu.ecc_uncorrected = ecc and ecc.uncorrected
+    gpu.pcie_width = pcie and pcie.width
+    gpu.pcie_width_max = pcie and pcie.width_max
+    gpu.unattributed_mem = entry.unattributed_mem
+    return gpu
 
 
-def _working(users: dict[str, dict[str, GpuProcess]] | None) -> tuple[int | None, tuple[str, ...]]:
-    """Count the processes other than pure graphics ones, and name the jobs, in one round."""
+def _users(
+    users: Mapping[str, Mapping[Any, GpuProcess]] | None,
+) -> tuple[dict[str, int] | None, int | None, tuple[str, ...]]:
+    """Count the processes by user, and those that are no pure graphics ones; name the jobs, in one round."""
     if users is None:
-        return None, ()
+        return None, None, ()
+    counts: dict[str, int] = {}
+    jobs: dict[str, None] = {}
     working = 0
-    jobs: list[str] = []
-    for processes in users.values():
+    for user, processes in users.items():
+        counts[user] = len(processes)
         for process in processes.values():
-            working += process.get("type") != "G"
-            job_id = process.get("job_id")
+            if process.type != "G":
+                working += 1
+            job_id = process.job_id
             if job_id is not None and job_id != "":
-                job = str(job_id)
-                if job not in jobs:
-                    jobs.append(job)
-    return working, tuple(jobs)
+                jobs[str(job_id)] = None
+    return counts, working, tuple(jobs)
+
+
+_by_index = attrgetter("index")
 
 
 def _disks(entries: dict[str, Json | None]) -> tuple[tuple[str, float], ...]:
@@ -521,17 +538,22 @@ def read(
     *,
     received_at: float,
     skew_seconds: float | None = None,
+    entries: Entries | None = None,
     compact: bytes | None = None,
     packed: bytes | None = None,
 ) -> Seen:
     """Take the facts out of a snapshot that the schema has passed and that holds no secret any more.
 
-    Where its JSON is at hand already, `compact` saves writing it again, and `packed` packing it.
+    Where its JSON is at hand already, `compact` saves writing it again, and `packed` packing it; `entries` are its
+    GPUs, where they do not stand in it.
 
     The entry `gpu_error` of agents without a driver is no GPU: its text becomes `Seen.gpu_error`.
     """
-    entries: dict[str, GpuEntry] = snapshot["gpu"]
+    if entries is None:
+        entries = entries_of(snapshot["gpu"])
     broken = entries.get("gpu_error")
+    gpus = [_gpu(key, entry) for key, entry in entries.items() if key != "gpu_error"]
+    gpus.sort(key=_by_index)
     cpu = snapshot["cpu"]
     memory = snapshot.get("memory") or {}
     load_avgs = cpu.get("load_avgs")
@@ -552,12 +574,8 @@ def read(
         load_avg_1=load_avgs[0] if load_avgs else None,
         memory_total_gb=memory.get("total_gb"),
         memory_used_gb=memory.get("used_gb"),
-        gpus=tuple(
-            sorted(
-                (_gpu(key, entry) for key, entry in entries.items() if key != "gpu_error"), key=lambda gpu: gpu.index
-            )
-        ),
-        gpu_error=None if broken is None else broken.get("error") or "the host could not read its GPUs",
+        gpus=tuple(gpus),
+        gpu_error=None if broken is None else broken.error or "the host could not read its GPUs",
         gpu_note=collector.get("error"),
         mole_version=general.get("mole_version"),
         driver_version=general.get("driver_version"),

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 import cluster_dash_server
+from cluster_dash_server.entries import entries_of
 from cluster_dash_server.figures import figures
 from cluster_dash_server.snapshot import read
 from cluster_dash_server.states import Thresholds
@@ -15,7 +16,8 @@ NOW = 1_700_000_000.0
 
 
 def taken(snapshot: dict[str, Any], received_at: float = NOW, skew_seconds: float | None = None) -> Figures:
-    return figures(snapshot, read(snapshot, received_at=received_at, skew_seconds=skew_seconds), Thresholds())
+    seen = read(snapshot, received_at=received_at, skew_seconds=skew_seconds)
+    return figures(snapshot, entries_of(snapshot["gpu"]), seen, Thresholds())
 
 
 def of(row: Figures, metric: str) -> list[float]:
