@@ -9,8 +9,7 @@ from itertools import accumulate
 from operator import sub
 from typing import Any, NamedTuple
 
-from cluster_dash_server.history.columns import NAN, Column, Frames, bind, decode, encode, unzip, zip_
-from cluster_dash_server.history.rollups import width
+from cluster_dash_server.history.columns import NAN, Column, Frames, bind, decode, encode, extended, unzip, zip_
 from cluster_dash_server.store import GPU_METRICS, HOST_METRICS, Figures, GpuId, Holder
 
 METRICS = GPU_METRICS + HOST_METRICS
@@ -66,20 +65,23 @@ class Layout(NamedTuple):
 # --------------------------------------------------------------------------------------------------- an hour of rows
 
 
-def pack_rows(rows: Sequence[Figures]) -> bytes:
-    """Pack the rows of an hour, oldest first, all of the same GPUs."""
-    gpus = len(rows[0].gpus)
+def pack_rows(rows: Sequence[Figures], columns: "Sequence[array[float]]") -> bytes:
+    """Pack the rows of an hour, oldest first, all of the same GPUs; `columns_of` made columns of their values."""
     frames = [
         _pack_integers([round(row.at * 1000) for row in rows]),
         _pack_integers([_NO_SEQ if row.seq is None else row.seq for row in rows]),
         zip_(json.dumps([_boots(rows), list(_holdings(rows))], ensure_ascii=False, separators=(",", ":")).encode()),
     ]
-    whole = array("f", b"".join([row.values.tobytes() for row in rows]))
-    stride, at = width(gpus), 0
-    for columns in (*([gpus] * len(GPU_METRICS)), *([1] * len(HOST_METRICS))):
-        frames.append(encode([whole[place::stride] for place in range(at, at + columns)]) if columns else b"")
-        at += columns
+    at = 0
+    for count in _widths(len(rows[0].gpus)):
+        frames.append(encode(columns[at : at + count]) if count else b"")
+        at += count
     return bind(frames)
+
+
+def _widths(gpus: int) -> tuple[int, ...]:
+    """Return how many columns each of METRICS has."""
+    return (gpus,) * len(GPU_METRICS) + (1,) * len(HOST_METRICS)
 
 
 def _boots(rows: Sequence[Figures]) -> list[tuple[str | None, int]]:
@@ -196,18 +198,16 @@ class Slot:
     most: "array[float]"
 
 
-def slot_of(rows: Sequence["array[float]"]) -> Slot:
-    """Add up the values of rows of one layout."""
-    if len(rows) == 1:
-        return Slot(1, rows[0], rows[0], rows[0])
+def slot_of(columns: "Sequence[array[float]]") -> Slot:
+    """Add up rows of one layout, of which `columns_of` made columns."""
     least, mean, most = array("f"), array("f"), array("f")
-    whole, stride = array("f", b"".join([row.tobytes() for row in rows])), len(rows[0])
-    unknown = array("f", [NAN]).tobytes() * len(rows)
-    for place in range(stride):
-        column = whole[place::stride]
-        # half of the metrics of many GPUs
-        is_unknown = column[0] != column[0] and column.tobytes() == unknown
-        known: Sequence[float] = () if is_unknown else column
+    for column in columns:
+        first = column[:1]
+        if column.tobytes() == first.tobytes() * len(column):  # half of the metrics of many GPUs
+            for found in (least, mean, most):
+                found.extend(first)
+            continue
+        known = column.tolist()
         total = sum(known)
         if total != total:
             known = [value for value in known if value == value]
@@ -215,7 +215,13 @@ def slot_of(rows: Sequence["array[float]"]) -> Slot:
         least.append(min(known, default=NAN))
         mean.append(round(total / len(known), 2) if known else NAN)
         most.append(max(known, default=NAN))
-    return Slot(len(rows), least, mean, most)
+    return Slot(len(columns[0]), least, mean, most)
+
+
+def columns_of(rows: "Sequence[array[float]]") -> "list[array[float]]":
+    """Return each value of rows of one layout over time."""
+    whole, stride = array("f", b"".join([row.tobytes() for row in rows])), len(rows[0])
+    return [whole[place::stride] for place in range(stride)]
 
 
 def pack_slots(slots: dict[int, Slot], gpus: int) -> bytes:
@@ -224,13 +230,11 @@ def pack_slots(slots: dict[int, Slot], gpus: int) -> bytes:
     of = [slots[place] for place in places]
     frames = [_pack_integers(places), _pack_integers([slot.rows for slot in of])]
     alone = all(slot.rows == 1 for slot in of)
-    stride = width(gpus)
     for name in ("mean",) if alone else ("mean", "least", "most"):
-        whole = array("f", b"".join([getattr(slot, name).tobytes() for slot in of]))
-        at = 0
-        for columns in (*([gpus] * len(GPU_METRICS)), *([1] * len(HOST_METRICS))):
-            frames.append(encode([whole[place::stride] for place in range(at, at + columns)]) if columns else b"")
-            at += columns
+        columns, at = columns_of([getattr(slot, name) for slot in of]), 0
+        for count in _widths(gpus):
+            frames.append(encode(columns[at : at + count]) if count else b"")
+            at += count
     return bind(frames)
 
 
@@ -283,6 +287,22 @@ class Slots:
             place: Slot(count, least, mean, most)
             for place, count, least, mean, most in zip(self.places, self.rows, *rows, strict=True)
         }
+
+    def with_next(self, place: int, slot: Slot) -> bytes | None:
+        """Return the blob with one more step at its end; None: it has to be packed anew, from all its steps."""
+        layout, frames = self._layout, self._frames
+        are_all = len(frames) == 2 + 3 * self._metrics
+        are_metrics_of_now = layout.gpu_metrics == GPU_METRICS and layout.host_metrics == HOST_METRICS
+        if not self.places or place <= self.places[-1] or not are_all or not are_metrics_of_now:
+            return None
+        found = [_pack_integers([*self.places, place]), _pack_integers([*self.rows, slot.rows])]
+        for kind in (slot.mean, slot.least, slot.most):
+            at = 0
+            for columns in _widths(len(layout.gpus)):
+                frame = frames[len(found)]
+                found.append(extended(frame, len(self.places), kind[at : at + columns]) if columns else frame)
+                at += columns
+        return bind(found)
 
     def _read(self, frame: int, columns: int) -> list[list[float]]:
         return [column.floats() for column in decode(self._frames[frame], columns, len(self.places))]

@@ -16,7 +16,7 @@ from functools import lru_cache
 from importlib import import_module
 from itertools import accumulate, repeat
 from operator import truediv
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from cluster_dash_server.store import StoreError
 
@@ -28,6 +28,7 @@ _ABOVE = bytes((*range(128, 256), *range(128)))
 """Turns bytes from -128 on into bytes from 0 on, and back."""
 _HEAD = struct.Struct("<BBBBiI")
 """Kind, place in _SCALES, bytes of a difference, whether some are unknown, the least difference, bytes of the mask."""
+_PLACE_AT, _MASK_AT = 1, 3
 _BIAS = 2**29
 """Integers are kept below it; larger figures stay as they are."""
 _TABLED = (4096, 8192)
@@ -91,13 +92,44 @@ def encode(columns: "Sequence[array[float]]") -> bytes:
             return bytes((_EMPTY,))
         whole = _filled(whole, known)
     mask = b"" if known is None else zip_(known)
+    length = len(whole) // len(columns)
     try:
-        place, numbers = _as_integers(whole, len(whole) // len(columns))
-        size, least, body = _differences(numbers, len(whole) // len(columns))
-        kind = _DECIMAL
-    except OverflowError:  # no decimals, or too far apart
-        kind, place, size, least, body = _PLAIN, 0, 4, 0, _shuffled(_little(whole), 4)
-    return _HEAD.pack(kind, place, size, known is not None, least, len(mask)) + mask + zip_(body)
+        place, numbers = _as_integers(whole, length)
+    except OverflowError:  # no decimals, or too large
+        return _HEAD.pack(_PLAIN, 0, 4, known is not None, 0, len(mask)) + mask + zip_(_shuffled(_little(whole), 4))
+    size, least, body = _differences(numbers, length)
+    return _HEAD.pack(_DECIMAL, place, size, known is not None, least, len(mask)) + mask + zip_(body)
+
+
+def extended(packed: bytes, length: int, new: "array[float]") -> bytes:
+    """Return packed columns with a new figure at the end of each, in a fraction of the time of `encode`.
+
+    Args:
+        packed: columns, as `encode` returned them.
+        length: of a column.
+        new: a figure for each of them.
+
+    Raises:
+        StoreError: these bytes are damaged.
+    """
+    kind, columns = packed[0], len(new)
+    if _stays(new) and (
+        new[0] != new[0] if kind == _EMPTY else kind == _CONSTANT and packed[1:] == struct.pack("<f", new[0])
+    ):
+        return packed
+    found = decode(packed, columns, length)
+    if kind == _DECIMAL and not packed[_MASK_AT]:
+        place, scale = packed[_PLACE_AT], found[0].scale
+        with suppress(OverflowError, ValueError):  # it is no integer of this scale
+            last = [round(figure * scale) for figure in new]
+            if array("f", [number / scale for number in last]).tobytes() == new.tobytes():
+                numbers = [
+                    _biased([*cast("Sequence[int]", column.numbers), number])
+                    for column, number in zip(found, last, strict=True)
+                ]
+                size, least, body = _differences(b"".join(numbers), length + 1)
+                return _HEAD.pack(kind, place, size, False, least, 0) + zip_(body)
+    return encode([array("f", [*column.floats(), figure]) for column, figure in zip(found, new, strict=True)])
 
 
 def _differences(numbers: bytes, length: int) -> tuple[int, int, bytes]:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cluster_dash_server.figures import NAN
-from cluster_dash_server.history.chunks import Slot, slot_of
+from cluster_dash_server.history.chunks import Slot, columns_of, slot_of
 from cluster_dash_server.history.rollups import DAY, HOUR, SHARE, Rolled, Share
 from cluster_dash_server.history.sealing import Names, Sums, put_slots
 from cluster_dash_server.store import HOST_METRICS
@@ -101,7 +101,7 @@ def _cpu_slots(rows: Iterable[Row], day: int) -> dict[int, Slot]:
         for row in group:
             values.append(array("f", [NAN] * len(HOST_METRICS)))
             values[-1][place] = NAN if row.cpu_percent is None else row.cpu_percent
-        slots[hour] = slot_of(values)
+        slots[hour] = slot_of(columns_of(values))
     return slots
 
 

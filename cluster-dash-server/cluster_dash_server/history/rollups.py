@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import groupby, pairwise
 from math import inf
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 from cluster_dash_server.store import DOINGS, GPU_METRICS, HOST_METRICS, Figures, GpuId, Holder, Use
@@ -319,11 +320,10 @@ def stretches(rows: Sequence[Figures], begin: float, end: float) -> list[Stretch
     found: list[Stretch] = []
     open_: dict[tuple[GpuId, Holder], Stretch] = {}
     for first, after in _runs(rows):
-        whole = (held[first][0], held[after - 1][1])
         still: dict[tuple[GpuId, Holder], Stretch] = {}
-        for number, holder in enumerate(rows[first].holders):
+        found_now = _stretches(rows[first:after], held[first:after])
+        for holder, new in zip(rows[first].holders, found_now, strict=True):
             key = (rows[first].gpus[holder.place], holder)
-            new = _stretch(rows[first:after], held[first:after], number, holder, whole)
             was = open_.pop(key, None)
             still[key] = new if was is None else join(was, new)
         found += open_.values()
@@ -332,35 +332,60 @@ def stretches(rows: Sequence[Figures], begin: float, end: float) -> list[Stretch
     return found
 
 
-def _stretch(rows: Sequence[Figures], held: Sequence[Cover], number: int, holder: Holder, whole: Cover) -> Stretch:
-    gpus = rows[0].gpus
-    gpu = gpus[holder.place]
-    seconds = [end - begin for begin, end in held]
-    doing = [row.values[_DOING * len(gpus) + holder.place] for row in rows]
-    utils = [row.values[_UTIL * len(gpus) + holder.place] for row in rows]
-    mems = [mem for row in rows if (mem := row.holder_mem[number]) == mem]
-    spans = [
-        (code, sum(second for _, second in group))
-        for code, group in groupby(zip(doing, seconds, strict=True), key=lambda each: each[0])
+def _stretches(rows: Sequence[Figures], held: Sequence[Cover]) -> list[Stretch]:
+    """Return a stretch for each holder of rows with the same GPUs and holders."""
+    if not rows[0].holders:
+        return []
+    gpus, count, seconds = rows[0].gpus, len(rows[0].gpus), [end - begin for begin, end in held]
+    doing_at, util_at = _column(_DOING, count), _column(_UTIL, count)
+    doings = list(zip(*[row.values[doing_at] for row in rows], strict=True))
+    utils = list(zip(*[row.values[util_at] for row in rows], strict=True))
+    mems = zip(*[row.holder_mem for row in rows], strict=True)
+    return [
+        _stretch(gpus[holder.place], holder, held, seconds, doings[holder.place], utils[holder.place], mem)
+        for holder, mem in zip(rows[0].holders, mems, strict=True)
     ]
+
+
+def _stretch(
+    gpu: GpuId,
+    holder: Holder,
+    held: Sequence[Cover],
+    seconds: Sequence[float],
+    doing: Sequence[float],
+    utils: Sequence[float],
+    mems: Sequence[float],
+) -> Stretch:
+    if doing.count(doing[0]) == len(doing):
+        spans = [(doing[0], sum(seconds))]
+    else:
+        spans = [
+            (code, sum([second for _, second in group]))
+            for code, group in groupby(zip(doing, seconds, strict=True), key=itemgetter(0))
+        ]
     idles = [span for code, span in spans if code == _IDLE]
-    known = [(util, second) for util, second in zip(utils, seconds, strict=True) if util == util]
+    known, used = seconds, [util * second for util, second in zip(utils, seconds, strict=True)]
+    if (total := sum(used)) != total:  # it is not always known
+        known = [second for each, second in zip(used, seconds, strict=True) if each == each]
+        total = sum([each for each in used if each == each])
+    if (of_mems := sum(mems)) != of_mems:
+        mems = [mem for mem in mems if mem == mem]
     return Stretch(
         gpu=gpu.gpu,
         uuid=gpu.uuid,
         model=gpu.model,
         user=holder.user,
         job=holder.job,
-        from_at=whole[0],
-        to_at=whole[1],
-        busy=sum(span for code, span in spans if code == _BUSY),
+        from_at=held[0][0],
+        to_at=held[-1][1],
+        busy=sum([span for code, span in spans if code == _BUSY]),
         idle=sum(idles),
         idle_head=spans[0][1] if spans[0][0] == _IDLE else 0.0,
         idle_tail=spans[-1][1] if spans[-1][0] == _IDLE else 0.0,
         idle_longest=max(idles, default=0.0),
         peak_mem=max(mems, default=None),
-        util_seconds=sum(util * second for util, second in known) / 100,
-        util_known=sum(second for _, second in known),
+        util_seconds=total / 100,
+        util_known=sum(known),
     )
 
 

@@ -8,11 +8,22 @@ import json
 import sqlite3
 from array import array
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from itertools import groupby
 from operator import add, sub
 from typing import Any
 
-from cluster_dash_server.history.chunks import Layout, Rows, Slot, Slots, by_layout, pack_rows, pack_slots, slot_of
+from cluster_dash_server.history.chunks import (
+    Layout,
+    Rows,
+    Slot,
+    Slots,
+    by_layout,
+    columns_of,
+    pack_rows,
+    pack_slots,
+    slot_of,
+)
 from cluster_dash_server.history.columns import NAN, unzip, zip_
 from cluster_dash_server.history.rollups import (
     DAY,
@@ -109,27 +120,24 @@ class Names:
 
 def hot_rows(db: sqlite3.Connection, names: Names, host: int, hour: int, name: str) -> list[Figures]:
     """Return the rows of an hour that are not sealed yet, oldest first."""
-    found = db.execute(
-        "SELECT at, boot_id, seq, layout, holding, figures FROM hot LEFT JOIN boots ON boots.id = hot.boot "
-        "WHERE hot.host = ? AND hour = ? ORDER BY at",
-        (host, hour),
-    )
+    boots = dict(db.execute("SELECT id, boot_id FROM boots WHERE host = ?", (host,)).fetchall())
     rows = []
-    for at, boot_id, seq, layout, holding, blob in found:
-        holders = names.holders_of(holding)
-        whole = array("f", blob)
-        split = len(whole) - len(holders)
+    for at, boot, seq, layout_id, holding, blob in db.execute(
+        "SELECT at, boot, seq, layout, holding, figures FROM hot WHERE host = ? AND hour = ? ORDER BY at", (host, hour)
+    ):
+        layout, holders = names.layout_of(layout_id), names.holders_of(holding)
+        split = len(blob) - 4 * len(holders)
         rows.append(
             Figures(
                 host=name,
                 at=at,
-                boot_id=boot_id,
+                boot_id=boots.get(boot),
                 seq=seq,
                 oldest_seq=None,
-                gpus=names.layout_of(layout).gpus,
-                values=names.layout_of(layout).as_now(whole[:split]),
+                gpus=layout.gpus,
+                values=layout.as_now(array("f", blob[:split])),
                 holders=holders,
-                holder_mem=whole[split:],
+                holder_mem=array("f", blob[split:]),
             )
         )
     return rows
@@ -246,9 +254,9 @@ def seal(db: sqlite3.Connection, names: Names, sums: Sums, host: int, hour: int,
     sums.add(rolled, host, hour)
     db.execute("DELETE FROM sealed WHERE host = ? AND hour = ?", (host, hour))
     for gpus, part in by_layout(rows).items():
-        db.execute("INSERT INTO sealed VALUES (?, ?, ?, ?)", (host, hour, names.layout(gpus), pack_rows(part)))
-        slot = slot_of([row.values for row in part])
-        put_slots(db, names, "hours", host, hour // DAY * DAY, gpus, {(hour % DAY) // HOUR: slot})
+        columns = columns_of([row.values for row in part])
+        db.execute("INSERT INTO sealed VALUES (?, ?, ?, ?)", (host, hour, names.layout(gpus), pack_rows(part, columns)))
+        put_slots(db, names, "hours", host, hour // DAY * DAY, gpus, {(hour % DAY) // HOUR: slot_of(columns)})
     db.execute("DELETE FROM usage_hours WHERE hour = ? AND host = ?", (hour, host))
     db.executemany(
         "INSERT INTO usage_hours VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
@@ -288,13 +296,16 @@ def put_slots(
     layout = names.layout(gpus)
     key = (host, day, layout)
     row = db.execute(f"SELECT slots FROM {table} WHERE host = ? AND day = ? AND layout = ?", key).fetchone()  # noqa: S608 - names of ours
-    slots: dict[int, Slot] = {}
+    blob, slots = None, dict[int, Slot]()
     if row is not None:
-        try:
-            slots = Slots(row[0], names.layout_of(layout)).slots()
-        except StoreError:
-            slots = {}
-    blob = pack_slots({**slots, **new}, len(gpus))
+        with suppress(StoreError):
+            were = Slots(row[0], names.layout_of(layout))
+            if len(new) == 1:  # the next hour of the day
+                blob = were.with_next(*next(iter(new.items())))
+            if blob is None:
+                slots = were.slots()
+    if blob is None:
+        blob = pack_slots({**slots, **new}, len(gpus))
     db.execute(f"INSERT OR REPLACE INTO {table} VALUES (?, ?, ?, ?)", (*key, blob))  # noqa: S608 - names of ours
 
 
@@ -356,7 +367,7 @@ def fold_day(db: sqlite3.Connection, names: Names, host: int, day: int) -> None:
         for gpus, rows in by_layout(sealed_rows(db, names, host, hour, name)).items():
             slots = of_layout.setdefault(gpus, {})
             for minute, part in groupby(rows, key=lambda row: int(row.at - day) // 60):
-                slots[minute] = slot_of([row.values for row in part])
+                slots[minute] = slot_of(columns_of([row.values for row in part]))
     for gpus, slots in of_layout.items():
         put_slots(db, names, "minutes", host, day, gpus, slots)
     db.execute("DELETE FROM sealed WHERE host = ? AND hour >= ? AND hour < ?", (host, day, day + DAY))

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cluster_dash_server.history.chunks import Layout, Rows, Slots, pack_rows, pack_slots, slot_of
-from cluster_dash_server.history.columns import NAN, Frames, bind, decode, encode
+from cluster_dash_server.history.chunks import Layout, Rows, Slots, columns_of, pack_rows, pack_slots, slot_of
+from cluster_dash_server.history.columns import NAN, Frames, bind, decode, encode, extended
 from cluster_dash_server.history.rollups import roll
 from cluster_dash_server.history.seqs import Seqs
 from cluster_dash_server.store import GPU_METRICS, HOST_METRICS, Figures, StoreError
@@ -63,7 +63,7 @@ def test_rows_of_an_hour_come_back(make_fleet: MakeFleet) -> None:
         row for row in make_fleet(5, 1, BEGIN, BEGIN + 3600) if row.gpus == make_fleet(5, 1, BEGIN, BEGIN + 1e3)[0].gpus
     ]
 
-    found = Rows(pack_rows(rows), Layout(rows[0].gpus)).figures(rows[0].host)
+    found = Rows(pack_rows(rows, columns_of([row.values for row in rows])), Layout(rows[0].gpus)).figures(rows[0].host)
 
     for back, row in zip(found, rows, strict=True):
         assert (back.at, back.boot_id, back.seq, back.gpus, back.holders) == (
@@ -77,7 +77,7 @@ def test_roll_ups_of_a_row_that_comes_back_are_the_same(make_fleet: MakeFleet) -
     gpus = rows[0].gpus
     rows = [row for row in rows if row.gpus == gpus]
 
-    found = Rows(pack_rows(rows), Layout(gpus)).figures(rows[0].host)
+    found = Rows(pack_rows(rows, columns_of([row.values for row in rows])), Layout(gpus)).figures(rows[0].host)
 
     assert roll(found, BEGIN, BEGIN + 3600) == roll(rows, BEGIN, BEGIN + 3600)
 
@@ -110,7 +110,7 @@ def test_steps_of_a_day_come_back(make_fleet: MakeFleet) -> None:
     rows = make_fleet(8, 1, BEGIN, BEGIN + 3600)
     gpus = rows[0].gpus
     parts = [[row.values for row in rows if row.gpus == gpus][place : place + 3] for place in (0, 3, 6)]
-    slots = {place: slot_of(part) for place, part in zip((3, 700, 1439), parts, strict=True)}
+    slots = {place: slot_of(columns_of(part)) for place, part in zip((3, 700, 1439), parts, strict=True)}
 
     found = Slots(pack_slots(slots, len(gpus)), Layout(gpus)).slots()
 
@@ -120,6 +120,41 @@ def test_steps_of_a_day_come_back(make_fleet: MakeFleet) -> None:
         assert _bits(found[place].mean) == _bits(slot.mean)
         assert _bits(found[place].least) == _bits(slot.least)
         assert _bits(found[place].most) == _bits(slot.most)
+
+
+def test_a_day_of_steps_is_continued_without_packing_it_anew(make_fleet: MakeFleet) -> None:
+    rows = make_fleet(8, 1, BEGIN, BEGIN + 3600)
+    gpus = rows[0].gpus
+    values = [row.values for row in rows if row.gpus == gpus]
+    slots = {place: slot_of(columns_of(values[place % 7 :][:4])) for place in range(24)}
+    layout, blob = Layout(gpus), pack_slots({0: slots[0]}, len(gpus))
+
+    for place in range(1, 24):
+        longer = Slots(blob, layout).with_next(place, slots[place])
+        assert longer is not None
+        blob = longer
+
+    found = Slots(blob, layout).slots()
+    for place, slot in slots.items():
+        assert found[place].rows == slot.rows
+        for name in ("least", "mean", "most"):
+            assert _bits(getattr(found[place], name)) == _bits(getattr(slot, name)), (place, name)
+    assert Slots(blob, layout).with_next(23, slots[23]) is None, "that step is there"
+    assert Slots(blob, Layout(gpus, GPU_METRICS[1:])).with_next(24, slots[23]) is None, "another release's metrics"
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(figures, min_size=2, max_size=20), st.integers(1, 3))
+def test_columns_are_continued_a_figure_at_a_time(values: list[float], columns: int) -> None:
+    whole = [array("f", values[place:] + values[:place]) for place in range(columns)]
+    packed = encode([column[:1] for column in whole])
+
+    for length in range(1, len(values)):
+        packed = extended(packed, length, array("f", [column[length] for column in whole]))
+
+    for column, wanted in zip(decode(packed, columns, len(values)), whole, strict=True):
+        for back, value in zip(array("f", column.floats()), wanted, strict=True):
+            assert back == value or (back != back and value != value)
 
 
 def test_a_row_of_a_release_with_fewer_metrics_is_laid_out_anew(make_fleet: MakeFleet) -> None:
