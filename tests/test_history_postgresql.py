@@ -9,7 +9,7 @@ import importlib.util
 import random
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from types import ModuleType
 from typing import Any
@@ -17,7 +17,6 @@ from typing import Any
 import pytest
 
 from cluster_dash_server.events import EventLog
-from cluster_dash_server.history.answers import Heard
 from cluster_dash_server.history.memory import MemoryStore
 from cluster_dash_server.history.postgresql import PostgresqlLedger
 from cluster_dash_server.history.rollups import HOUR
@@ -191,19 +190,11 @@ def test_an_event_that_replicas_hear_each_is_kept_once_and_two_equal_ones_are_tw
 
 
 def test_what_one_replica_hears_or_takes_back_the_others_are_told(database_url: str, moving: Any) -> None:
-    databases_of, logs, ledgers = (
-        [Database(database_url) for _ in range(2)],
-        [EventLog(Thresholds()) for _ in range(2)],
-        [],
+    databases_of, logs = [Database(database_url) for _ in range(2)], [EventLog(Thresholds()) for _ in range(2)]
+    first, second = (
+        PostgresqlLedger(database, clock=moving, keep=suite.KEEP, heard=events.hear)
+        for database, events in zip(databases_of, logs, strict=True)
     )
-    for database, events in zip(databases_of, logs, strict=True):
-
-        def heard(found: Iterable[Heard], events: EventLog = events) -> None:
-            for each in found:
-                events.hear(each.kept, is_gone=each.is_gone)
-
-        ledgers.append(PostgresqlLedger(database, clock=moving, keep=suite.KEEP, heard=heard))
-    first, second = ledgers
     try:
         assert second.kept_events() == []
         for each in (event(BEGIN), event(BEGIN + 1)):
@@ -221,7 +212,7 @@ def test_what_one_replica_hears_or_takes_back_the_others_are_told(database_url: 
         second.hear()
         assert logs[1].newest() == []
     finally:
-        for ledger, database in zip(ledgers, databases_of, strict=True):
+        for ledger, database in zip((first, second), databases_of, strict=True):
             ledger.close()
             database.close()
 

@@ -18,7 +18,7 @@ from werkzeug.exceptions import HTTPException
 from cluster_dash_server import __version__, alert_commands, digest_command, looking, privacy, restart, when
 from cluster_dash_server import settings as settings_of_site
 from cluster_dash_server.access.auth import Auth, Limiter, Passcode, Proxies, names_loopback
-from cluster_dash_server.access.tokens import TokenError, TokenFile, Tokens
+from cluster_dash_server.access.tokens import TokenError, TokenFile, Tokens, TokenStore
 from cluster_dash_server.access.viewers import Viewer, current, scope_of
 from cluster_dash_server.alerts import disks, rules
 from cluster_dash_server.alerts.watch import Watch
@@ -29,6 +29,8 @@ from cluster_dash_server.errands import Errands, Morning
 from cluster_dash_server.events import EventLog
 from cluster_dash_server.groups import Groups
 from cluster_dash_server.history.kept import History
+from cluster_dash_server.history.kept import Shared as SharedHistory
+from cluster_dash_server.history.settled import OwnSettled
 from cluster_dash_server.ingest import Answer, Ingest
 from cluster_dash_server.ledger.kept import KeptBook, shared_of
 from cluster_dash_server.ledger.line import LineFile
@@ -77,6 +79,8 @@ from cluster_dash_server.web.history import Past
 from cluster_dash_server.web.views import QueryError
 
 if TYPE_CHECKING:
+    from cluster_dash_server.ledger.access import SignedSessions
+    from cluster_dash_server.ledger.commons import Commons
     from cluster_dash_server.sharing.away import Graceful
     from cluster_dash_server.sharing.replica import Replica
 
@@ -187,12 +191,21 @@ def create_app(settings: Settings | None = None, clock: Callable[[], float] = ti
 
         clock = engine_clock = EngineClock(clock)
     kept_book = KeptBook(folder, clock, settings.privacy.user_days, shared_of(settings.ledger))
+    commons = _commons(settings, folder, clock)
     history = History(
         folder,
         settings=settings.history,
         privacy=settings.privacy,
         clock=clock,
         last_seen=lambda hosts: restart.newest(whole.known(hosts), all_of_slurm),
+        shared=None
+        if commons is None
+        else SharedHistory(
+            database=commons.database,
+            leads=kept_book.leads,
+            settled=OwnSettled(),
+            heard=lambda found: events.hear(found),
+        ),
     )
     events = EventLog(settings.states, ledger=history)
     xids, counts = XidCounts(), PostCounts()
@@ -203,7 +216,8 @@ def create_app(settings: Settings | None = None, clock: Callable[[], float] = ti
 
     whole = cluster = Cluster(settings.states, settings.limits.max_hosts, witness, settings.limits.kept_bytes)
     passcode = Passcode(settings.ingest.passcode)
-    tokens = _tokens(folder, clock)
+    tokens = _tokens(TokenFile(folder) if commons is None else commons.access, clock)
+    key_of = partial(privacy.kept_key, folder) if commons is None else commons.keys.key
     auth = Auth(
         passcode,
         tokens,
@@ -214,7 +228,7 @@ def create_app(settings: Settings | None = None, clock: Callable[[], float] = ti
     )
     all_of_slurm = slurm = Slurm(settings.slurm, cluster.place)
     slurm.known_by(cluster.knows)
-    veil, veil_for_some = looking.veils(settings, folder)
+    veil, veil_for_some = looking.veils(settings, partial(key_of, privacy.KEY_FILE))
     ingest = Ingest(
         cluster=cluster,
         auth=auth,
@@ -245,6 +259,8 @@ def create_app(settings: Settings | None = None, clock: Callable[[], float] = ti
     start = _Start(history, kept_book, cluster, events, control, slurm, errands, clock)
     if replica is not None:
         start.before_posts.append(replica.start)
+    if commons is not None:
+        start.before_posts.append(commons.access.start)
     app = Flask(__name__, static_folder=None)
     app.url_map.merge_slashes = False  # its redirect names the Host header, which anybody can forge
     app.extensions["control"] = control
@@ -285,9 +301,11 @@ def create_app(settings: Settings | None = None, clock: Callable[[], float] = ti
             yield api.Failing("history", history.trouble, is_ours=is_file or not (is_one_of_several and history.keeps))
         if replica is not None and replica.trouble is not None:
             yield api.Failing("live view", replica.trouble, is_ours=False)
+        if kept_book.is_open and kept_book.trouble is not None:  # their database is away, from all replicas
+            yield api.Failing("alerts", kept_book.trouble, is_ours=False)
+            return
         if watch.trouble is not None:
-            is_away = kept_book.is_open and kept_book.trouble is not None  # from all replicas
-            yield api.Failing("alerts", watch.trouble, is_ours=not is_away)
+            yield api.Failing("alerts", watch.trouble, is_ours=True)
         if telling.trouble is not None:
             yield api.Failing("notices", telling.trouble, is_ours=False)
 
@@ -298,7 +316,7 @@ def create_app(settings: Settings | None = None, clock: Callable[[], float] = ti
         counts.count(answer)
         reception.note(answer)
 
-    posts = post.ways(ingest if replica is None else _graceful(ingest, replica), note)
+    posts = post.ways(_graceful(ingest, history, replica) if replica or commons else ingest, note)
     life = secrets.token_hex(4)
     # what follows is for viewers: each is shown what they may know, of the moment for which the live view speaks
     view_clock = clock if engine_clock is None else engine_clock.of_view
@@ -355,7 +373,7 @@ def create_app(settings: Settings | None = None, clock: Callable[[], float] = ti
     kept_book.ends.append(telling.stop)
     owners = Owners(
         settings.alerts,
-        lambda: privacy.kept_key(folder, LINKS_KEY),
+        partial(key_of, LINKS_KEY),
         kept_book.book,
         clock,
         zone,
@@ -400,7 +418,7 @@ def create_app(settings: Settings | None = None, clock: Callable[[], float] = ti
         return None if url is None else f"{url.rstrip('/')}/{path}"
 
     waiting = Waiting(
-        LineFile(folder),
+        LineFile(folder) if commons is None else commons.line,
         allowed=settings.alerts.waiting_to,
         put=kept_book.book.put,
         link=link,
@@ -464,9 +482,10 @@ def create_app(settings: Settings | None = None, clock: Callable[[], float] = ti
             public_url=settings.server.public_url,
         )
     )
-    gate = looking.gate(settings, tokens, clock)
+    gate = looking.gate(settings, tokens, clock, None if commons is None else _sessions(settings, commons))
     asked_of = sign_in.reader(gate, settings.viewers.proxy_header)
-    app.register_blueprint(sign_in.blueprint(gate, looking.provider(settings, clock), settings.server.public_url))
+    provider = looking.provider(settings, clock, None if commons is None else commons.access)
+    app.register_blueprint(sign_in.blueprint(gate, provider, settings.server.public_url))
     sign_in.stand_guard(app, gate, asked_of)
     _refuse_routes_without_scope(app)
 
@@ -521,11 +540,34 @@ def create_app(settings: Settings | None = None, clock: Callable[[], float] = ti
     return app
 
 
-def _graceful(ingest: Ingest, replica: "Replica") -> "Graceful":
+def _commons(settings: Settings, folder: Path, clock: Callable[[], float]) -> "Commons | None":
+    """Return what replicas have in common; None: there is one server."""
+    if settings.ledger.kind != "postgresql" or settings.ledger.url is None:
+        return None
+    from cluster_dash_server.ledger.commons import Commons  # what it needs is an extra
+
+    return Commons(settings.ledger.url, folder, clock)
+
+
+def _sessions(settings: Settings, commons: "Commons") -> "tuple[SignedSessions, bytes] | None":
+    """Return who has signed in at any replica, and the key that pages are tied to; None: nobody says who they are.
+
+    Raises:
+        ConfigError: there is no key, and none can be made now.
+    """
+    if settings.viewers.mode == "open":
+        return None
+    try:
+        return commons.sessions(settings.viewers.session_hours * 3600)
+    except OSError as error:
+        raise ConfigError(f"viewers.mode: the key of sessions cannot be kept: {error}") from None
+
+
+def _graceful(ingest: Ingest, history: History, replica: "Replica | None") -> "Graceful":
     """Return what takes posts of one of several replicas."""
     from cluster_dash_server.sharing.away import Graceful
 
-    return Graceful(ingest, lambda: replica.refusal)
+    return Graceful(ingest, lambda: (None if replica is None else replica.refusal) or history.refusal)
 
 
 def _shared_lives(lives: tuple[Live, Live], clusters: tuple[Cluster, Cluster], replica: "Replica") -> tuple[Live, Live]:
@@ -575,9 +617,9 @@ def _relay(settings: Settings, to: str, clock: Callable[[], float]) -> Flask:
     return relay.application(passing, SECURITY_HEADERS.items())
 
 
-def _tokens(folder: Path, clock: Callable[[], float]) -> Tokens:
-    """Read the tokens of a data folder."""
-    tokens = Tokens(TokenFile(folder), clock)
+def _tokens(store: TokenStore, clock: Callable[[], float]) -> Tokens:
+    """Read the tokens of a site."""
+    tokens = Tokens(store, clock)
     try:
         tokens.load()
     except TokenError as error:

@@ -13,7 +13,7 @@ from cluster_dash_server.cluster import HostView, KnownGpu, KnownHost, another_m
 from cluster_dash_server.privacy import unnamed
 from cluster_dash_server.snapshot import Json, Seen, printable
 from cluster_dash_server.states import SKEW_SECONDS, Thresholds, silence, silence_after
-from cluster_dash_server.store import Event, KeptEvent, Ledger
+from cluster_dash_server.store import Event, Heard, KeptEvent, Ledger
 
 PER_HOST = 1_000
 IN_ALL = 50_000
@@ -305,21 +305,21 @@ class EventLog:
                 self._kept.setdefault(each.event.host, []).append(each)
                 self._count += 1
 
-    def hear(self, kept: KeptEvent, *, is_gone: bool) -> None:
-        """Take what another replica recorded, or took back: it is kept for good there."""
-        event = kept.event
+    def hear(self, found: Iterable[Heard]) -> None:
+        """Take what became of events, by whichever replica: it is kept for good elsewhere."""
         with self._lock:
-            of_host = self._kept.setdefault(event.host, [])
-            same = next(_near(of_host, event, 0, event.kind, told=kept.told), None)
-            if same is not None:
-                self._remove(of_host, same)
-            if not is_gone:
-                of_host.insert(bisect_right(of_host, event.at, key=lambda each: each.event.at), kept)
-                self._count += 1
-                if len(of_host) > self._per_host:
-                    self._remove(of_host, 0)
-            if not of_host:
-                del self._kept[event.host]
+            for kept, is_gone in found:
+                of_host = self._kept.setdefault(kept.event.host, [])
+                same = next(_near(of_host, kept.event, 0, kept.event.kind, told=kept.told), None)
+                if same is not None:
+                    self._remove(of_host, same)
+                if not is_gone:
+                    of_host.insert(bisect_right(of_host, kept.event.at, key=lambda each: each.event.at), kept)
+                    self._count += 1
+                    if len(of_host) > self._per_host:
+                        self._remove(of_host, 0)
+                if not of_host:
+                    del self._kept[kept.event.host]
             while self._count > self._in_all:
                 self._make_room()
 

@@ -9,15 +9,26 @@ from cluster_dash_server.access import oidc
 from cluster_dash_server.access.auth import Limiter, Proxies, names_loopback
 from cluster_dash_server.access.tokens import Tokens
 from cluster_dash_server.access.users import UsersError, UsersFile
-from cluster_dash_server.access.viewers import Gate, Mode, Rules, Sessions
-from cluster_dash_server.privacy import Veil, kept_key
+from cluster_dash_server.access.viewers import Gate, KeptSessions, Mode, Rules, Sessions
+from cluster_dash_server.privacy import Veil
 from cluster_dash_server.settings import ConfigError, Settings, ViewerSettings
 
 _MODES: dict[str, Mode] = {"open": "open", "basic": "basic", "proxy": "proxy", "oidc": "oidc"}
 
 
-def gate(settings: Settings, tokens: Tokens, clock: Callable[[], float]) -> Gate:
+def gate(
+    settings: Settings,
+    tokens: Tokens,
+    clock: Callable[[], float],
+    sessions: tuple[KeptSessions, bytes] | None = None,
+) -> Gate:
     """Build the gate.
+
+    Args:
+        settings: all of them.
+        tokens: those of programs that read.
+        clock: Unix s.
+        sessions: who has signed in by a page, and the key of `Gate`; None: at this process, and of its life.
 
     Raises:
         ConfigError: the mode lacks a setting, or the users file cannot be read.
@@ -45,15 +56,20 @@ def gate(settings: Settings, tokens: Tokens, clock: Callable[[], float]) -> Gate
         ),
         tokens=tokens,
         users=users,
-        sessions=Sessions(viewers.session_hours * 3600, clock),
+        sessions=Sessions(viewers.session_hours * 3600, clock) if sessions is None else sessions[0],
         proxies=Proxies(settings.server.trusted_proxies),
         limiter=Limiter(settings.limits.failures_per_minute),
         clock=clock,
+        key=None if sessions is None else sessions[1],
     )
 
 
-def veils(settings: Settings, folder: Path) -> tuple[Veil | None, Veil]:
+def veils(settings: Settings, key_of_names: Callable[[], bytes]) -> tuple[Veil | None, Veil]:
     """Build what hides names: of all that is kept (None: nothing is hidden there), and of who may not know them.
+
+    Args:
+        settings: all of them.
+        key_of_names: gives the key of the pseudonyms; raises OSError.
 
     Raises:
         ConfigError: the key of the pseudonyms cannot be kept.
@@ -64,14 +80,21 @@ def veils(settings: Settings, folder: Path) -> tuple[Veil | None, Veil]:
         return None, for_some
     try:
         # the same person has the same pseudonym after a restart: history goes on
-        key = kept_key(folder) if hides_people else b""
+        key = key_of_names() if hides_people else b""
     except OSError as error:
-        raise ConfigError(f"privacy.user_names: {folder}: the key of the pseudonyms cannot be kept: {error}") from None
+        raise ConfigError(f"privacy.user_names: the key of the pseudonyms cannot be kept: {error}") from None
     return Veil(key, hides_people=hides_people, hides_programs=not settings.privacy.programs), for_some
 
 
-def provider(settings: Settings, clock: Callable[[], float]) -> oidc.Provider | None:
+def provider(
+    settings: Settings, clock: Callable[[], float], on_the_way: oidc.OnTheWay | None = None
+) -> oidc.Provider | None:
     """Build the identity provider; None where nobody signs in at one.
+
+    Args:
+        settings: all of them.
+        clock: Unix s.
+        on_the_way: who signs in now; None: at this process.
 
     Raises:
         ConfigError: a setting of it is missing, or the extra is.
@@ -97,6 +120,7 @@ def provider(settings: Settings, clock: Callable[[], float]) -> oidc.Provider | 
             scope=viewers.oidc_scope,
         ),
         clock,
+        on_the_way,
     )
 
 

@@ -131,6 +131,14 @@ class KeptEvent(NamedTuple):
     """The snapshot that carried it, by boot_id and seq; None where it has no identity."""
 
 
+class Heard(NamedTuple):
+    """What became of an event, by whichever of several replicas."""
+
+    kept: KeptEvent
+    is_gone: bool
+    """It was taken back, or its host was forgotten."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LastSeen:
     """The newest snapshot of a host and what the live view knew beyond it, to begin with after a restart.

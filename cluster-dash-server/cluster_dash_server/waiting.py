@@ -9,7 +9,8 @@ import logging
 import re
 import secrets
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 from urllib.parse import quote
@@ -145,6 +146,16 @@ class Found(NamedTuple):
 
 class KeptLine(Protocol):
     """Where the line is kept over a restart."""
+
+    is_shared: bool
+    """Whether others may have changed it since it was read."""
+
+    def alone(self) -> AbstractContextManager[None]:
+        """Let nobody else read or write it meanwhile.
+
+        Raises:
+            WaitError: 503: it cannot be had, or what was written cannot be kept.
+        """
 
     def read(self) -> Line:
         """Return what was written last.
@@ -335,7 +346,7 @@ class Waiting:
             raise WaitError(400, f"until: expected a moment from now on, within {MOST_DAYS:.0f} days")
         receiver = receiver_of(to, self.allowed)
         key = secrets.token_urlsafe(16)
-        with self._lock:
+        with self._alone():
             line = self._current(now)
             self._refuse_too_many(line, receiver, client, now)
             wait = Wait(
@@ -370,7 +381,7 @@ class Waiting:
         Raises:
             WaitError: 403, 404 or 503.
         """
-        with self._lock:
+        with self._alone():
             line = self._current(now)
             wait = next((each for each in line.waits if each.id == id_), None)
             if wait is None:
@@ -386,7 +397,7 @@ class Waiting:
         Raises:
             WaitError: 503.
         """
-        with self._lock:
+        with self._alone():
             line = self._current(now)
             left = tuple([each for each in line.waits if client is not None and each.client != client])
             self._keep(replace(line, waits=left))
@@ -398,7 +409,7 @@ class Waiting:
         Raises:
             WaitError: 503.
         """
-        with self._lock:
+        with self._alone():
             line = self._current(now)
         known: tuple[Wait | Told, ...] = (*line.waits, *line.told)
         return next((each for each in known if each.id == id_ and each.is_of(key)), None)
@@ -409,7 +420,7 @@ class Waiting:
         Raises:
             WaitError: 503.
         """
-        with self._lock:
+        with self._alone():
             return self._current(now).waits
 
     def round(self, hosts: Callable[[], Sequence[HostView]], now: float) -> list[Found]:
@@ -419,7 +430,7 @@ class Waiting:
             BookError: the outbox takes nothing now.
             WaitError: 503.
         """
-        with self._lock:
+        with self._alone():
             line = self._current(now)
             if not line.waits and not line.called:
                 return []
@@ -466,11 +477,18 @@ class Waiting:
         Raises:
             WaitError: 503.
         """
-        with self._lock:
+        with self._alone():
             line = self._kept.read() if self._read is None else self._read
             left = without(line, user)
             if left != line:
                 self._keep(left)
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        with self._lock, self._kept.alone():
+            if self._kept.is_shared:
+                self._read = None
+            yield
 
     def _current(self, now: float) -> Line:
         """Return the line without those who wait no longer."""

@@ -279,6 +279,8 @@ class Auth:
             raise AuthError(401, "auth_code: not known here")
         token = self._tokens.find(presented, now)
         if token is None:
+            if self._tokens.trouble is not None:
+                raise AuthError(503, f"auth_code: tokens cannot be checked now: {self._tokens.trouble}")
             raise AuthError(401, "auth_code: not known here")
         refuse_ended(token, now, "auth_code: this token")
         self.refuse_in_clear(caller, "auth_code: this token")
@@ -364,6 +366,8 @@ class Auth:
             if not looks_like(code, "enrol") or self._tokens is None:
                 raise AuthError(401, "code: not known here")
             found = self._tokens.find(str(code), now)
+            if found is None and self._tokens.trouble is not None:
+                raise AuthError(503, f"code: codes cannot be checked now: {self._tokens.trouble}")
             if found is None:
                 raise AuthError(401, "code: not known here")
             refuse_ended(found, now, "code: this code")

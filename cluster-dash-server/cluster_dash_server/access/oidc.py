@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 SECONDS = 10.0
 """How long the provider may take for an answer."""
@@ -48,6 +48,36 @@ class Pending(NamedTuple):
     begun_at: float
 
 
+class OnTheWay(Protocol):
+    """The sign-ins that are under way, by the word by which each is known. Any thread may call."""
+
+    def put(self, state: str, pending: Pending) -> None:
+        """Keep one."""
+
+    def pop(self, state: str) -> Pending | None:
+        """Take one away; None: there is none."""
+
+
+class OwnOnTheWay:
+    """Those of this process."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._pending: dict[str, Pending] = {}
+
+    def put(self, state: str, pending: Pending) -> None:
+        """See `OnTheWay`."""
+        with self._lock:
+            while len(self._pending) >= MOST_PENDING:
+                self._pending.pop(next(iter(self._pending)))
+            self._pending[state] = pending
+
+    def pop(self, state: str) -> Pending | None:
+        """See `OnTheWay`."""
+        with self._lock:
+            return self._pending.pop(state, None)
+
+
 def is_installed() -> bool:
     """Say whether the extra is there."""
     return find_spec("authlib") is not None and find_spec("requests") is not None
@@ -59,13 +89,15 @@ class Provider:
     Args:
         client: what it knows of this server.
         clock: Unix s.
+        on_the_way: who is there now; None: of this process.
     """
 
-    def __init__(self, client: Client, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self, client: Client, clock: Callable[[], float] = time.time, on_the_way: OnTheWay | None = None
+    ) -> None:
         self._client = client
         self._clock = clock
-        self._lock = threading.Lock()
-        self._pending: dict[str, Pending] = {}
+        self._on_the_way = on_the_way or OwnOnTheWay()
         self._description: dict[str, Any] | None = None
 
     def _session(self, redirect_uri: str) -> Any:
@@ -111,10 +143,7 @@ class Provider:
             url, state = session.create_authorization_url(
                 self._described()["authorization_endpoint"], code_verifier=pending.verifier, nonce=pending.nonce
             )
-        with self._lock:
-            while len(self._pending) >= MOST_PENDING:
-                self._pending.pop(next(iter(self._pending)))
-            self._pending[state] = pending
+        self._on_the_way.put(state, pending)
         return url, state
 
     def finish(self, state: str, code: str) -> tuple[str, str]:
@@ -123,8 +152,7 @@ class Provider:
         Raises:
             OidcError: it is not under way, or the provider's word does not hold.
         """
-        with self._lock:
-            pending = self._pending.pop(state, None)
+        pending = self._on_the_way.pop(state)
         if pending is None or not 0 <= self._clock() - pending.begun_at < KEPT_SECONDS:
             raise OidcError("this sign-in is not under way any more: begin again")
         described = self._described()

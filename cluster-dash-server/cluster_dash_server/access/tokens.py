@@ -16,7 +16,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterable
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
@@ -93,6 +93,13 @@ class TokenStore(Protocol):
     def stamp(self) -> object:
         """Return what is another value once somebody else has written; cheap."""
 
+    def alone(self) -> AbstractContextManager[None]:
+        """Let nobody else write meanwhile, where several servers do; what is read then is the newest."""
+
+    @property
+    def trouble(self) -> str | None:
+        """Why nobody can say now whether a token is known; None: it can be said."""
+
 
 _NOBODY = Token(id="", kind="host", digest=secrets.token_bytes(32), hosts="", made_at=0.0)
 _matchers: dict[str, Callable[[str], bool]] = {}
@@ -146,6 +153,11 @@ class Tokens:
             self.load()
         except TokenError as error:
             log.warning("tokens: changes are not seen: %s", error)
+
+    @property
+    def trouble(self) -> str | None:
+        """Why one that is not found may be valid all the same; None: it is not."""
+        return self._store.trouble
 
     def find(self, presented: str, now: float) -> Token | None:
         """Return the token whose secret was presented, valid or not; None where it is none of ours.
@@ -228,7 +240,7 @@ class Tokens:
         Raises:
             TokenError: the name is not on its list, is taken, or no use is left.
         """
-        with self._lock:
+        with self._lock, self._store.alone():
             self.load()
             code = self._by_id.get(code.id, code)  # another host may have taken the last use since it was found
             now = self._clock()
@@ -264,7 +276,7 @@ class Tokens:
             TokenError: there is none.
         """
         now = self._clock()
-        with self._lock:
+        with self._lock, self._store.alone():
             found = [dataclasses.replace(each, revoked_at=now) for each in self._meant(which, now)]
             self._keep(*found)
         for token in found:
@@ -278,7 +290,7 @@ class Tokens:
             TokenError: there is none, or not one only.
         """
         now = self._clock()
-        with self._lock:
+        with self._lock, self._store.alone():
             found = self._meant(which, now)
             if len(found) != 1:
                 raise TokenError(f"{printable(which, 64)} has {len(found)} tokens: name one by its id")
@@ -294,7 +306,7 @@ class Tokens:
         return secret
 
     def _meant(self, which: str, now: float) -> list[Token]:
-        self._look(now)
+        self.load()
         valid = [each for each in self._by_id.values() if each.is_valid(now)]
         found = [each for each in valid if each.id == which] or [
             each for each in valid if each.kind == "host" and each.hosts == which
@@ -390,8 +402,14 @@ class TokenFile:
         folder: the data folder; made by the first write.
     """
 
+    trouble = None
+
     def __init__(self, folder: Path) -> None:
         self.path = folder / FILE
+
+    def alone(self) -> AbstractContextManager[None]:
+        """Return nothing to wait for: one server has the folder."""
+        return nullcontext()
 
     def stamp(self) -> object:
         """Return what differs once somebody has written; None where there is no file."""

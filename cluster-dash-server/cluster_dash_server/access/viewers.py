@@ -85,7 +85,7 @@ class Denied(Exception):
     """A request that is not let in.
 
     Attributes:
-        status: 401 (who are you), 403 (not you) or 429.
+        status: 401 (who are you), 403 (not you), 429 or 503.
         text: why, and the mend.
         sign_in_helps: whether signing in would change that.
     """
@@ -134,6 +134,22 @@ class Users(Protocol):
 
     def knows_right(self, name: str, password: str) -> bool:
         """Say whether it has been found right not long ago; quick."""
+
+
+class KeptSessions(Protocol):
+    """Who has signed in by a page. Any thread may call."""
+
+    seconds: float
+    """How long a session lasts."""
+
+    def begin(self, name: str, role: Role) -> str:
+        """Begin a session; return what its cookie holds."""
+
+    def find(self, secret: str | None) -> tuple[str, Role] | None:
+        """Return who has the session of a cookie, None where it is none, or over."""
+
+    def end(self, secret: str | None) -> None:
+        """End a session."""
 
 
 @dataclass(slots=True)
@@ -218,6 +234,7 @@ class Gate:
         proxies: whose word counts.
         limiter: counts wrong passwords and tokens.
         clock: Unix s.
+        key: ties what changes something to who was shown the page; None: one of this life of the server.
     """
 
     def __init__(
@@ -226,10 +243,11 @@ class Gate:
         *,
         tokens: Tokens,
         users: Users | None,
-        sessions: Sessions,
+        sessions: KeptSessions,
         proxies: Proxies,
         limiter: Limiter,
         clock: Callable[[], float],
+        key: bytes | None = None,
     ) -> None:
         self.rules = rules
         self.sessions = sessions
@@ -238,7 +256,7 @@ class Gate:
         self._users = users
         self._limiter = limiter
         self._clock = clock
-        self._key = secrets.token_bytes(32)
+        self._key = key or secrets.token_bytes(32)
         self._anonymous = Viewer(name=None, scopes=READING, sees_names=not rules.hides_names)
         self._at_home = Viewer(name=None, scopes=_SCOPES_OF["operator"], sees_names=not rules.hides_names)
 
@@ -277,6 +295,8 @@ class Gate:
     def _program(self, bearer: str, asked: Asked) -> Viewer:
         """Return the viewer that a read token stands for; it reads only, and no cookie adds to it."""
         token = self._tokens.find(bearer, self._clock())
+        if token is None and self._tokens.trouble is not None:
+            raise Denied(503, f"Authorization: tokens cannot be checked now: {self._tokens.trouble}")
         if token is None or token.kind != "read":
             raise self._wrong(asked.caller, "Authorization: this token is not known here")
         try:

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Iterator, Sequence
 from operator import add
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 from cluster_dash_server.history.numbered import KEPT_USAGE, USAGE, part_of
 from cluster_dash_server.history.rollups import DAY, HOUR, Share, Stretch, uses
@@ -30,14 +30,6 @@ from cluster_dash_server.store import (
 EVENT = "at, host, gpu, kind, code, text, told, boot_id, seq"
 _SNAPSHOT = "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY"
 """So that an hour that becomes another table's meanwhile is neither missed nor counted twice."""
-
-
-class Heard(NamedTuple):
-    """What became of an event."""
-
-    kept: KeptEvent
-    is_gone: bool
-    """It was taken back, or its host was forgotten."""
 
 
 class Asking:

@@ -18,6 +18,7 @@ from cluster_dash_server.store import (
     Event,
     EventQuery,
     Figures,
+    Heard,
     KeptEvent,
     LastSeen,
     Series,
@@ -31,7 +32,6 @@ from cluster_dash_server.store import (
 )
 
 if TYPE_CHECKING:
-    from cluster_dash_server.history.answers import Heard
     from cluster_dash_server.history.remote import RemoteHistory
     from cluster_dash_server.history.settled import Settled
     from cluster_dash_server.postgresql import Database
@@ -142,7 +142,7 @@ class Shared:
     database: "Database"
     leads: Callable[[], bool]
     settled: "Settled"
-    heard: "Callable[[Iterable[Heard]], None]"
+    heard: Callable[[Iterable[Heard]], None]
 
 
 class History:

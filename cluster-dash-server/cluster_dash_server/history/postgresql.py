@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from cluster_dash_server.history.adding import Retention, Sum
-from cluster_dash_server.history.answers import EVENT, Asking, Heard, Questions, kept_of
+from cluster_dash_server.history.answers import EVENT, Asking, Questions, kept_of
 from cluster_dash_server.history.numbered import PART, SCHEMA, Names, part_of
 from cluster_dash_server.history.rollups import HOUR
 from cluster_dash_server.history.segments import Row, packed
@@ -31,6 +31,7 @@ from cluster_dash_server.store import (
     Event,
     EventQuery,
     Figures,
+    Heard,
     KeptEvent,
     LastSeen,
     Series,

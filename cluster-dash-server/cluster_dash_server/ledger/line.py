@@ -1,17 +1,28 @@
-"""Those who wait for free GPUs, in a file of the data folder: small, written whole."""
+"""Those who wait for free GPUs, in a file of the data folder or in PostgreSQL: small, written whole."""
 
+import contextlib
 import json
 import os
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cluster_dash_server.free import Wish
 from cluster_dash_server.waiting import Called, Line, Told, Wait, WaitError
 
+if TYPE_CHECKING:
+    from cluster_dash_server.postgresql import Database
+
 FILE = "waiting.json"
 FORMAT = 2
 """The form of the file; a newer one is refused."""
+STEPS = (
+    """
+CREATE TABLE line (one BOOLEAN PRIMARY KEY CHECK (one), line TEXT);
+INSERT INTO line VALUES (true, NULL)
+""",
+)
 
 
 class LineFile:
@@ -23,21 +34,22 @@ class LineFile:
         folder: the data folder; made by the first write.
     """
 
+    is_shared = False
+
     def __init__(self, folder: Path) -> None:
         self.path = folder / FILE
+
+    def alone(self) -> contextlib.AbstractContextManager[None]:
+        """Return nothing to wait for: one server has the folder."""
+        return contextlib.nullcontext()
 
     def read(self) -> Line:
         """See `KeptLine`."""
         try:
             kept = json.loads(self.path.read_text(encoding="utf-8"))
-            if kept["format"] > FORMAT:
-                raise self._unusable(f"was written by a newer release (form {kept['format']}, this one knows {FORMAT})")
-            return Line(
-                waits=tuple([_wait(each) for each in kept["waits"]]),
-                called=tuple([Called(*each) for each in kept["called"]]),
-                told=tuple([_told(*each) for each in kept["told"]]),
-                last_id=kept["last_id"],
-            )
+            return _line(kept)
+        except _Newer as error:
+            raise self._unusable(str(error)) from None
         except FileNotFoundError:
             return Line()
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -45,13 +57,7 @@ class LineFile:
 
     def write(self, line: Line) -> None:
         """See `KeptLine`."""
-        kept = {
-            "format": FORMAT,
-            "waits": [_kept(each) for each in line.waits],
-            "called": line.called,
-            "told": [(each.receiver, each.at, each.id, each.key.hex(), each.host, each.gpus) for each in line.told],
-            "last_id": line.last_id,
-        }
+        kept = _written(line)
         new = self.path.with_suffix(".tmp")
         try:
             self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -65,6 +71,72 @@ class LineFile:
 
     def _unusable(self, why: str) -> WaitError:
         return WaitError(503, f"{self.path}: {why}")
+
+
+class SharedLine:
+    """A `KeptLine` that replicas share.
+
+    Args:
+        database: where it is.
+    """
+
+    is_shared = True
+
+    def __init__(self, database: "Database") -> None:
+        self._db = database
+        self._alone = threading.local()
+        database.expects("line", STEPS)
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """See `KeptLine`."""
+        from cluster_dash_server.postgresql import PostgresqlError  # what it needs is an extra
+
+        try:
+            with self._db.transaction() as db:
+                self._alone.db = db
+                yield
+        except PostgresqlError as error:
+            raise WaitError(503, f"who waits cannot be kept now: {error}") from error
+        finally:
+            self._alone.db = None
+
+    def read(self) -> Line:
+        """See `KeptLine`; within `alone`."""
+        (kept,) = self._alone.db.execute("SELECT line FROM line FOR UPDATE").fetchone()
+        try:
+            return Line() if kept is None else _line(json.loads(kept))
+        except (_Newer, ValueError, KeyError, TypeError) as error:
+            raise WaitError(503, f"who waits cannot be read: {error}") from error
+
+    def write(self, line: Line) -> None:
+        """See `KeptLine`; within `alone`."""
+        self._alone.db.execute("UPDATE line SET line = ?", (json.dumps(_written(line)),))
+
+
+class _Newer(Exception):
+    """What is kept was written by a newer release."""
+
+
+def _line(kept: dict[str, Any]) -> Line:
+    if kept["format"] > FORMAT:
+        raise _Newer(f"was written by a newer release (form {kept['format']}, this one knows {FORMAT})")
+    return Line(
+        waits=tuple([_wait(each) for each in kept["waits"]]),
+        called=tuple([Called(*each) for each in kept["called"]]),
+        told=tuple([_told(*each) for each in kept["told"]]),
+        last_id=kept["last_id"],
+    )
+
+
+def _written(line: Line) -> dict[str, Any]:
+    return {
+        "format": FORMAT,
+        "waits": [_kept(each) for each in line.waits],
+        "called": line.called,
+        "told": [(each.receiver, each.at, each.id, each.key.hex(), each.host, each.gpus) for each in line.told],
+        "last_id": line.last_id,
+    }
 
 
 def _kept(wait: Wait) -> dict[str, Any]:
