@@ -21,6 +21,7 @@ import yaml
 from cluster_dash_mole import config as mole_config
 from cluster_dash_server import settings as server_settings
 from cluster_dash_server.settings import Settings
+from tests.nginx import free_port, make_certificates, nginx
 from tests.processes import BIN, TOP, Process, start_server, wait_until
 
 ETC = TOP / "etc"
@@ -275,6 +276,71 @@ def test_the_role_of_ansible_is_whole_and_its_configuration_loads(tmp_path: Path
 
 
 @pytest.mark.needs("ansible-playbook")
-def test_ansible_reads_the_play() -> None:
-    command = shlex.split("ansible-playbook --syntax-check -i localhost, mole.yml")
+@pytest.mark.parametrize("play", ["mole.yml", "replicas.yml"])
+def test_ansible_reads_the_play(play: str) -> None:
+    command = shlex.split(f"ansible-playbook --syntax-check -i localhost, {play}")
     assert subprocess.run(command, cwd=ETC / "ansible", check=False).returncode == 0
+
+
+def test_the_role_of_replicas_has_a_task_for_each_part_and_tells_handlers_that_exist() -> None:
+    role = ETC / "ansible" / "roles" / "cluster_dash_replica"
+    plays = yaml.safe_load((ETC / "ansible" / "replicas.yml").read_text())
+    parts = {each["cluster_dash_part"] for play in plays for each in play.get("roles", [])}
+    assert parts | {"main"} == {path.stem for path in (role / "tasks").glob("*.yml")}
+    handlers = {each["name"] for each in yaml.safe_load((role / "handlers" / "main.yml").read_text())}
+    tasks = [each for part in parts for each in yaml.safe_load((role / "tasks" / f"{part}.yml").read_text())]
+    assert {each["notify"] for each in tasks if "notify" in each} == handlers
+    named = {each[module]["src"] for each in tasks for module in each if module == "ansible.builtin.template"}
+    assert named == {path.name for path in (role / "templates").iterdir()}
+    used = set(re.findall(r"\bcluster_dash_\w+", "".join(path.read_text() for path in role.rglob("*/*"))))
+    assert used - {"cluster_dash_replica"} == set(yaml.safe_load((role / "defaults" / "main.yml").read_text()))
+    (unit,) = re.findall(r"systemd/([\w.-]+service)$", (role / "tasks" / "replica.yml").read_text(), re.MULTILINE)
+    assert (TOP / "systemd" / unit).is_file()
+
+
+@pytest.mark.needs("ansible-playbook")
+@pytest.mark.needs("nginx")
+@pytest.mark.needs("openssl")
+def test_what_ansible_writes_for_replicas_loads(tmp_path: Path) -> None:
+    for folder in ("secrets", "play", "written"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "nginx").symlink_to(ETC / "nginx")
+    written = tmp_path / "written"
+    for name, secret in (("passcode", "a passcode"), ("redis-password", "0123ab"), ("database-password", "4567cd")):
+        (tmp_path / "secrets" / name).write_text(secret + "\n")
+    templates = ETC / "ansible" / "roles" / "cluster_dash_replica" / "templates"
+    names = [path.name for path in templates.iterdir()]
+    tasks = [
+        {"ansible.builtin.template": {"src": f"{templates}/{name}", "dest": f"{written}/{name[:-3]}"}} for name in names
+    ]
+    values = {
+        "cluster_dash_public_url": "https://dash.lab.example",
+        "cluster_dash_secrets": f"{tmp_path}/secrets",
+        "cluster_dash_replicas": ["127.0.0.1", "127.0.0.2", "127.0.0.3"],
+        "cluster_dash_nginx": ["10.0.0.2"],
+        **{f"cluster_dash_{each}": f"{each}.lab.example" for each in ("redis", "victoria", "postgresql")},
+    }
+    (tmp_path / "play" / "play.yml").write_text(
+        yaml.safe_dump([{"hosts": "localhost", "gather_facts": False, "vars": values, "tasks": tasks}])
+    )
+    command: list[str | Path] = ["ansible-playbook", "-c", "local", "-i", "localhost,", tmp_path / "play" / "play.yml"]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, env={**os.environ, "HOME": str(tmp_path)}
+    )
+    assert done.returncode == 0, done.stdout
+
+    secrets = dict(line.split("=", 1) for line in (written / "secrets.env").read_text().splitlines())
+    settings = server_settings.load(written / "server.toml", environment=secrets)
+    assert (settings.ingest.passcode, settings.live.url) == ("a passcode", "redis://:0123ab@redis.lab.example:6379/0")
+    assert settings.ledger.url == "postgresql://dash:4567cd@postgresql.lab.example:5432/dash"
+    assert settings.server.trusted_proxies == ("10.0.0.2",)
+    assert "requirepass 0123ab" in (written / "redis.conf").read_text()
+
+    make_certificates(tmp_path)
+    site = (written / "nginx.conf").read_text()
+    assert re.findall(r"^    server (\S+):8080 max_fails", site, re.MULTILINE) == values["cluster_dash_replicas"]
+    assert "server_name dash.lab.example;" in site
+    port = free_port()
+    site = site.replace("listen 443", f"listen 127.0.0.1:{port}").replace("/etc/ssl/dash.", f"{tmp_path}/site.")
+    with nginx(site, port, tmp_path):
+        pass
