@@ -52,7 +52,9 @@ class EngineClock:
             asked_at: when it was asked, by this clock.
         """
         self._heard_at = self._monotonic()
-        answered_at = self()
+        self._go_by(at, asked_at, self())
+
+    def _go_by(self, at: float, asked_at: float, answered_at: float) -> None:
         off_seconds = at - (asked_at + answered_at) / 2
         if abs(off_seconds) <= SKEW_SECONDS + (answered_at - asked_at):
             return

@@ -64,7 +64,7 @@ class SharedLive:
         if versions is None:  # no engine has answered yet
             return self._live.body(now, since, encoding, columns)
         with self._lock:
-            text = self._look(rows, versions, now)
+            text = self._look(rows, versions)
             known = self._number(since, versions)
             if known is not None and known.number > versions.mark.version:
                 text = since or text  # of a replica that is ahead of this one: to it nothing is new
@@ -84,7 +84,7 @@ class SharedLive:
         if versions is None:
             return self._live.version(now)
         with self._lock:
-            return self._look(rows, versions, now)
+            return self._look(rows, versions)
 
     def rows(self, now: float) -> Rows:
         """See `Live.rows`."""
@@ -99,12 +99,14 @@ class SharedLive:
         """See `Live.behind`; what other replicas were posted counts, too."""
         return max(self._live.behind(now), self._replica.clock.age_seconds)
 
-    def _look(self, rows: Rows, versions: Versions, now: float) -> str:
+    def _look(self, rows: Rows, versions: Versions) -> str:
         """Look at the rows that were laid out anew; return the version."""
         if rows.version > self._seen_version:
             for row in rows.rows:
                 if row.version > self._seen_version:
-                    moved = int((self._cluster.changed_at(row.view.host, now) or 0.0) * 1e6)
+                    # what had not yet come when the row was laid out is not in it
+                    next_at = float("inf") if row.next_change_at is None else row.next_change_at
+                    moved = int((self._cluster.changed_at(row.view.host, next_at) or 0.0) * 1e6)
                     self._moved[row.view.host] = moved
                     self._latest = max(self._latest, moved)
             self._seen_version = rows.version

@@ -1,0 +1,191 @@
+"""The shared live view on a real Redis: the suites of the seam, and what only a Redis can do wrong."""
+
+import importlib.util
+import inspect
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from types import ModuleType
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+
+from cluster_dash_server.sharing.engine import Away, Offer, Order
+from cluster_dash_server.sharing.redis import RedisEngine, client_of, without_secret
+from tests.processes import TOP, wait_until
+from tests.redis_servers import PASSWORD, RedisServer, Sentinels, running
+
+pytestmark = pytest.mark.needs("redis-server")
+SUITE = TOP / "cluster-dash-server" / "tests" / "sharing"
+
+
+def load(name: str) -> ModuleType:
+    """Load a module of the suite, which lies in no package."""
+    spec = importlib.util.spec_from_file_location(f"suite_of_sharing_{name}", SUITE / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+common, engines, replicas = load("conftest"), load("test_engines"), load("test_replica")
+snapshots = load("../conftest")
+clock, make_gpu, make_snapshot = snapshots.clock, snapshots.make_gpu, snapshots.make_snapshot
+make_seen, make_server = snapshots.make_seen, common.make_server
+for suite in (engines, replicas):
+    globals().update(
+        {
+            name: found
+            for name, found in vars(suite).items()
+            if name.startswith("test_") and {"kind", "make_server"} & set(inspect.signature(found).parameters)
+        }
+    )
+
+
+class InRedis:
+    """Engines with a connection each to one Redis."""
+
+    def __init__(self, server: RedisServer) -> None:
+        self._server = server
+        if server.process is None:  # a test before has killed it
+            server.start()
+        self.lose_all()
+
+    def open(self) -> RedisEngine:
+        return RedisEngine(self._server.url)
+
+    def lose_all(self) -> None:
+        with self._server.client() as client:
+            client.flushall()
+
+    def part(self, *, is_away: bool) -> None:
+        if is_away:
+            self._server.kill()
+        else:
+            self._server.start()
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[RedisServer]:
+    with running() as server:
+        yield server
+
+
+@pytest.fixture
+def kind(server: RedisServer) -> InRedis:
+    return InRedis(server)
+
+
+# ---------------------------------------------------------------------------------------------- what only Redis can do
+
+
+def offer(key: str, at: float = 1.0) -> Offer:
+    return Offer(key, Order("", None, at, 0), b"row")
+
+
+def test_a_redis_that_was_started_anew_with_its_data_is_in_another_epoch(kind: InRedis, server: RedisServer) -> None:
+    engine = kind.open()
+    epoch = engine.exchange("", 0, ()).epoch
+    engine.exchange(epoch, 0, [offer("gpu01")])
+    with server.client() as client:
+        meta, rows = client.hgetall("{cd:0}:meta"), client.hgetall("{cd:0}:row")
+        changed = client.zrange("{cd:0}:changed", 0, -1, withscores=True)
+    server.kill()
+    server.start()
+    with server.client() as client:  # as it would come back of a file that lacks the last seconds
+        client.hset("{cd:0}:meta", mapping=meta)
+        client.hset("{cd:0}:row", mapping=rows)
+        client.zadd("{cd:0}:changed", dict(changed))
+    answer = engine.exchange(epoch, 1, ())
+    assert answer.epoch not in ("", epoch)
+    assert [each.key for each in engine.exchange(answer.epoch, 0, ()).changes] == ["gpu01"]
+
+
+def test_a_script_that_redis_has_lost_is_loaded_again(kind: InRedis, server: RedisServer) -> None:
+    engine = kind.open()
+    epoch = engine.exchange("", 0, ()).epoch
+    with server.client() as client:
+        client.script_flush()
+    assert engine.exchange(epoch, 0, [offer("gpu01")]).taken == [1]
+
+
+def test_a_redis_that_hangs_is_given_up_after_the_time_out(kind: InRedis, server: RedisServer) -> None:
+    engine = kind.open()
+    engine.exchange("", 0, ())
+    server.signal(signal.SIGSTOP)
+    try:
+        with pytest.raises(Away, match="no answer within 2 s"):
+            engine.exchange("", 0, ())
+    finally:
+        server.signal(signal.SIGCONT)
+    assert engine.exchange("", 0, ()).epoch
+
+
+def test_no_message_holds_the_password() -> None:
+    with running(PASSWORD) as server:
+        secret = quote(PASSWORD, safe="")
+        good = RedisEngine(f"redis://:{secret}@127.0.0.1:{server.port}/0")
+        assert "0 changes so far" in good.check()
+        wrong = RedisEngine(f"redis://:{secret}x@127.0.0.1:{server.port}/0")
+        for ask in (wrong.check, lambda: wrong.exchange("", 0, ())):
+            with pytest.raises(Away) as raised:
+                ask()
+            assert "127.0.0.1" in str(raised.value)
+            assert secret not in str(raised.value)
+            assert PASSWORD not in str(raised.value)
+        good.close()
+        wrong.close()
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("redis://:a%2Fb@host:6379/0", "redis://***@host:6379/0"),
+        ("redis://host/0?password=secret", "redis://host/0"),
+        (
+            "redis+sentinel://user:a@b@host:1,other:2/dash?sentinel_password=s",
+            "redis+sentinel://***@host:1,other:2/dash",
+        ),
+    ],
+)
+def test_an_address_is_shown_without_its_secrets(url: str, shown: str) -> None:
+    assert without_secret(url) == shown
+
+
+@pytest.mark.parametrize("url", ["redis+sentinel://host:1", "redis+sentinel:///dash", "redis+sentinel://a:b:c/dash"])
+def test_an_address_of_sentinels_that_names_none_or_no_master_is_refused(url: str) -> None:
+    with pytest.raises(ValueError, match="expected redis\\+sentinel://"):
+        client_of(url)
+
+
+@pytest.mark.needs("redis-sentinel")
+@pytest.mark.parametrize("down_seconds", [0.5, pytest.param(3.0, marks=pytest.mark.soak)])
+def test_when_another_redis_takes_over_nothing_stays_lost(make_seen: Any, down_seconds: float) -> None:
+    with ExitStack() as stack:
+        master = stack.enter_context(running())
+        follower = RedisServer(replica_of=master.port)
+        stack.callback(follower.remove)
+        follower.start()
+        sentinels = Sentinels(master, down_seconds=down_seconds)
+        stack.callback(sentinels.remove)
+        servers = [common.Server(RedisEngine(sentinels.url), time.time, time.monotonic) for _ in range(2)]
+        for server in servers:
+            stack.callback(server.replica.stop)
+            server.replica.start()
+        servers[0].cluster.offer(make_seen("gpu01", received_at=time.time()))
+        wait_until(lambda: servers[1].cluster.knows("gpu01"))
+        epoch = servers[1].replica.status()["epoch"]
+
+        master.kill()
+        servers[0].cluster.offer(make_seen("gpu02", received_at=time.time()))
+        wait_until(lambda: servers[1].cluster.knows("gpu02"), 60, "the other Redis has taken over")
+
+        assert sentinels.master_port() == follower.port
+        assert servers[1].replica.status()["epoch"] != epoch
+        with follower.client() as client:
+            wait_until(lambda: client.hlen("{cd:0}:row") == 2, what="both hosts are there")
