@@ -114,6 +114,7 @@ class Database:
         self._parts: dict[str, Sequence[str]] = {}
         self._is_prepared = threading.Event()
         self._trouble: tuple[float, str] | None = None  # until when nobody asks, and why
+        self._trying = threading.Lock()  # held by the one who asks after that
         self._preparing = threading.Lock()
 
     def expects(self, part: str, steps: Sequence[str]) -> None:
@@ -178,11 +179,7 @@ class Database:
 
     @contextlib.contextmanager
     def _connection(self, seconds: float) -> "Iterator[_Connection]":
-        self._refuse_at_once()
-        if not self._turns.acquire(timeout=seconds):
-            raise PostgresqlError(f"{self.where}: all connections are busy", is_away=True)
-        try:
-            self._refuse_at_once()
+        with self._turn(seconds):
             connection = None
             try:
                 connection = self._kept() or _Connection.open(self._url)
@@ -200,8 +197,25 @@ class Database:
                 if connection is not None and connection.is_at_rest:
                     with self._lock:
                         self._idle.append(connection)
+
+    @contextlib.contextmanager
+    def _turn(self, seconds: float) -> Iterator[None]:
+        """Wait for a turn; where the database was away, one alone tries, and the others hear so at once."""
+        trouble = self._trouble
+        if trouble is not None and (time.monotonic() < trouble[0] or not self._trying.acquire(blocking=False)):
+            raise PostgresqlError(trouble[1], is_away=True)
+        try:
+            if not self._turns.acquire(timeout=seconds):
+                raise PostgresqlError(f"{self.where}: all connections are busy", is_away=True)
+            try:
+                if trouble is None and self._trouble is not None:  # it went while this one waited
+                    raise PostgresqlError(self._trouble[1], is_away=True)
+                yield
+            finally:
+                self._turns.release()
         finally:
-            self._turns.release()
+            if trouble is not None:
+                self._trying.release()
 
     def _kept(self) -> "_Connection | None":
         """Return a connection that was kept and still stands, as far as can be seen without asking."""
@@ -213,11 +227,6 @@ class Database:
             if connection.stands:
                 return connection
             connection.close()
-
-    def _refuse_at_once(self) -> None:
-        trouble = self._trouble
-        if trouble is not None and time.monotonic() < trouble[0]:
-            raise PostgresqlError(trouble[1], is_away=True)
 
     def _failed(self, error: psycopg.Error, connection: "_Connection | None") -> PostgresqlError:
         why = f"{self.where}: {_in_one_line(error)}"
