@@ -1,10 +1,12 @@
 """Those who are told: a mail server and a receiver of webhooks, real ones on this machine."""
 
 import asyncio
+import contextlib
 import http.server
 import json
 import socket
 import threading
+from collections.abc import Callable
 from email import message_from_bytes, policy
 from email.message import EmailMessage
 from typing import Any, Self
@@ -31,9 +33,11 @@ class MailServer:
 
     Args:
         port: where; 0: any free one.
+        then: what happens when a mail was taken, before who sent it is told so.
     """
 
-    def __init__(self, port: int = 0) -> None:
+    def __init__(self, port: int = 0, then: Callable[[], None] = lambda: None) -> None:
+        self._then = then
         self.mails: list[tuple[tuple[str, ...], EmailMessage]] = []
         self._server = _OnAnyPort(self, hostname="127.0.0.1", port=port, ready_timeout=60)
 
@@ -43,6 +47,7 @@ class MailServer:
         read = message_from_bytes(envelope.content, policy=policy.default)
         assert isinstance(read, EmailMessage)
         self.mails.append((tuple(envelope.rcpt_tos), read))
+        self._then()
         return "250 taken"
 
     @property
@@ -63,9 +68,10 @@ class HookServer:
 
     Args:
         port: where; 0: any free one.
+        then: what happens when a post was taken, before who sent it is told so.
     """
 
-    def __init__(self, port: int = 0) -> None:
+    def __init__(self, port: int = 0, then: Callable[[], None] = lambda: None) -> None:
         self.posts: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
         posts, headers = self.posts, self.headers
@@ -74,8 +80,10 @@ class HookServer:
             def do_POST(self) -> None:
                 posts.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
                 headers.append(dict(self.headers))
-                self.send_response(204)
-                self.end_headers()
+                then()
+                with contextlib.suppress(OSError):  # who posted is gone
+                    self.send_response(204)
+                    self.end_headers()
 
             def log_message(self, format: str, *args: object) -> None:
                 """Say nothing."""

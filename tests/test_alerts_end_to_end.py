@@ -4,6 +4,7 @@ import json
 import subprocess
 import threading
 import urllib.request
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.post_office import HookServer, MailServer
+from tests.post_office import HookServer, MailServer, free_port
 from tests.processes import BIN, Listening, body_of, snapshot, start_server, wait_until
 
 pytestmark = pytest.mark.slow
@@ -151,3 +152,62 @@ def test_faults_reach_mail_and_webhook_once_and_a_killed_server_says_nothing_new
     ]
     assert hook.posts[0]["alert"] == hook.posts[1]["alert"]
     assert "https://dash.example/alerts#" in mail.mails[0][1].get_body(("plain",)).get_content()  # type: ignore[union-attr]
+
+
+class Victims:
+    """Servers that are killed at the moment at which a receiver has taken a message and has not said so yet."""
+
+    def __init__(self) -> None:
+        self.popen: subprocess.Popen[bytes] | None = None
+        """Who is to be killed next; None: nobody."""
+
+    def die(self) -> None:
+        """Kill the one that is there."""
+        popen, self.popen = self.popen, None
+        if popen is not None:
+            popen.kill()
+            popen.wait()
+
+
+@pytest.mark.timeout(600)
+def test_a_server_killed_between_send_and_mark_loses_nothing_and_doubles_that_one(tmp_path: Path) -> None:
+    fleet = Fleet()
+    by_hook, by_mail = Victims(), Victims()
+    fleet.url = f"http://127.0.0.1:{free_port()}"
+    with MailServer(then=by_mail.die) as mail, HookServer(then=by_hook.die) as hook, fleet.runs():
+        file = settings(tmp_path, mail, hook)
+
+        def posts() -> Counter[str]:
+            """Count what the hook has, by that by which it knows a double."""
+            return Counter(headers["webhook-id"] for headers in hook.headers)
+
+        def mails() -> Counter[str]:
+            return Counter(str(message["Message-ID"]) for _, message in mail.mails)
+
+        def begun(server: Listening) -> None:
+            fleet.url = server.url
+            wait_until(lambda: len(asked(server, "/api/v1/cluster")["hosts"]["host"]) == 3, 60)
+
+        def have(count: int) -> bool:
+            return len(posts()) == len(mails()) == count
+
+        with start_server("-c", file) as first:
+            begun(first)
+            by_hook.popen = first.popen
+            fleet.lost.update(("gpu01", "gpu02"))
+            wait_until(lambda: first.popen.poll() is not None, 60)
+        with start_server("-c", file) as second:
+            begun(second)
+            wait_until(lambda: have(2), 60)
+            by_mail.popen = second.popen
+            fleet.lost.clear()
+            wait_until(lambda: second.popen.poll() is not None, 60)
+        with start_server("-c", file) as third:
+            begun(third)
+            wait_until(lambda: have(4), 60)
+            wait_until(lambda: not asked(third, "/api/v1/alerts")["alerts"], 60)
+    assert {*posts().values(), *mails().values()} == {1, 2}, "none comes more than twice"
+    # by the one kill the hook has one twice, by the other the mailbox; what the other was being sent then may be, too
+    assert posts()[hook.headers[0]["webhook-id"]] == 2
+    assert posts().total() <= 4 + 2
+    assert 4 + 1 <= mails().total() <= 4 + 2
