@@ -1,9 +1,15 @@
 """What replicas share in a real PostgreSQL beside history and alerts: tokens, sessions, keys, those who wait."""
 
+import json
 import signal
+import subprocess
+import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,6 +24,8 @@ from cluster_dash_server.ledger.line import SharedLine
 from cluster_dash_server.postgresql import Database
 from cluster_dash_server.waiting import WaitError, Waiting
 from tests import databases
+from tests.engines import running
+from tests.processes import BIN, snapshot, start_server, wait_until
 
 pytestmark = pytest.mark.needs("postgres")
 NOW = 1_700_000_000.0
@@ -219,3 +227,77 @@ def test_who_waits_waits_at_all_replicas_in_one_order(opened: Callable[[], Datab
 
 def test_tokens_are_asked_for_within_five_seconds() -> None:
     assert access.LOOK_SECONDS <= 2
+
+
+# ------------------------------------------------------------------------------------------------- whole servers
+
+
+def ask(url: str, path: str, body: Any = None, token: str = "") -> Any:
+    headers = {"Content-Type": "application/json", "Authorization": f"Bearer {token}"}
+    request = urllib.request.Request(url + path, None if body is None else json.dumps(body).encode(), headers)
+    try:
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return json.load(answer)
+    except urllib.error.HTTPError as error:
+        return {"status": error.code, **json.load(error)}
+
+
+def typed(*arguments: str | Path) -> str:
+    done = subprocess.run(
+        [BIN / "cluster-dash-server", *arguments], capture_output=True, text=True, check=False, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.needs("victoria-metrics")
+def test_two_servers_tell_the_same_whoever_was_told(database_url: str, tmp_path: Path) -> None:
+    with running("victoria-metrics", tmp_path) as engine:
+        files = []
+        for name in ("a", "b"):
+            file = tmp_path / f"{name}.toml"
+            file.write_text(
+                f'[server]\ndata = "{tmp_path / name}"\n[ledger]\nkind = "postgresql"\nurl = "{database_url}"\n'
+                f'[history]\nkind = "remote"\nwrite_url = "{engine.access.write_url}"\n'
+                "flush_seconds = 0.2\nsettle_seconds = 0\n"
+            )
+            files.append(file)
+        secret = typed("token", "new", "--host", "gpu01", "-c", files[0]).strip()  # no server runs yet
+        begin = time.time() - 600  # minutes of before, as after an outage
+        with start_server("-c", files[0]) as first, start_server("-c", files[1]) as second:
+            for seq in range(1, 61):
+                body = snapshot("gpu01", gpus=2, processes=1)
+                body.update(timestamp=begin + 10 * seq - 10, boot_id="boot", seq=seq, interval_seconds=10)
+                body["events"] = [{"at": begin + 45, "kind": "xid", "gpu": 0, "code": 79}] if seq in (5, 6) else []
+                said = ask((first, second)[seq % 2].url, "/", body, secret)
+                assert said.get("success"), said
+
+            def lines(url: str) -> Any:
+                engine.flush()
+                return ask(url, "/api/v1/series?metric=used_mem&from=now-15m&step=10")["series"]
+
+            def points(url: str) -> int:
+                return sum(each is not None for each in (lines(url) or [{"mean": []}])[0]["mean"])
+
+            for url in (first.url, second.url):
+                wait_until(lambda url=url: points(url) == 60, 60, "all figures can be asked for")
+                wait_until(lambda url=url: ask(url, "/api/v1/events")["events"], 60, "the event is known")
+                events = ask(url, "/api/v1/events?from=now-1h")["events"]
+                assert [each["code"] for each in events if each["kind"] == "xid"] == [79]
+            made = typed("token", "list", "-c", files[1])
+            assert "gpu01" in made
+            typed("token", "revoke", "gpu01", "-c", files[1])
+            body["seq"] = 61
+
+            def is_refused() -> bool:
+                return "was revoked" in str(ask(first.url, "/", body, secret).get("msg"))
+
+            wait_until(is_refused, 5, "it is revoked at the other replica, too")
+            held = wait_until(lambda: rows_of("hours", files[0]), 60, "GPU-hours are added up")
+            assert {row.split(",")[1] for row in held} == {"alice"}
+        assert [row.split(",")[5] for row in rows_of("events", files[1]) if "xid" in row] == ["xid 79"]
+        assert {row.split(",")[4] for row in rows_of("uses", files[1])} == {"alice"}
+
+
+def rows_of(what: str, file: Path) -> list[str]:
+    return typed("export", what, "-c", file, "--from", "now-3h").splitlines()[1:]

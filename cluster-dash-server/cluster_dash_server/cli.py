@@ -7,7 +7,6 @@ import argparse
 import dataclasses
 import io
 import logging
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -206,9 +205,9 @@ def token(options: argparse.Namespace) -> int:
     if "error" in wish:
         log.error("%s", wish["error"])
         return EXIT_USAGE
-    data = options.data or _load_settings(options).server.data
+    settings = _load_settings(options)
     try:
-        answer = token_command.grant(control.data_folder(data, os.environ), wish)
+        answer = token_command.grant(past_command.folder_of(options, settings), wish, settings.ledger)
     except control.ControlError as error:
         log.error("%s", error)
         return EXIT_REFUSED if error.refused else EXIT_NO_SERVER
@@ -272,7 +271,7 @@ def past(options: argparse.Namespace) -> int:
             case "export":
                 past_command.export(options, settings, folder)
             case "backup":
-                past_command.backup(options, folder)
+                past_command.backup(options, settings, folder)
             case "restore":
                 past_command.restore(options, folder)
             case _:

@@ -115,7 +115,7 @@ def examine(reading: Reading) -> Iterator[Finding]:
     yield clock(kernel_clock_state())
     yield from reach(settings)
     folder = control.data_folder(settings.server.data, os.environ)
-    yield who_posts(settings, Tokens(TokenFile(folder), time.time))
+    yield who_posts_by(settings, folder)
     yield who_looks(settings)
     yield from who_is_told(settings.alerts, reading.file)
 
@@ -203,6 +203,16 @@ def passcode(settings: Settings, file: Path | None) -> Iterator[Finding]:
     else:
         yield Finding(mark="✔", what="passcode", measured="the site's own")
     yield from _secret_file(ingest, file)
+
+
+def who_posts_by(settings: Settings, folder: Path) -> Finding:
+    """Look at the tokens, in the data folder or in the database of replicas."""
+    if settings.ledger.kind != "postgresql" or settings.ledger.url is None:
+        return who_posts(settings, Tokens(TokenFile(folder), time.time))
+    from cluster_dash_server.ledger.access import tokens_at  # what it needs is an extra
+
+    with tokens_at(settings.ledger.url) as tokens:
+        return who_posts(settings, tokens)
 
 
 def who_posts(settings: Settings, tokens: Tokens) -> Finding:

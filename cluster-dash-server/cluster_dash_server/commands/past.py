@@ -5,6 +5,7 @@ import logging
 import os
 import sys
 import time
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TextIO
@@ -70,7 +71,7 @@ def export(options: argparse.Namespace, settings: Settings, folder: Path) -> Non
     try:
         asked = span(options.begin, options.end, time.time(), zone(settings.site.timezone))
         wish = Wish(what=options.what, span=asked, hosts=options.host, step_seconds=max(1.0, options.step))
-        found = exports.checked(exports.rows(folder, wish))
+        found = exports.checked(_rows(folder, wish, settings))
         if options.format == "parquet":
             if options.output is None:
                 raise PastError("parquet: name a file: -o FILE")
@@ -87,11 +88,20 @@ def export(options: argparse.Namespace, settings: Settings, folder: Path) -> Non
     log.info("%d rows", count)
 
 
+def _rows(folder: Path, wish: Wish, settings: Settings) -> Iterator[Sequence[object]]:
+    """Give the rows, of the file or of the database of replicas."""
+    if settings.history.kind != "remote" or settings.ledger.url is None or settings.ledger.kind != "postgresql":
+        return exports.rows(folder, wish)
+    from cluster_dash_server.history.answers import export_rows  # what it needs is an extra
+
+    return export_rows(settings.ledger.url, wish)
+
+
 def _out(file: Path | None) -> "TextIO | nullcontext[TextIO]":
     return nullcontext(sys.stdout) if file is None else file.open("w", encoding="utf-8", newline="")
 
 
-def backup(options: argparse.Namespace, folder: Path) -> None:
+def backup(options: argparse.Namespace, settings: Settings, folder: Path) -> None:
     """Make a backup.
 
     Raises:
@@ -103,6 +113,16 @@ def backup(options: argparse.Namespace, folder: Path) -> None:
         raise PastError(str(error)) from None
     size = options.file.stat().st_size / 2**20
     sys.stdout.write(f"{options.file}: {size:.1f} MiB, with {', '.join(names)}; it holds secrets\n")
+    elsewhere = [
+        what
+        for what, is_there in (
+            ("figures, in the engine", settings.history.kind == "remote"),
+            ("alerts, events, tokens and GPU-hours, in PostgreSQL: pg_dump", settings.ledger.kind == "postgresql"),
+        )
+        if is_there
+    ]
+    if elsewhere:
+        log.warning("not in it: %s", "; ".join(elsewhere))
 
 
 def restore(options: argparse.Namespace, folder: Path) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from cluster_dash_server import control
 from cluster_dash_server.access.tokens import READ_SCOPES, TokenFile, Tokens, obey
 from cluster_dash_server.history import folder as data_folder
+from cluster_dash_server.ledger.kept import LedgerSettings
 from cluster_dash_server.snapshot import Json, printable
 
 log = logging.getLogger(__name__)
@@ -78,8 +79,8 @@ def wish_of(options: argparse.Namespace) -> Json:
     return {"new": {"kind": "host", "hosts": options.host, "ttl_seconds": options.ttl}}
 
 
-def grant(folder: Path, wish: Json) -> Json:
-    """Have the running server do it; where there is none, do it in its data folder.
+def grant(folder: Path, wish: Json, ledger: LedgerSettings) -> Json:
+    """Have the running server do it; where there is none, do it in its data folder, or in the database of replicas.
 
     Raises:
         ControlError: a server is there and does not let this user in, or it has the folder and does not answer.
@@ -89,6 +90,11 @@ def grant(folder: Path, wish: Json) -> Json:
     except control.ControlError as error:
         if error.refused:
             raise
+    if ledger.kind == "postgresql" and ledger.url is not None:
+        from cluster_dash_server.ledger.access import tokens_at  # what it needs is an extra
+
+        with tokens_at(ledger.url) as shared:
+            return obey(shared, wish)
     tokens = Tokens(TokenFile(folder), time.time)
     if "list" in wish:
         return obey(tokens, wish)

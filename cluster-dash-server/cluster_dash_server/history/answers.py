@@ -1,15 +1,18 @@
 """Answers from the history in PostgreSQL, for any replica: who had which GPU, GPU-hours, events."""
 
 import json
+import time
 from collections.abc import Callable, Iterator, Sequence
 from operator import add
 from typing import Any, cast
 
-from cluster_dash_server.history.numbered import KEPT_USAGE, USAGE, part_of
+from cluster_dash_server.history.exports import ExportError, Wish, rows_by
+from cluster_dash_server.history.numbered import KEPT_USAGE, PART, SCHEMA, USAGE, part_of
 from cluster_dash_server.history.rollups import DAY, HOUR, Share, Stretch, uses
 from cluster_dash_server.history.running import Sums
 from cluster_dash_server.history.sealing import unpack_stretches
 from cluster_dash_server.history.steps import steps_of, user_series
+from cluster_dash_server.hostlist import HostlistError, matcher
 from cluster_dash_server.inflate import pack, unpack
 from cluster_dash_server.postgresql import Database, PostgresqlError, Statements
 from cluster_dash_server.snapshot import dumps, loads
@@ -157,8 +160,8 @@ class Questions:
                 (first, last, *values),
             ):
                 of_host.setdefault(name, []).append((hour, unpack_stretches(bytes(blob))))
-            for hour, told in self._running_hours(db, first, last, hosts):
-                for name, sums in told.items():
+            for hour, sums_of in self._running_hours(db, first, last, hosts):
+                for name, sums in sums_of.items():
                     if hosts is None or name in hosts:
                         of_host.setdefault(name, []).append((hour, sums.held))
         found: list[Use] = []
@@ -198,6 +201,28 @@ class Questions:
                     for name, (usage, held) in told.items()
                 },
             )
+
+
+def export_rows(url: str, wish: Wish) -> Iterator[Sequence[object]]:
+    """Give the rows that `export` is asked for, of a database.
+
+    Raises:
+        ExportError: it cannot be read, or the hosts cannot.
+    """
+    database = Database(url)
+    database.expects(PART, SCHEMA)
+    try:
+        meant = None if wish.hosts is None else matcher(wish.hosts)
+        with database.reading() as db:
+            names = [name for (name,) in db.execute("SELECT name FROM hosts ORDER BY name")]
+        hosts = [name for name in names if meant is None or meant(name)]
+        yield from rows_by(Questions(database, time.time), wish, hosts)
+    except HostlistError as error:
+        raise ExportError(f"--host: {error}") from None
+    except (PostgresqlError, StoreError) as error:
+        raise ExportError(str(error)) from error
+    finally:
+        database.close()
 
 
 def told_of(of: dict[str, Sums]) -> bytes:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, Literal, TextIO, cast
+from typing import Any, Literal, Protocol, TextIO, cast
 
 from cluster_dash_server.history.opened import OpenHours
 from cluster_dash_server.history.questions import Reader
@@ -19,10 +19,13 @@ from cluster_dash_server.history.sqlite import FILE
 from cluster_dash_server.hostlist import HostlistError, matcher
 from cluster_dash_server.snapshot import cell
 from cluster_dash_server.store import (
+    Event,
     EventQuery,
     SeriesQuery,
     StoreError,
+    Usage,
     UsageQuery,
+    Use,
     UseQuery,
 )
 from cluster_dash_server.when import Span
@@ -75,6 +78,19 @@ class Wish:
     step_seconds: float
 
 
+class Answering(Protocol):
+    """What answers about hours, uses and events: the file's reader, or the database's."""
+
+    def usage(self, ask: UsageQuery) -> list[Usage]:
+        """See `Ledger`."""
+
+    def uses(self, ask: UseQuery) -> list[Use]:
+        """See `Ledger`."""
+
+    def events(self, ask: EventQuery) -> list[Event]:
+        """See `Ledger`."""
+
+
 def rows(folder: Path, wish: Wish) -> Iterator[Sequence[object]]:
     """Give the rows that are wished, a host and a day at a time.
 
@@ -89,7 +105,8 @@ def rows(folder: Path, wish: Wish) -> Iterator[Sequence[object]]:
         with closing(sqlite3.connect(f"file:{file}?mode=ro", uri=True, timeout=30)) as db:
             names = [name for (name,) in db.execute("SELECT name FROM hosts ORDER BY name")]
             hosts = tuple(name for name in names if meant is None or meant(name))
-            yield from _READ[wish.what](Reader(db, OpenHours()), wish, hosts)
+            reader = Reader(db, OpenHours())
+            yield from _figures(reader, wish, hosts) if wish.what == "figures" else rows_by(reader, wish, hosts)
     except HostlistError as error:
         raise ExportError(f"--host: {error}") from None
     except (sqlite3.Error, StoreError) as error:
@@ -129,7 +146,7 @@ def _figures(reader: Reader, wish: Wish, hosts: Sequence[str]) -> Iterator[Seque
                         yield at, host, gpu, first.uuid, first.model, *told
 
 
-def _hours(reader: Reader, wish: Wish, hosts: Sequence[str]) -> Iterator[Sequence[object]]:
+def _hours(reader: Answering, wish: Wish, hosts: Sequence[str]) -> Iterator[Sequence[object]]:
     columns = tuple(COLUMNS["hours"])
     for begin, end in _days(wish.span):
         if end - begin < 3600:
@@ -144,14 +161,14 @@ def _hours(reader: Reader, wish: Wish, hosts: Sequence[str]) -> Iterator[Sequenc
             yield [getattr(each, name) for name in columns]
 
 
-def _uses(reader: Reader, wish: Wish, hosts: Sequence[str]) -> Iterator[Sequence[object]]:
+def _uses(reader: Answering, wish: Wish, hosts: Sequence[str]) -> Iterator[Sequence[object]]:
     columns = tuple(COLUMNS["uses"])
     for host in hosts:
         for each in reader.uses(UseQuery(begin=wish.span.begin, end=wish.span.end, hosts=(host,))):
             yield [getattr(each, name) for name in columns]
 
 
-def _events(reader: Reader, wish: Wish, hosts: Sequence[str]) -> Iterator[Sequence[object]]:
+def _events(reader: Answering, wish: Wish, hosts: Sequence[str]) -> Iterator[Sequence[object]]:
     meant = None if wish.hosts is None else matcher(wish.hosts)
     columns = tuple(COLUMNS["events"])
     ask = EventQuery(begin=wish.span.begin, end=wish.span.end, most=10_000_000)
@@ -160,12 +177,16 @@ def _events(reader: Reader, wish: Wish, hosts: Sequence[str]) -> Iterator[Sequen
             yield [getattr(each, name) for name in columns]
 
 
-_READ: Mapping[What, Callable[[Reader, Wish, Sequence[str]], Iterator[Sequence[object]]]] = {
-    "figures": _figures,
+_TOLD: Mapping[What, Callable[[Answering, Wish, Sequence[str]], Iterator[Sequence[object]]]] = {
     "hours": _hours,
     "uses": _uses,
     "events": _events,
 }
+
+
+def rows_by(reader: Answering, wish: Wish, hosts: Sequence[str]) -> Iterator[Sequence[object]]:
+    """Give what is no figure."""
+    return _TOLD[wish.what](reader, wish, hosts)
 
 
 def write_csv(out: TextIO, what: What, found: Iterable[Sequence[object]]) -> int:

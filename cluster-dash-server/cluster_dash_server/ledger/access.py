@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import cast
 
 from cluster_dash_server.access.oidc import KEPT_SECONDS, Pending
-from cluster_dash_server.access.tokens import REMEMBERED_SECONDS, Token, TokenError, digest_of
+from cluster_dash_server.access.tokens import REMEMBERED_SECONDS, Token, TokenError, Tokens, digest_of
 from cluster_dash_server.access.viewers import ROLES, Role
 from cluster_dash_server.postgresql import Database, PostgresqlError, Statements
 
@@ -123,7 +123,9 @@ class SharedAccess:
         return self._times if self.trouble is None else "unknown"
 
     def read(self) -> list[Token]:
-        """See `TokenStore`; none where they are known no longer."""
+        """See `TokenStore`; none where they are known no longer, and a command is told why."""
+        if self.trouble is not None and self._thread is None:
+            raise TokenError(f"tokens cannot be read: {self.trouble}")
         return self._tokens if self.trouble is None else []
 
     @contextlib.contextmanager
@@ -214,6 +216,18 @@ class SharedAccess:
         except PostgresqlError:
             return None
         return None if row is None else Pending(*json.loads(row[0]))
+
+
+@contextlib.contextmanager
+def tokens_at(url: str) -> Iterator[Tokens]:
+    """Give the tokens of a database, for a command."""
+    database = Database(url)
+    try:
+        access = SharedAccess(database, time.time)
+        access.look()
+        yield Tokens(access, time.time)
+    finally:
+        database.close()
 
 
 class SignedSessions:
