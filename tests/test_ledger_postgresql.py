@@ -265,6 +265,37 @@ def test_replicas_that_put_the_same_notice_at_once_put_it_once(replica: Callable
 # -------------------------------------------------------------------------------------------------- lease and fence
 
 
+@pytest.mark.usefixtures("long_leases")
+def test_who_ends_in_good_order_is_followed_at_once(open_database: Callable[[], Database]) -> None:
+    one, two = (Lease(open_database(), EVALUATOR, name) for name in ("one", "two"))
+    taken: list[str] = []
+    one.when_taken.append(lambda: taken.append("one"))
+    two.when_taken.append(lambda: taken.append("two"))
+    one.start()
+    wait_until(one.leads, 60)
+    two.start()
+    one.stop()
+    assert not one.leads()
+    wait_until(two.leads, 60)
+    two.stop()
+    assert taken == ["one", "two"]
+
+
+def test_who_cannot_renew_leads_no_longer_than_the_database_says(own: databases.Postgresql) -> None:
+    clock = Hands(0.0)
+    database = Database(own.new_database())
+    alone = Lease(database, EVALUATOR, "alone", clock=clock)
+    alone.renew()
+    assert alone.leads()
+    own.stop()
+    clock.at = lease.SECONDS - 0.1
+    alone.renew()
+    assert alone.leads()
+    clock.at = lease.SECONDS
+    assert not alone.leads()
+    database.close()
+
+
 class Replica:
     """A replica that sleeps when it is told to, in the middle of whatever it does."""
 
@@ -275,10 +306,17 @@ class Replica:
 
 
 @pytest.fixture
+def long_leases(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no lease run out by the clock of a machine that is slow."""
+    monkeypatch.setattr(lease, "SECONDS", 3_600.0)
+
+
+@pytest.fixture
 def books(replica: Callable[[str], PostgresqlBook]) -> list[PostgresqlBook]:
     return [replica(name) for name in ("one", "two", "three")]
 
 
+@pytest.mark.usefixtures("long_leases")
 @settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_whatever_sleeps_when_nobody_writes_after_another_has_led(

@@ -162,7 +162,7 @@ def test_a_database_that_sleeps_is_waited_for_so_long_and_then_not_at_all(own: d
     wait_until(database._trying.locked, what="it tries")
     asked = 0
     while database._trying.locked():
-        with pytest.raises(PostgresqlError, match="no answer in time|timeout expired"):
+        with pytest.raises(PostgresqlError, match=r"no answer in time|timeout expired"):
             names(database)
         asked += 1
     waits.join()
