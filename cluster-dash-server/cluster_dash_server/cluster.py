@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
+from cluster_dash_server.inflate import is_packed
 from cluster_dash_server.slurm import Place, PlaceOf
 from cluster_dash_server.snapshot import Gpu, Seen
 from cluster_dash_server.states import (
@@ -25,6 +26,8 @@ EPHEMERAL_SECONDS = 86_400.0
 """A host that says it is ephemeral, a pod, leaves the lists so long after it went down."""
 
 
+PLAIN_BYTES = 2**25
+"""How much of the newest snapshots is kept as it came: those of some 2,000 hosts with eight GPUs."""
 TWIN_SECONDS = 30.0
 """How long before the last snapshot of one boot another may seem to have begun: clocks are set after a start."""
 
@@ -227,6 +230,54 @@ def _is_free(gpu: Gpu, seen: Seen, interval_seconds: float, thresholds: Threshol
     return state == "free"
 
 
+class _Kept:
+    """How many bytes the newest snapshots take. The last ones that came are kept as they came, the others packed.
+
+    So in a fleet whose snapshots take less than PLAIN_BYTES none is packed in vain, to be replaced seconds later.
+
+    Args:
+        most_bytes: how many they may take.
+    """
+
+    def __init__(self, most_bytes: int) -> None:
+        self._most_bytes = most_bytes
+        self._most_plain_bytes = min(PLAIN_BYTES, most_bytes // 8)
+        self._bytes = self._plain_bytes = 0
+        self._plain: dict[str, Seen] = {}  # by host, the newest last
+
+    def refuse_too_much(self, before: Seen | None, after: Seen) -> None:
+        """Refuse a snapshot that there is no room for: one host may not fill the memory with fields nobody knows.
+
+        Raises:
+            Refused: 429.
+        """
+        room = self._most_bytes - self._bytes + (0 if before is None else len(before.packed))
+        if len(after.packed) > room:
+            after.pack()
+        if len(after.packed) > room and (before is None or len(after.packed) > len(before.packed)):
+            raise Refused(429, f"body: the newest snapshots take {self._most_bytes} bytes already: [limits] kept_bytes")
+
+    def replace(self, before: Seen | None, after: Seen | None) -> None:
+        """Count one snapshot no longer, and another from now on."""
+        if before is not None:
+            self._bytes -= len(before.packed)
+            if self._plain.get(before.host) is before:
+                del self._plain[before.host]
+                self._plain_bytes -= len(before.packed)
+        if after is None:
+            return
+        self._bytes += len(after.packed)
+        if not is_packed(after.packed):
+            self._plain[after.host] = after
+            self._plain_bytes += len(after.packed)
+        while self._plain_bytes > self._most_plain_bytes:
+            oldest = self._plain.pop(next(iter(self._plain)))
+            plain = len(oldest.packed)
+            oldest.pack()
+            self._plain_bytes -= plain
+            self._bytes -= plain - len(oldest.packed)
+
+
 class Cluster:
     """The newest snapshot of each host. Thread-safe; knows no clock.
 
@@ -249,8 +300,7 @@ class Cluster:
         self._witness = witness
         self._swept_at = float("-inf")
         self._max_hosts = max_hosts
-        self._most_kept_bytes = kept_bytes
-        self._kept_bytes = 0
+        self._kept = _Kept(kept_bytes)
         self._hosts: dict[str, KnownHost] = {}
         self._machines: dict[str, str] = {}  # the last new name of each machine_id
         self._places: dict[str, Place] = {}  # of hosts that are nodes of Slurm
@@ -305,7 +355,9 @@ class Cluster:
                         self._witness(seen, before, None)
                         return True
                 gaps = (*before.gaps[-1:], max(0.0, seen.received_at - last.received_at))
-            self._keep(seen, before)
+            last_seen = None if before is None else before.seen
+            self._kept.refuse_too_much(last_seen, seen)
+            self._kept.replace(last_seen, seen)
             self._changes += 1
             interval_seconds = seen.interval_seconds or max(gaps, default=DEFAULT_INTERVAL_SECONDS)
             gpus = () if before is None else self._remembered(before, seen)
@@ -320,15 +372,6 @@ class Cluster:
             )
             self._witness(seen, before, after)
             return True
-
-    def _keep(self, seen: Seen, before: KnownHost | None) -> None:
-        """Count what is kept; one host may not fill the memory with fields that nobody knows."""
-        more = len(seen.packed) - (0 if before is None else len(before.seen.packed))
-        if more > 0 and self._kept_bytes + more > self._most_kept_bytes:
-            raise Refused(
-                429, f"body: the newest snapshots take {self._most_kept_bytes} bytes already: [limits] kept_bytes"
-            )
-        self._kept_bytes += more
 
     def _remembered(self, before: KnownHost, seen: Seen) -> tuple[KnownGpu, ...]:
         """Return what of a host's GPUs still holds when it posts again."""
@@ -406,7 +449,7 @@ class Cluster:
                 known = self._hosts.pop(name, None)
                 self._places.pop(name, None)
                 if known is not None:
-                    self._kept_bytes -= len(known.seen.packed)
+                    self._kept.replace(known.seen, None)
                     self.forgets += 1
                     if known.seen.machine_id is not None and self._machines.get(known.seen.machine_id) == name:
                         del self._machines[known.seen.machine_id]
@@ -432,7 +475,7 @@ class Cluster:
             if known is None or found is None or found is known:
                 return False
             self._changes += 1
-            self._kept_bytes += len(found.seen.packed) - len(known.seen.packed)
+            self._kept.replace(known.seen, found.seen)
             self._hosts[name] = replace(found, change=self._changes, edition=known.edition + 1)
             return True
 
@@ -452,8 +495,8 @@ class Cluster:
         if now - self._swept_at < 60:
             return
         self._swept_at = now
-        self._hosts = {name: known for name, known in self._hosts.items() if not self._has_departed(known, now)}
-        self._kept_bytes = sum(len(known.seen.packed) for known in self._hosts.values())
+        for name in [name for name, known in self._hosts.items() if self._has_departed(known, now)]:
+            self._kept.replace(self._hosts.pop(name).seen, None)
 
     def host(self, name: str, now: float) -> HostView | None:
         """Return one host as it stands at `now`, None where it is not known."""
@@ -482,7 +525,7 @@ class Cluster:
                 if known.seen.host not in self._hosts and len(self._hosts) < self._max_hosts:
                     self._changes += 1
                     self._hosts[known.seen.host] = replace(known, change=self._changes)
-                    self._kept_bytes += len(known.seen.packed)
+                    self._kept.replace(None, known.seen)
                     if known.seen.machine_id is not None:
                         self._machines[known.seen.machine_id] = known.seen.host
 
@@ -507,7 +550,7 @@ class Cluster:
                     self._set_place(name, self._place_of(name))
                 elif is_newer(here, known):
                     continue
-                self._kept_bytes += len(known.seen.packed) - (0 if here is None else len(here.seen.packed))
+                self._kept.replace(None if here is None else here.seen, known.seen)
                 self._changes += 1
                 self._hosts[name] = replace(known, change=self._changes)
                 if known.seen.machine_id is not None:

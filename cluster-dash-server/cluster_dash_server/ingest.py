@@ -298,7 +298,7 @@ class Ingest:
             compact, entries = dumps(snapshot), entries_of(snapshot["gpu"])
             block = snapshot.get("slurm")
         skew_seconds = None if sent_at is None else sent_at - received_at
-        seen = read(snapshot, received_at=received_at, skew_seconds=skew_seconds, entries=entries, compact=compact)
+        seen = read(snapshot, received_at=received_at, skew_seconds=skew_seconds, entries=entries, packed=compact)
         spool = snapshot.get("spool") or {}
         backlog = spool.get("backlog") is True
         is_new = self._keep(snapshot, entries, seen, backlog=backlog)

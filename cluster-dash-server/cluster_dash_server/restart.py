@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from cluster_dash_server.cluster import KnownGpu, KnownHost
-from cluster_dash_server.inflate import InflateError, pack, unpack
+from cluster_dash_server.inflate import InflateError, pack, packed, unpack
 from cluster_dash_server.privacy import Unnaming
 from cluster_dash_server.slurm import Slurm
 from cluster_dash_server.snapshot import Gpu, Json, dumps, loads, read
@@ -35,7 +35,7 @@ def remember(known: KnownHost) -> LastSeen:
         host=known.seen.host,
         received_at=known.seen.received_at,
         skew_seconds=known.seen.skew_seconds,
-        packed=known.seen.packed,
+        packed=packed(known.seen.packed),
         known=dumps([known.gaps, gpus]),
     )
 

@@ -16,7 +16,7 @@ from operator import attrgetter
 from typing import Any, Literal, NamedTuple, cast
 
 from cluster_dash_server.entries import Entries, GpuEntry, GpuProcess, entries_of, reader
-from cluster_dash_server.inflate import pack, unpack
+from cluster_dash_server.inflate import pack, packed, unpack
 from cluster_dash_server.tables import lighter
 
 MAX_DEPTH = 32
@@ -420,7 +420,7 @@ class Seen:
         stopping: its mole was stopped on purpose: this is its last snapshot for now.
         failing: collectors and senders of the mole that do not fare well, and why.
         events: what the snapshot says has happened, as on the wire.
-        packed: the snapshot as it came, less the secret: JSON, packed. `snapshot` gives it back.
+        packed: the snapshot as it came, less the secret: JSON, packed or not yet. `snapshot` gives it back.
     """
 
     host: str
@@ -449,6 +449,10 @@ class Seen:
     packed: bytes
     stopping: bool = False
     failing: tuple[tuple[str, str], ...] = ()
+
+    def pack(self) -> None:
+        """Keep the snapshot packed from now on: nothing else of this ever changes."""
+        object.__setattr__(self, "packed", packed(self.packed))
 
     @property
     def snapshot(self) -> Json:
@@ -539,13 +543,12 @@ def read(
     received_at: float,
     skew_seconds: float | None = None,
     entries: Entries | None = None,
-    compact: bytes | None = None,
     packed: bytes | None = None,
 ) -> Seen:
     """Take the facts out of a snapshot that the schema has passed and that holds no secret any more.
 
-    Where its JSON is at hand already, `compact` saves writing it again, and `packed` packing it; `entries` are its
-    GPUs, where they do not stand in it.
+    Where its JSON is at hand already, packed or not, `packed` saves making it; `entries` are its GPUs, where they do
+    not stand in it.
 
     The entry `gpu_error` of agents without a driver is no GPU: its text becomes `Seen.gpu_error`.
     """
@@ -584,7 +587,7 @@ def read(
         disks=_disks(snapshot.get("disk") or {}),
         ephemeral=general.get("ephemeral") is True,
         events=tuple(snapshot.get("events") or ()),
-        packed=pack(dumps(snapshot) if compact is None else compact) if packed is None else packed,
+        packed=pack(dumps(snapshot)) if packed is None else packed,
         stopping=general.get("stopping") is True,
         failing=_failing(collectors),
     )

@@ -1,5 +1,7 @@
 """The live view: newest wins, nothing is forgotten."""
 
+import dataclasses
+import json
 import random
 from collections.abc import Callable
 from typing import Any
@@ -9,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster_dash_server.cluster import Cluster, Refused
+from cluster_dash_server.inflate import is_packed
 from cluster_dash_server.snapshot import Seen, read
 from cluster_dash_server.states import Headline, Thresholds
 
@@ -334,3 +337,30 @@ def test_a_clone_is_refused_while_the_first_posts_and_a_reboot_is_not(make_seen:
     with pytest.raises(Refused):
         post("b", NOW + 60, booted_at=NOW - 900)
     post("b", NOW + 40 + 400, booted_at=NOW - 900)  # the other has fallen silent
+
+
+def test_the_newest_snapshots_are_kept_as_they_came_until_they_take_an_eighth_of_the_room(make_seen: MakeSeen) -> None:
+    def seen(name: str, received_at: float = NOW, size: int = 1000) -> Seen:
+        made = make_seen(name, received_at=received_at)
+        return dataclasses.replace(made, packed=json.dumps({"of": name, "junk": "x" * size}).encode())
+
+    def plain() -> list[str]:
+        return [name for name in sorted(cluster.names()) if not is_packed(cluster.known([name])[0].seen.packed)]
+
+    cluster = Cluster(Thresholds(), kept_bytes=8 * 2500)
+    for name in ("a", "b"):
+        cluster.offer(seen(name))
+    assert plain() == ["a", "b"]
+    cluster.offer(seen("a", NOW + 1))
+    cluster.offer(seen("c", NOW + 1))
+    assert plain() == ["a", "c"]
+    cluster.offer(seen("large", NOW + 2, 25_000))  # there is room for it only when it is packed
+    assert plain() == ["a", "c"]
+    cluster.offer(seen("large", NOW + 2, 5_000))
+    assert plain() == []
+    assert [host.seen.snapshot["of"] for host in cluster.hosts(NOW + 2)] == ["a", "b", "c", "large"]
+    for turn in range(100):
+        cluster.offer(seen("a", NOW + 3 + turn))
+        cluster.offer(seen("b", NOW + 3 + turn))
+        cluster.forget(["b"])
+    assert plain() == ["a"]

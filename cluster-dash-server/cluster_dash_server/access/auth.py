@@ -91,6 +91,7 @@ def name_of(host: str) -> str:
     return (name if name and ":" not in name and port.isdigit() else host).rstrip(".").lower()
 
 
+@lru_cache(1024)  # of a batch, each line asks
 def names_loopback(host: str) -> bool:
     """Say whether a Host header names this machine (DNS rebinding reaches loopback under another name)."""
     name = name_of(host)

@@ -9,7 +9,7 @@ from operator import attrgetter
 from typing import Any
 
 from cluster_dash_server.cluster import KnownGpu, KnownHost
-from cluster_dash_server.inflate import InflateError, pack, unpack
+from cluster_dash_server.inflate import InflateError, pack, packed, unpack
 from cluster_dash_server.snapshot import Gpu, Seen, dumps, loads
 
 _GPU = tuple(field.name for field in dataclasses.fields(Gpu))
@@ -47,7 +47,7 @@ def to_bytes(known: KnownHost) -> bytes:
             )
         )
     )
-    return len(facts).to_bytes(4) + facts + seen.packed
+    return len(facts).to_bytes(4) + facts + packed(seen.packed)
 
 
 def from_bytes(row: bytes) -> KnownHost:
