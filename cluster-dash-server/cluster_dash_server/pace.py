@@ -28,7 +28,10 @@ BURST_SECONDS = 1.0
 """How much of it may be taken in one go."""
 AT_ONCE = 2
 """Batches in work at a time."""
-LONGEST_WAIT_SECONDS = 600
+LONGEST_WAIT_SECONDS = 60
+"""The longest turn given: what a batch will cost is a guess, and while all sleep on a wrong one nothing is drained."""
+MEAN_JITTER = 1.5
+"""A mole waits once to twice what it was told."""
 
 
 class Pace:
@@ -76,9 +79,9 @@ class Pace:
             if self._in_work < AT_ONCE and self._credit > 0:
                 self._in_work += 1
                 return None
-            turn = self._cost / BACKLOG_SHARE
-            self._promised_until = max(self._promised_until, now) + turn
-            return min(LONGEST_WAIT_SECONDS, math.ceil(self._promised_until - now))
+            turn = self._cost / BACKLOG_SHARE / MEAN_JITTER
+            self._promised_until = min(max(self._promised_until, now) + turn, now + LONGEST_WAIT_SECONDS)
+            return math.ceil(self._promised_until - now)
 
     def end_backlog(self, seconds: float) -> None:
         """End a batch that took so long."""
