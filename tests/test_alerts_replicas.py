@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import random
 import signal
 import subprocess
 import threading
@@ -256,6 +257,34 @@ def test_whoever_leads_is_killed_and_put_to_sleep_again_and_again(replicas: Repl
     print(f"takeover: {min(took):.1f} … {max(took):.1f} s")  # noqa: T201 # a figure that is reported
     assert max(took) <= TAKEOVER_SECONDS * PATIENCE
     assert {key: times for key, times in replicas.told().items() if times > 1} == {}
+
+
+@pytest.mark.soak
+def test_the_database_is_killed_and_put_to_sleep_again_and_again(
+    tmp_path: Path, redis: dict[str, str], hook: HookServer
+) -> None:
+    chance = random.Random(7)
+    with databases.running(is_safe=True) as own, Replicas(tmp_path, own.new_database(), redis, hook) as replicas:
+        for number in range(10):
+            wait_until(replicas.leader, 60, "one of them leads")
+            host = HOSTS[number % len(HOSTS)]
+            replicas.hook.posts.clear()
+            replicas.lost.add(host)
+            time.sleep(chance.uniform(0, 6))  # at any moment: while it is found, kept, sent, noted
+            if number % 2:
+                own.kill()
+                time.sleep(chance.uniform(0, 4))
+                own.start()
+            else:
+                own.signal(signal.SIGSTOP)
+                time.sleep(chance.uniform(6, 12))
+                own.signal(signal.SIGCONT)
+            wait_until(lambda: replicas.titles("firing"), 60, "it is told of a GPU")
+            replicas.lost.discard(host)
+            wait_until(lambda: replicas.titles("resolved"), 60, "it is told of its end")
+            print(f"{number + 1} of 10")  # noqa: T201 # it takes minutes
+        assert set(replicas.told().values()) == {1}
+        assert len(replicas.told()) == 20
 
 
 def test_what_people_do_on_any_replica_counts_on_all(replicas: Replicas) -> None:
