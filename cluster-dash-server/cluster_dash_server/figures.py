@@ -2,6 +2,7 @@
 
 from array import array
 from collections.abc import Callable, Iterable
+from functools import partial
 from itertools import chain
 from operator import attrgetter
 
@@ -24,6 +25,7 @@ _UNKNOWN, _FREE, _BUSY, _IDLE, _ERROR = map(float, range(len(DOINGS)))
 _OWN = [name for name in GPU_METRICS if name not in ("tx_kib_s", "rx_kib_s", "doing")]
 """The metrics that stand in a GPU's entry itself, in the order of GPU_METRICS."""
 _own_of: Callable[[GpuEntry], tuple[float | None, ...]] = attrgetter(*_OWN)
+_holder: Callable[[tuple[int, str, str | None]], Holder] = partial(tuple.__new__, Holder)
 _BUS = GPU_METRICS.index("tx_kib_s")
 _UNREAD: tuple[float | None, ...] = (*([None] * (len(GPU_METRICS) - 1)), _UNKNOWN)
 """The row of a GPU whose figures were read too long before the snapshot to say what is."""
@@ -110,6 +112,6 @@ def _holders(entries: Iterable[GpuEntry]) -> tuple[tuple[Holder, ...], "array[fl
                 if process.type == "G":
                     continue  # a desktop that is drawn has nobody's work in it
                 job, mem = process.job_id, process.mem
-                holder = (place, user, None if job is None else str(job))
+                holder = (place, user, job if job is None or type(job) is str else str(job))
                 mem_of[holder] = mem_of.get(holder, 0.0) + (NAN if mem is None else mem)
-    return tuple(map(Holder._make, mem_of)), array("f", mem_of.values())
+    return tuple(map(_holder, mem_of)), array("f", mem_of.values())

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 log = logging.getLogger(__name__)
 
-SKEW_SECONDS = 1.0
+OFF_SECONDS = 1.0
 """A machine's clock that differs from the engine's by more is not gone by."""
 LATE_SECONDS = 5.0
 """A live view that is older is shown with its age, and as it was then."""
@@ -56,8 +56,8 @@ class EngineClock:
 
     def _go_by(self, at: float, asked_at: float, answered_at: float) -> None:
         off_seconds = at - (asked_at + answered_at) / 2
-        if abs(off_seconds) <= SKEW_SECONDS + (answered_at - asked_at):
+        if abs(off_seconds) <= OFF_SECONDS + (answered_at - asked_at):
             return
         ahead_seconds = self.ahead_seconds + off_seconds
-        self.ahead_seconds = ahead_seconds if abs(ahead_seconds) > SKEW_SECONDS else 0.0
+        self.ahead_seconds = ahead_seconds if abs(ahead_seconds) > OFF_SECONDS else 0.0
         log.warning("this machine's clock is %.1f s behind the one of the shared live view", self.ahead_seconds)
