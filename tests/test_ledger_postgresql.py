@@ -7,7 +7,6 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -18,8 +17,6 @@ from cluster_dash_server.alerts.book import Book, BookError, NoLongerLeads, Tran
 from cluster_dash_server.ledger import lease
 from cluster_dash_server.ledger.lease import EVALUATOR, Lease
 from cluster_dash_server.ledger.postgresql import WELL_SECONDS, PostgresqlBook
-from cluster_dash_server.ledger.sqlite import SqliteBook
-from cluster_dash_server.ledger.statements import SqlBook
 from cluster_dash_server.postgresql import Database
 from tests import databases
 from tests.processes import TOP, wait_until
@@ -38,7 +35,7 @@ def load() -> ModuleType:
 
 
 suite = load()
-FIXTURES = {"book", "again", "elsewhere"}
+FIXTURES = {"book", "again"}
 """What the suite asks for; what asks for more is about files."""
 NOW: float = suite.NOW
 began, ended, notice, to, waiting = suite.began, suite.ended, suite.notice, suite.to, suite.waiting
@@ -104,14 +101,6 @@ def again(replica: Callable[[str], PostgresqlBook]) -> Callable[[], Book]:
     return lambda: replica("again")
 
 
-@pytest.fixture
-def elsewhere(tmp_path: Path) -> Iterator[SqlBook]:
-    """A book in a file."""
-    book = SqliteBook(tmp_path / "alerts.db", lambda: NOW)
-    yield book
-    book.close()
-
-
 def fence_of(book: PostgresqlBook, holder: str, seconds: float = 60.0) -> int | None:
     with book._database.reading() as db:
         return lease.take(db, EVALUATOR, holder, seconds)
@@ -131,15 +120,6 @@ def test_what_ended_is_kept_for_as_long_as_it_is_said(open_database: Callable[[]
     clock.at = NOW + 90_000
     book.commit([began(name="a2")], fence)
     assert [each.id for each in book.history(0, NOW + 100_000, 10)] == ["a2"]
-
-
-def test_a_book_in_a_file_goes_on_where_the_database_ended(book: PostgresqlBook, elsewhere: SqlBook) -> None:
-    book.commit([began(to("ops", notice()))])
-    kept = book.everything()
-    elsewhere.begin_with(kept)
-    assert elsewhere.everything() == kept
-    assert elsewhere.firing() == book.firing()
-    assert waiting(elsewhere) == waiting(book) == [("ops", "a1:firing")]
 
 
 def test_one_replica_leads_until_its_time_is_over(replica: Callable[[str], PostgresqlBook]) -> None:

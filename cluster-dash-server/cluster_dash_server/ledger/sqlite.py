@@ -104,9 +104,6 @@ class SqliteBook(SqlBook):
     def _inserted(self, db: "Statements", sql: str, parameters: Sequence[Any]) -> int:
         return int(cast(sqlite3.Cursor, db.execute(sql, parameters)).lastrowid or 0)
 
-    def _count_on(self, db: "Statements", table: str) -> None:
-        """It does so by itself."""
-
     def begin_anew(self) -> None:
         """See `Book`: who asks is who evaluates."""
 

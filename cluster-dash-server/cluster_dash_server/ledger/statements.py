@@ -13,7 +13,6 @@ from cluster_dash_server.alerts.book import (
     Acknowledgement,
     Addressed,
     Alert,
-    BookError,
     Maintenance,
     NoLongerLeads,
     Remembered,
@@ -111,10 +110,6 @@ class SqlBook(ABC):
     @abstractmethod
     def _inserted(self, db: "Statements", sql: str, parameters: Sequence[Any]) -> int:
         """Insert a row and return the id that it was given."""
-
-    @abstractmethod
-    def _count_on(self, db: "Statements", table: str) -> None:
-        """Have rows that are inserted from now on be numbered after those that are there."""
 
     @abstractmethod
     def _stand_still(self, db: "Statements") -> None:
@@ -250,34 +245,6 @@ class SqlBook(ABC):
         for table in ("silences", "maintenance"):
             db.execute(f"DELETE FROM {table} WHERE ends_at < ?", (now - self._kept_seconds,))  # noqa: S608 # ours
 
-    # ---------------------------------------------------------------------------------- from one kind to another
-
-    def everything(self) -> dict[str, list[Sequence[Any]]]:
-        """Return all that is kept, rows by table, for a book of another kind to begin with.
-
-        Raises:
-            BookError: it cannot be read.
-        """
-        with self._writing() as db:  # in one transaction, so that it fits together
-            return {table: list(db.execute(f"SELECT * FROM {table}").fetchall()) for table in _NAMING}  # noqa: S608 # ours
-
-    def begin_with(self, kept: Mapping[str, Sequence[Sequence[Any]]]) -> int:
-        """Keep what `everything` of another book gave; return how many rows that is.
-
-        Raises:
-            BookError: something is kept here already, or it cannot be written.
-        """
-        with self._writing() as db:
-            self._stand_still(db)
-            for table, rows in kept.items():
-                if db.execute(f"SELECT 1 FROM {table} LIMIT 1").fetchone() is not None:  # noqa: S608 # ours
-                    raise BookError("alerts are kept there already: begin with an empty book")
-                if rows:
-                    places = ", ".join("?" * len(rows[0]))
-                    db.executemany(f"INSERT INTO {table} VALUES ({places})", rows)  # noqa: S608 # ours
-                    self._count_on(db, table)
-            return sum(map(len, kept.values()))
-
     # --------------------------------------------------------------------------------- silences and maintenance
 
     def silence(self, silence: Silence) -> int:
@@ -356,14 +323,6 @@ class SqlBook(ABC):
                 Waiting(row=row[0], receiver=row[1], notice=_notice(json.loads(row[2])), made_at=row[3], tries=row[4])
                 for row in rows
             ]
-
-    @abstractmethod
-    def claim(self, waiting: Waiting, seconds: float) -> bool:
-        """See `Outbox`."""
-
-    @abstractmethod
-    def release(self, receiver: str) -> None:
-        """See `Outbox`."""
 
     def sent(self, row: int, at: float) -> None:
         """See `Outbox`."""

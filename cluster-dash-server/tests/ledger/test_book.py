@@ -18,7 +18,6 @@ from cluster_dash_server.alerts.book import (
     Transition,
 )
 from cluster_dash_server.ledger.sqlite import SqliteBook
-from cluster_dash_server.ledger.statements import SqlBook
 from cluster_dash_server.notices.notice import Kind, Notice, Outcome
 
 NOW = 1_700_000_000.0
@@ -32,14 +31,6 @@ def opened(tmp_path: Path) -> Callable[[], SqliteBook]:
 @pytest.fixture
 def book(opened: Callable[[], SqliteBook]) -> Iterator[Book]:
     book = opened()
-    yield book
-    book.close()
-
-
-@pytest.fixture
-def elsewhere(tmp_path: Path) -> Iterator[SqlBook]:
-    """A book in another file."""
-    book = SqliteBook(tmp_path / "elsewhere.db", lambda: NOW)
     yield book
     book.close()
 
@@ -345,24 +336,6 @@ def test_who_gave_a_wrong_address_for_what_is_free_is_no_receiver_that_fails(boo
 def test_the_oldest_wait_first_and_no_more_than_asked_for(book: Book) -> None:
     book.put([("ops", notice(key=f"k{number}")) for number in range(5)], NOW)
     assert [each.notice.key for each in book.due(NOW, 3)] == ["k0", "k1", "k2"]
-
-
-def test_a_book_goes_on_where_one_of_another_kind_ended(book: SqlBook, elsewhere: SqlBook) -> None:
-    other = elsewhere
-    other.commit([began(to("ops", notice()), to("chat", notice())), ended(name="a2")])
-    other.acknowledge("a1", "nora", NOW, "")
-    other.sent(other.due(NOW, 1)[0].row, NOW)
-    silence = Silence(id=None, filter="host:gpu07", by="nora", reason="fan", begins_at=NOW, ends_at=NOW + 60)
-    number = other.silence(silence)
-    kept = other.everything()
-    assert book.begin_with(kept) == 8
-    assert book.everything() == kept
-    assert waiting(book) == [("chat", "a1:firing")]
-    assert book.silence(silence) > number
-    book.put([("ops", notice(key="k1"))], NOW)
-    assert waiting(book) == [("chat", "a1:firing"), ("ops", "k1")]
-    with pytest.raises(BookError, match="already"):
-        book.begin_with(kept)
 
 
 def test_a_silence_holds_until_its_end(book: Book) -> None:
