@@ -339,7 +339,7 @@ class Ingest:
 
     def _refuse_a_flood_of_names(self, host: str, caller: Caller, now: float) -> None:
         """Refuse invented host names at a high rate, by which one secret could fill the live view."""
-        if caller.local or self._cluster.knows(host):
+        if self._cluster.knows(host) or caller.local:
             return
         with self._lock:
             while self._new_hosts and self._new_hosts[0] <= now - 60:

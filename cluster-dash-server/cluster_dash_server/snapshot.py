@@ -405,9 +405,11 @@ class Gpu:
     unattributed_mem: float | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Seen:
     """One accepted snapshot: who sent it, when it came, its bytes, and the facts that lists and states need.
+
+    Never changed but by `pack`, and yet not frozen: it would take three times as long to make.
 
     Attributes:
         received_at: the server's clock, Unix s; the live view is ordered by it.
@@ -451,8 +453,8 @@ class Seen:
     failing: tuple[tuple[str, str], ...] = ()
 
     def pack(self) -> None:
-        """Keep the snapshot packed from now on: nothing else of this ever changes."""
-        object.__setattr__(self, "packed", packed(self.packed))
+        """Keep the snapshot packed from now on."""
+        self.packed = packed(self.packed)
 
     @property
     def snapshot(self) -> Json:

@@ -77,6 +77,7 @@ class Caller:
         return self.origin is not None or self.fetch_site not in (None, "none", "same-origin")
 
 
+@lru_cache(4096)
 def is_loopback(address: str) -> bool:
     """Say whether an IP address is this machine's own."""
     ip = _ip(address)
