@@ -93,6 +93,13 @@ def test_a_schema_is_taken_further_by_the_steps_that_it_lacks(database: Database
     older.close()
 
 
+def test_a_part_that_comes_later_gets_its_tables_too(database: Database) -> None:
+    put(database, "a")
+    database.expects("others", ("CREATE TABLE others (n INTEGER)",))
+    with database.reading() as db:
+        assert db.execute("SELECT * FROM others").fetchall() == []
+
+
 def test_replicas_that_start_at_once_make_the_schema_once(database_url: str) -> None:
     replicas = [Database(database_url) for _ in range(4)]
     for each in replicas:

@@ -118,14 +118,16 @@ class Database:
         self._preparing = threading.Lock()
 
     def expects(self, part: str, steps: Sequence[str]) -> None:
-        """Name the schema of a part: its version is how many steps were done; called before anything is asked.
+        """Name the schema of a part: its version is how many steps were done; called before the part asks anything.
 
         Args:
             part: its name: that of no other part.
             steps: each takes the schema one version further: statements, parted by semicolons. A step that was
                 released is never changed.
         """
-        self._parts[part] = steps
+        with self._lock:
+            self._parts = {**self._parts, part: steps}
+            self._is_prepared.clear()
 
     def problem(self) -> str | None:
         """Look whether it is one that can be used; None: it is.
@@ -248,13 +250,14 @@ class Database:
             if self._is_prepared.is_set():
                 return
             connection.may_take(MIGRATE_SECONDS)
+            parts = self._parts
             with _in_transaction(connection, MIGRATE_SECONDS):
                 connection.execute("SELECT pg_advisory_xact_lock(?)", (_MIGRATING,))
                 connection.execute(
                     "CREATE TABLE IF NOT EXISTS schema_versions (part TEXT PRIMARY KEY, version INTEGER NOT NULL)"
                 )
                 versions = dict(connection.execute("SELECT part, version FROM schema_versions").fetchall())
-                for part, steps in self._parts.items():
+                for part, steps in parts.items():
                     version = versions.get(part, 0)
                     if version > len(steps):
                         raise PostgresqlError(
@@ -269,7 +272,9 @@ class Database:
                         (part, len(steps)),
                     )
             connection.may_take(self._seconds)
-            self._is_prepared.set()
+            with self._lock:
+                if parts is self._parts:  # else one more was named meanwhile
+                    self._is_prepared.set()
 
 
 @contextlib.contextmanager
