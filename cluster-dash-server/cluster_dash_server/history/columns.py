@@ -6,7 +6,6 @@ does the rest. Each step is one call into C for the whole column; without NumPy,
 """
 
 import struct
-import sys
 import threading
 import zlib
 from array import array
@@ -18,19 +17,16 @@ from itertools import accumulate, repeat
 from operator import truediv
 from typing import Any, NamedTuple, cast
 
+from cluster_dash_server.history.lanes import LANE_BYTES, MOST, little, native, ones, running
 from cluster_dash_server.store import StoreError
 
 NAN = float("nan")
 _EMPTY, _CONSTANT, _DECIMAL, _PLAIN = range(4)
 _SCALES = (1.0, 10.0, 100.0, 1000.0)
 _CODES = {1: "B", 2: "H", 4: "I"}
-_ABOVE = bytes((*range(128, 256), *range(128)))
-"""Turns bytes from -128 on into bytes from 0 on, and back."""
 _HEAD = struct.Struct("<BBBBiI")
 """Kind, place in _SCALES, bytes of a difference, whether some are unknown, the least difference, bytes of the mask."""
 _PLACE_AT, _MASK_AT = 1, 3
-_BIAS = 2**29
-"""Integers are kept below it; larger figures stay as they are."""
 _TABLED = (4096, 8192)
 """So many integers of the first of _SCALES are looked up."""
 _LEVEL = 3
@@ -52,13 +48,14 @@ def unzip(packed: bytes) -> bytes:
     Raises:
         StoreError: these bytes did not come from it.
     """
-    zstandard = import_module("zstandard")
     context: Any = getattr(_thread, "unpacker", None)
     if context is None:
+        zstandard = import_module("zstandard")
         context = _thread.unpacker = zstandard.ZstdDecompressor()
+        _thread.damage = zstandard.ZstdError
     try:
         return bytes(context.decompress(packed))
-    except zstandard.ZstdError:
+    except _thread.damage:
         raise StoreError("history: a damaged part of the file was left out") from None
 
 
@@ -66,11 +63,21 @@ def unzip(packed: bytes) -> bytes:
 
 
 class Column(NamedTuple):
-    """A column read back: `numbers[i] / scale` is the figure; `known` tells which there are (None: all)."""
+    """A column read back: `numbers[i] / scale` is the figure; `known` tells which there are (None: all).
+
+    Numbers are an array of integers below `lanes.MOST` ("i") or of floats, or floats.
+    """
 
     numbers: Sequence[float]
     scale: float
     known: bytes | None
+
+    def is_known(self) -> bool:
+        """Say whether all of it is known."""
+        if self.known is not None:
+            return False
+        is_integers = isinstance(self.numbers, array) and self.numbers.typecode == "i"
+        return is_integers or (total := sum(self.numbers)) == total
 
     def floats(self) -> list[float]:
         """Return the figures, NaN where unknown."""
@@ -96,7 +103,7 @@ def encode(columns: "Sequence[array[float]]") -> bytes:
     try:
         place, numbers = _as_integers(whole, length)
     except OverflowError:  # no decimals, or too large
-        return _HEAD.pack(_PLAIN, 0, 4, known is not None, 0, len(mask)) + mask + zip_(_shuffled(_little(whole), 4))
+        return _HEAD.pack(_PLAIN, 0, 4, known is not None, 0, len(mask)) + mask + zip_(_shuffled(little(whole), 4))
     size, least, body = _differences(numbers, length)
     return _HEAD.pack(_DECIMAL, place, size, known is not None, least, len(mask)) + mask + zip_(body)
 
@@ -138,31 +145,25 @@ def _differences(numbers: bytes, length: int) -> tuple[int, int, bytes]:
     One subtraction of two whole numbers of Python, in which each of the numbers has 32 bits of its own.
 
     Args:
-        numbers: int32, the least byte first, each _BIAS too much, so that none is negative.
+        numbers: int32, the least byte first, each MOST too much, so that none is negative.
         length: of a column.
     """
     count, step = len(numbers) // 4, 4 * length
     columns = [numbers[start : start + step] for start in range(0, len(numbers), step)]
     before = b"".join([column[:4] + column[:-4] for column in columns])
     zero = 2**31 + 128  # what a difference of none becomes
-    ones = _ones(count, 4)
-    differences = int.from_bytes(numbers, "little") - int.from_bytes(before, "little") + zero * ones
+    one_each = ones(count)
+    differences = int.from_bytes(numbers, "little") - int.from_bytes(before, "little") + zero * one_each
     plain = differences.to_bytes(4 * count, "little")
-    firsts = _little(array("i", [int.from_bytes(column[:4], "little") - _BIAS for column in columns]))
+    firsts = little(array("i", [int.from_bytes(column[:4], "little") - MOST for column in columns]))
     if plain[3::4] == b"\x80" * count and plain[1::4] == plain[2::4] == bytes(count):
         return 1, -128, firsts + plain[::4]
-    above = array("I", _native(plain, "I"))
+    above = array("I", native(plain, "I"))
     least = min(above)
     span = max(above) - least
     size = 1 if span < 2**8 else 2 if span < 2**16 else 4
-    plain = (differences - least * ones).to_bytes(4 * count, "little")
+    plain = (differences - least * one_each).to_bytes(4 * count, "little")
     return size, least - zero, firsts + b"".join([plain[place::4] for place in range(size)])
-
-
-@lru_cache(maxsize=64)
-def _ones(count: int, wide: int) -> int:
-    """Return a whole number in which so many numbers of so many bytes are one."""
-    return int.from_bytes((1).to_bytes(wide, "little") * count, "little")
 
 
 def decode(packed: bytes, columns: int, length: int) -> list[Column]:
@@ -189,35 +190,38 @@ def _decode(packed: bytes, columns: int, length: int) -> list[Column]:
     body = unzip(packed[at:])
     masks = [None if known is None else known[place * length : (place + 1) * length] for place in range(columns)]
     if kind == _PLAIN:
-        floats = array("f", _native(_unshuffled(body, 4), "f"))
+        floats = array("f", native(_unshuffled(body, 4), "f"))
         if len(floats) != columns * length:
             raise ValueError(len(floats))
         return [Column(floats[at * length : (at + 1) * length], 1.0, masks[at]) for at in range(columns)]
-    firsts = array("i", _native(body[: 4 * columns], "i"))
-    if (size, least) == (1, -128):
-        steps = array("b", body[4 * columns :].translate(_ABOVE))
+    firsts = array("i", native(body[: 4 * columns], "i"))
+    planes = body[4 * columns :]
+    if len(planes) != columns * length * size:
+        raise ValueError(len(planes))
+    numbers: Sequence[Sequence[float]]
+    if max(map(abs, firsts)) + _farthest(planes, size, length) + abs(least) * length < MOST:
+        steps = bytearray(LANE_BYTES * columns * length)
+        for at in range(columns):
+            for byte in range(size):
+                begin = (byte * columns + at) * length
+                steps[LANE_BYTES * at + byte :: LANE_BYTES * columns] = planes[begin : begin + length]
+        numbers = running(firsts, steps, least)
     else:
-        steps = _with_least(body[4 * columns :], size, least)
-    if len(steps) != columns * length:
-        raise ValueError(len(steps))
-    found = []
-    for at in range(columns):
-        of_column = steps[at * length : (at + 1) * length].tolist()
-        of_column[0] += firsts[at]
-        found.append(Column(list(accumulate(of_column)), _SCALES[place], masks[at]))
-    return found
+        above = array(_CODES[size], native(_unshuffled(planes, size), _CODES[size]))
+        numbers = [
+            list(accumulate([step + least for step in above[at * length : (at + 1) * length]], initial=first))[1:]
+            for at, first in enumerate(firsts)
+        ]
+    return [Column(each, _SCALES[place], mask) for each, mask in zip(numbers, masks, strict=True)]
 
 
-def _with_least(shuffled: bytes, size: int, least: int) -> "array[int]":
-    """Return differences of their bytes, sorted by weight, by one addition of whole numbers, as in `_differences`."""
-    count, code, wide = len(shuffled) // size, *(("q", 8) if size == 4 else ("i", 4))
-    plain = bytearray(wide * count)
-    for place in range(size):
-        plain[place::wide] = shuffled[place * count : (place + 1) * count]
-    ones, sign = _ones(count, wide), 8 * wide - 1
-    # half of what there is room for more, and then without the highest bit: that is how C writes a number below zero
-    above = (int.from_bytes(plain, "little") + (least + (1 << sign)) * ones) ^ (ones << sign)
-    return array(code, _native(above.to_bytes(wide * count, "little"), code))
+def _farthest(planes: bytes, size: int, length: int) -> int:
+    """Return how far steps can lead from the first number of a column, at most."""
+    if size < 4:
+        return (1 << 8 * size) * length
+    count = len(planes) // size
+    sums = [sum(planes[byte * count : (byte + 1) * count]) for byte in range(size)]
+    return sum([each << 8 * byte for byte, each in enumerate(sums)])
 
 
 def _filled(whole: "array[float]", known: bytes) -> "array[float]":
@@ -303,9 +307,9 @@ def _parts(plain: bytes) -> list[bytes]:
 
 
 def _biased(numbers: Sequence[int]) -> bytes:
-    if not -_BIAS <= min(numbers) <= max(numbers) < _BIAS:
+    if not -MOST <= min(numbers) <= max(numbers) < MOST:
         raise OverflowError
-    return _little(array("i", [number + _BIAS for number in numbers]))
+    return little(array("i", [number + MOST for number in numbers]))
 
 
 def _shuffled(plain: bytes, size: int) -> bytes:
@@ -319,23 +323,6 @@ def _unshuffled(shuffled: bytes, size: int) -> bytes:
     for place in range(size):
         plain[place::size] = shuffled[place * count : (place + 1) * count]
     return bytes(plain)
-
-
-def _little(numbers: "array[Any]") -> bytes:
-    """Return the bytes of an array, the least one of each number first, as the file has them on every machine."""
-    if sys.byteorder == "little":
-        return numbers.tobytes()
-    turned = array(numbers.typecode, numbers)
-    turned.byteswap()
-    return turned.tobytes()
-
-
-def _native(little: bytes, code: str) -> bytes:
-    if sys.byteorder == "little":
-        return little
-    turned = array(code, little)
-    turned.byteswap()
-    return turned.tobytes()
 
 
 # -------------------------------------------------------------------------------------------------------- containers

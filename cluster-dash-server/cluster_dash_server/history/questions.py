@@ -6,12 +6,13 @@ from array import array
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import repeat
+from itertools import chain, pairwise
 from operator import add, truediv
-from typing import Any
+from typing import Any, cast
 
 from cluster_dash_server.history.chunks import Layout, Rows, Slots
 from cluster_dash_server.history.columns import Column
+from cluster_dash_server.history.lanes import least_sum_most
 from cluster_dash_server.history.opened import OpenHours
 from cluster_dash_server.history.rollups import (
     DAY,
@@ -68,12 +69,11 @@ class _Line:
         self.total[step] += total
         self.count[step] += count
 
-    def add_even(self, first: int, numbers: Sequence[float], scale: float, rows: int) -> None:
-        """Add figures of which each step from `first` on has so many, to steps that have none."""
-        sums = _added([numbers[place::rows] for place in range(rows)])
-        after = first + len(sums[0])
+    def put(self, first: int, sums: Iterable[Sequence[float]], rows: int) -> None:
+        """Give steps from `first` on, which have nothing yet, the least, sum and most of so many figures each."""
         for place, new in zip((self.least, self.total, self.most), sums, strict=True):
-            place[first:after] = new if scale == 1 else map(truediv, new, repeat(scale))
+            after = first + len(new)
+            place[first:after] = new
         self.count[first:after] = [rows] * (after - first)
 
     def series(self, steps: Steps, starts: Sequence[float], host: str, gpu: int | None) -> Series:
@@ -99,28 +99,14 @@ class _Line:
         )
 
 
-def _added(columns: list[Sequence[float]]) -> tuple[Sequence[float], Sequence[float], Sequence[float]]:
-    """Return the least, the sum and the most of columns, place by place.
-
-    Four columns at a time: to call min and max for each place takes four times as long.
-    """
-    least = most = total = columns[0]
-    for column in columns[1:]:
-        total = list(map(add, total, column))
-    for start in range(0, len(columns) if len(columns) > 1 else 0, 4):
-        four = [*columns[start : start + 4], *columns[-1:] * 3][:4]
-        lows, highs = list[float](), list[float]()
-        for first, second, third, fourth in zip(*four, strict=True):
-            low, high = (first, second) if first < second else (second, first)
-            if third < fourth:
-                lows.append(low if low < third else third)
-                highs.append(high if high > fourth else fourth)
-            else:
-                lows.append(low if low < fourth else fourth)
-                highs.append(high if high > third else third)
-        least = [*map(min, least, lows)] if start else lows
-        most = [*map(max, most, highs)] if start else highs
-    return least, total, most
+def _added(parts: list[Sequence[float]], rows: int) -> list[Sequence[float]]:
+    """Return the least, the sum and the most of each so many figures, one part after the other."""
+    if all(isinstance(part, array) and part.typecode == "i" for part in parts):
+        whole = array("i", b"".join([cast("array[int]", part).tobytes() for part in parts]))
+        return [whole] * 3 if rows == 1 else [*least_sum_most([whole[place::rows] for place in range(rows)])]
+    figures = list(chain.from_iterable(parts))
+    places = list(zip(*[figures[place::rows] for place in range(rows)], strict=True))
+    return [list(map(of_figures, places)) for of_figures in (min, sum, max)]
 
 
 class Reader:
@@ -514,36 +500,42 @@ class _Gather:
         bounds = self._bounds(times)
         if not bounds:
             return
-        begin, first, last = bounds[0][0], bounds[0][1], bounds[-1]
-        each = bounds[0][2] - first
-        even = last[0] - begin == len(bounds) - 1 and all(after - start == each for _, start, after in bounds)
-        for column, line in zip(columns, self._targets(layout), strict=False):
-            if line is None:
-                continue
-            numbers, scale, known = column
-            total = sum(numbers)
-            if known is not None or total != total:
+        (begin, first, after), last = bounds[0], bounds[-1]
+        rows, steps = after - first, slice(begin, last[0] + 1)
+        even = last[0] - begin == len(bounds) - 1 and {after - start for _, start, after in bounds} == {rows}
+        together: list[tuple[Column, _Line]] = []
+        rest: list[tuple[Column, _Line]] = []
+        targets = self._targets(layout)
+        are_apart = len({id(line) for line in targets}) == len(targets)
+        for column, line in zip(columns, targets, strict=False):
+            if line is not None:
+                is_free = not any(line.count[steps]) and (are_apart or not together)
+                (together if even and is_free and column.is_known() else rest).append((column, line))
+        if together:
+            sums = _added([column.numbers[first : last[2]] for column, _ in together], rows)
+            scale, length = together[0][0].scale, len(bounds)
+            if scale != 1:
+                sums = [[number / scale for number in numbers] for numbers in sums]
+            for place, (_, line) in enumerate(together):
+                line.put(begin, [numbers[place * length : (place + 1) * length] for numbers in sums], rows)
+        for column, line in rest:
+            if not column.is_known():
                 _add_known(line, column.floats(), bounds)
                 continue
-            if even and not any(line.count[begin : last[0] + 1]):
-                line.add_even(begin, numbers[first : last[2]], scale, each)
-                continue
             for step, first, after in bounds:
-                part = numbers[first:after]
+                part = column.numbers[first:after]
+                scale = column.scale
                 line.add(step, min(part) / scale, sum(part) / scale, max(part) / scale, after - first)
 
     def _bounds(self, times: Sequence[float]) -> list[tuple[int, int, int]]:
         """Return (step, from, up to) of the rows in each step that has some."""
         begin, seconds, count = self.steps.begin, self.steps.seconds, self.steps.count
-        bounds, first = [], bisect_left(times, begin)
-        while first < len(times):
-            step = int((times[first] - begin) // seconds)
-            if step >= count:
-                break
-            after = bisect_left(times, begin + (step + 1) * seconds, first)
-            bounds.append((step, first, after))
-            first = after
-        return bounds
+        if not times:
+            return []
+        steps = range(max(0, int((times[0] - begin) // seconds)), min(count, int((times[-1] - begin) // seconds) + 1))
+        edges = [bisect_left(times, begin + step * seconds) for step in (*steps, steps.stop)]
+        found = zip(steps, pairwise(edges), strict=True)
+        return [(step, first, after) for step, (first, after) in found if first < after]
 
     def slots(self, blob: bytes, layout: Layout, day: int, size: int, but: "frozenset[int] | set[int]") -> set[int]:
         """Take a day of steps, less the hours that a finer tier has; return the hours that it has."""
