@@ -33,11 +33,11 @@ def load(name: str) -> ModuleType:
     return module
 
 
-common, engines, replicas = load("conftest"), load("test_engines"), load("test_replica")
+common = load("conftest")
 snapshots = load("../conftest")
 clock, make_gpu, make_snapshot = snapshots.clock, snapshots.make_gpu, snapshots.make_snapshot
 make_seen, make_server = snapshots.make_seen, common.make_server
-for suite in (engines, replicas):
+for suite in (load("test_engines"), load("test_replica"), load("test_settled")):
     globals().update(
         {
             name: found

@@ -185,11 +185,13 @@ def create_app(settings: Settings | None = None, clock: Callable[[], float] = ti
     if settings.relay.to is not None:
         return _relay(settings, settings.relay.to, clock)
     folder = data_folder(settings.server.data, os.environ)
-    engine_clock = None
+    engine_clock, settled = None, None
     if settings.live.is_shared:
         from cluster_dash_server.sharing.clock import EngineClock  # only replicas need it
+        from cluster_dash_server.sharing.settled import SharedSettled
 
         clock = engine_clock = EngineClock(clock)
+        settled = SharedSettled()
     kept_book = KeptBook(folder, clock, settings.privacy.user_days, shared_of(settings.ledger))
     commons = _commons(settings, folder, clock)
     history = History(
@@ -203,7 +205,7 @@ def create_app(settings: Settings | None = None, clock: Callable[[], float] = ti
         else SharedHistory(
             database=commons.database,
             leads=kept_book.leads,
-            settled=OwnSettled(),
+            settled=settled or OwnSettled(),
             heard=lambda found: events.hear(found),
         ),
     )
@@ -251,6 +253,7 @@ def create_app(settings: Settings | None = None, clock: Callable[[], float] = ti
             engine_clock,
             tick_seconds=settings.live.tick_seconds,
             grace_seconds=settings.live.grace_seconds,
+            settled=settled,
         )
         replica.forgets.append(events.forget)
         replica.errands["forget_user"] = lambda user: control.forget_user(user, begin=True)

@@ -41,6 +41,18 @@ class Seqs:
             lasts.insert(place + 1, seq)
         return True
 
+    def join(self, ranges: Iterable[tuple[int, int]]) -> None:
+        """Add ranges of numbers."""
+        firsts: list[int] = []
+        lasts: list[int] = []
+        for first, last in sorted((*self.ranges(), *ranges)):
+            if lasts and first <= lasts[-1] + 1:
+                lasts[-1] = max(lasts[-1], last)
+            else:
+                firsts.append(first)
+                lasts.append(last)
+        self._firsts, self._lasts = firsts, lasts
+
     def discard(self, seq: int) -> None:
         """Take a number out."""
         place = bisect_right(self._firsts, seq) - 1

@@ -26,6 +26,7 @@ from cluster_dash_server.sharing.engine import (
     Order,
     text_of,
 )
+from cluster_dash_server.sharing.settled import MOST_RANGES, OF_SETTLED
 
 SECONDS = 2.0
 """How long Redis may take to answer, and to be connected to."""
@@ -57,7 +58,39 @@ local function is_newer(one, other)
   return above(edition, other_edition)
 end
 
+
+-- see settled.joined: what two rows tell together; nil where the second tells nothing new
+local function joined(known, told, most)
+  local at, new = string.match(told, '^(%d+) (.*)$')
+  if not known then return told end
+  local old = string.match(known, '^%d+ (.*)$')
+  local ranges = {}
+  for _, text in ipairs({old, new}) do
+    for first, last in string.gmatch(text, '(%d+)-(%d+)') do
+      ranges[#ranges + 1] = {tonumber(first), tonumber(last)}
+    end
+  end
+  table.sort(ranges, function(a, b) return a[1] < b[1] end)
+  local found = {}
+  for _, range in ipairs(ranges) do
+    local before = found[#found]
+    if before and range[1] <= before[2] + 1 then
+      before[2] = math.max(before[2], range[2])
+    else
+      found[#found + 1] = range
+    end
+  end
+  local texts = {}
+  for place = math.max(1, #found - most + 1), #found do
+    texts[#texts + 1] = string.format('%.0f-%.0f', found[place][1], found[place][2])
+  end
+  local together = table.concat(texts, ',')
+  if together == old then return nil end
+  return at .. ' ' .. together
+end
+
 local new_epoch, epoch, since, most = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
+local settled, most_ranges = ARGV[5], tonumber(ARGV[6])
 local time = redis.call('TIME')
 if not meta[1] or meta[3] ~= run or (meta[1] == epoch and since > version) then
   meta[1] = new_epoch
@@ -82,20 +115,27 @@ if since < version then
 end
 
 local taken = {}
-if #ARGV > 4 then
+if #ARGV > 6 then
   local keys = {}
-  for place = 5, #ARGV, 3 do keys[#keys + 1] = ARGV[place] end
+  for place = 7, #ARGV, 3 do keys[#keys + 1] = ARGV[place] end
   local orders = redis.call('HMGET', KEYS[3], unpack(keys))
   local new_orders, new_rows, scores = {}, {}, {}
   for number, key in ipairs(keys) do
-    local place = 2 + 3 * number
-    local order = ARGV[place + 1]
-    if not orders[number] or is_newer(order, orders[number]) then
+    local place = 4 + 3 * number
+    local order, row = ARGV[place + 1], ARGV[place + 2]
+    local is_taken
+    if string.sub(key, 1, #settled) == settled then
+      row = joined(redis.call('HGET', KEYS[2], key), row, most_ranges)
+      is_taken = row ~= nil
+    else
+      is_taken = not orders[number] or is_newer(order, orders[number])
+    end
+    if is_taken then
       version = version + 1
       taken[number] = version
       local last = #new_orders
       new_orders[last + 1], new_orders[last + 2] = key, order
-      new_rows[last + 1], new_rows[last + 2] = key, ARGV[place + 2]
+      new_rows[last + 1], new_rows[last + 2] = key, row
       scores[last + 1], scores[last + 2] = version, key
     else
       taken[number] = 0
@@ -190,7 +230,7 @@ class RedisEngine:
 
     def exchange(self, epoch: str, since: int, offers: Sequence[Offer]) -> Answer:
         """See `Engine`."""
-        said: list[Any] = [secrets.token_hex(6), epoch, since, MOST_CHANGES]
+        said: list[Any] = [secrets.token_hex(6), epoch, since, MOST_CHANGES, OF_SETTLED, MOST_RANGES]
         for offer in offers[:MOST_OFFERS]:
             said += (offer.key, text_of(offer.order), offer.row)
         answer = self._asked(self._exchange, said)

@@ -17,6 +17,7 @@ from cluster_dash_server.inflate import InflateError, unpack
 from cluster_dash_server.sharing import rows
 from cluster_dash_server.sharing.clock import LATE_SECONDS, EngineClock
 from cluster_dash_server.sharing.engine import MOST_OFFERS, Away, Change, Engine, Offer, Order, is_newer
+from cluster_dash_server.sharing.settled import OF_SETTLED, SharedSettled
 from cluster_dash_server.slurm import Slurm, Told
 from cluster_dash_server.snapshot import loads, printable
 
@@ -26,7 +27,7 @@ OF_SLURM, OF_ERRAND = "slurm/", "errand/"
 """How keys begin that are no names of hosts, which hold no slash."""
 FORGOTTEN_SECONDS = 90 * 86_400.0
 """For so long a host stays forgotten though a replica comes back that was away and knows it."""
-DEPARTED_SECONDS, ERRAND_SECONDS = 86_400.0, 3600.0
+DEPARTED_SECONDS, ERRAND_SECONDS, SETTLED_SECONDS = 86_400.0, 3600.0, 7 * 86_400.0
 SWEEP_SECONDS = 10.0
 KEPT_MARKS = 240
 
@@ -98,6 +99,7 @@ class Replica:
         clock: the one of all replicas.
         tick_seconds: between two exchanges.
         grace_seconds: for how long posts are taken while the engine is away.
+        settled: what is settled in history, where that is shared, too.
 
     Attributes:
         forgets: are told of hosts that another replica has forgotten.
@@ -114,11 +116,13 @@ class Replica:
         *,
         tick_seconds: float,
         grace_seconds: float,
+        settled: SharedSettled | None = None,
     ) -> None:
         self.trouble: str | None = None
         self.forgets: list[Callable[[Sequence[str]], None]] = []
         self.errands: dict[str, Callable[[str], object]] = {}
         self._engine = engine
+        self._settled = settled or SharedSettled()
         self._cluster = cluster
         self._slurm = slurm
         self.clock = clock
@@ -233,7 +237,7 @@ class Replica:
         self._versions.clear()
         self._gone_versions.clear()
         self._slurm_rows.clear()
-        self._due = dict.fromkeys((*self._cluster.names(), *self._gone, *self._errands))
+        self._due = dict.fromkeys((*self._cluster.names(), *self._gone, *self._errands, *self._settled.keys()))
         self._marks.clear()
         self._look_at_slurm()
 
@@ -245,6 +249,7 @@ class Replica:
         if self._cluster.forgets != self._seen_forgets:
             self._seen_forgets = self._cluster.forgets
             self._miss(is_forgotten=True)
+        self._due.update(self._settled.changed())
         self._look_at_slurm()
 
     def _look_at_slurm(self) -> None:
@@ -280,6 +285,9 @@ class Replica:
         if key.startswith(OF_ERRAND):
             errand = self._errands[key]
             return Offer(key, Order("", None, errand.at, 0), rows.errand_to_bytes(*errand))
+        if key.startswith(OF_SETTLED):
+            row = self._settled.row(key, now := self.clock())
+            return None if row is None else Offer(key, Order("", None, now, 0), row)
         for known in self._cluster.known((key,)):
             self._gone.pop(key, None)
             order = order_of(known)
@@ -315,7 +323,7 @@ class Replica:
         self._orders[offer.key] = offer.order
         if offer.key.startswith(OF_SLURM):
             self._stamp_places(version)
-        elif not offer.key.startswith(OF_ERRAND):
+        elif "/" not in offer.key:
             self._number(offer.key, version, is_gone=offer.order.edition == 0 and offer.key in self._gone)
 
     def _number(self, host: str, version: int, *, is_gone: bool) -> None:
@@ -348,6 +356,8 @@ class Replica:
                     self._adopt_slurm(change)
                 elif change.key.startswith(OF_ERRAND):
                     self._adopt_errand(change)
+                elif change.key.startswith(OF_SETTLED):
+                    self._orders[change.key] = Order("", None, self._settled.join(change.key, change.row), 0)
                 elif (left := rows.gone_from_bytes(change.row)) is not None:
                     gone[change.key] = Gone(*left)
                     self._orders[change.key] = Order("", None, gone[change.key].at, 0)
@@ -359,7 +369,7 @@ class Replica:
                     self._number(change.key, change.version, is_gone=False)
                     self._gone.pop(change.key, None)
                     self._note_ephemeral(known)
-            except rows.RowError as error:
+            except (rows.RowError, ValueError) as error:
                 log.warning("%s: what another replica shares cannot be read: %s", printable(change.key, 64), error)
         self._change_hosts(hosts, gone)
 
@@ -436,6 +446,11 @@ class Replica:
             if now - left.at > (FORGOTTEN_SECONDS if left.is_forgotten else DEPARTED_SECONDS)
         ]
         old += [key for key, errand in self._errands.items() if now - errand.at > ERRAND_SECONDS]
+        old += [
+            key
+            for key, order in self._orders.items()
+            if key.startswith(OF_SETTLED) and now - order.at > SETTLED_SECONDS
+        ]
         if old:
             self._engine.drop({key: self._orders[key] for key in old if key in self._orders})
         for key in old:
@@ -443,6 +458,7 @@ class Replica:
             self._gone_versions.pop(key, None)
             self._errands.pop(key, None)
             self._orders.pop(key, None)
+            self._settled.forget(key)
 
     # -------------------------------------------------------------------------------------------------- viewers
 

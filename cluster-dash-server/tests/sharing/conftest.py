@@ -12,6 +12,7 @@ from cluster_dash_server.sharing.clock import EngineClock
 from cluster_dash_server.sharing.engine import Engine
 from cluster_dash_server.sharing.memory import MemoryEngine
 from cluster_dash_server.sharing.replica import Replica
+from cluster_dash_server.sharing.settled import SharedSettled
 from cluster_dash_server.sharing.view import SharedLive
 from cluster_dash_server.slurm import Slurm
 from cluster_dash_server.snapshot import Seen
@@ -63,7 +64,16 @@ class Server:
         self.slurm = Slurm(place=self.cluster.place)
         self.slurm.known_by(self.cluster.knows)
         self.clock = EngineClock(clock, monotonic)
-        self.replica = Replica(engine, self.cluster, self.slurm, self.clock, tick_seconds=0.25, grace_seconds=60)
+        self.settled = SharedSettled()
+        self.replica = Replica(
+            engine,
+            self.cluster,
+            self.slurm,
+            self.clock,
+            tick_seconds=0.25,
+            grace_seconds=60,
+            settled=self.settled,
+        )
         self.forgotten: list[str] = []
         self.replica.forgets.append(self.forgotten.extend)
         self.live = SharedLive(Live(self.cluster, "life"), self.cluster, self.replica)

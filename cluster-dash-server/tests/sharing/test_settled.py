@@ -1,0 +1,261 @@
+"""What is settled, as all replicas know it: joined alike everywhere, and never claimed falsely, whoever ends when."""
+
+import random
+from array import array
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from cluster_dash_server.history import sending
+from cluster_dash_server.history.engine import Access, Answer, EngineError
+from cluster_dash_server.history.sending import Item, Sender, Snapshot
+from cluster_dash_server.history.seqs import Seqs
+from cluster_dash_server.history.settled import Identity
+from cluster_dash_server.sharing.engine import Offer, Order
+from cluster_dash_server.sharing.settled import MOST_RANGES, MOST_SEQ, from_row, joined, to_row
+from cluster_dash_server.store import Figures
+
+NUMBERS = st.lists(st.integers(0, 90) | st.integers(MOST_SEQ - 9, MOST_SEQ - 1), min_size=1, max_size=60)
+
+
+def ranges_of(numbers: Iterable[int]) -> list[tuple[int, int]]:
+    seqs = Seqs()
+    for number in numbers:
+        seqs.add(number)
+    return seqs.ranges()
+
+
+@given(NUMBERS, NUMBERS)
+def test_ranges_joined_hold_the_numbers_of_both(one: list[int], other: list[int]) -> None:
+    seqs = Seqs(ranges_of(one))
+    seqs.join(ranges_of(other))
+    assert seqs.ranges() == ranges_of([*one, *other])
+    row = joined(to_row(1.0, ranges_of(one)), to_row(2.5, ranges_of(other)))
+    if row is None:
+        assert set(other) <= set(one) or len(ranges_of([*one, *other])) > MOST_RANGES
+    else:
+        assert from_row(row) == (2.5, ranges_of([*one, *other])[-MOST_RANGES:])
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40)
+@given(st.lists(NUMBERS, min_size=1, max_size=5))
+def test_engines_join_what_is_told(kind: Any, told: list[list[int]]) -> None:
+    kind.lose_all()
+    engine = kind.open()
+    epoch = engine.exchange("", 0, ()).epoch
+    since, row = 0, None
+    for at, numbers in enumerate(told):
+        new = to_row(1.0 + at, ranges_of(numbers))
+        answer = engine.exchange(epoch, since, [Offer("settled/gpu01/b", Order("", None, 1.0 + at, 0), new)])
+        together = joined(row, new)
+        assert (answer.taken == [None]) is (together is None)
+        since, row = answer.version, together or row
+    assert [each.row for each in engine.exchange(epoch, 0, ()).changes] == [row]
+    engine.close()
+
+
+def test_what_one_replica_settled_all_claim_and_one_that_comes_later(make_server: Any) -> None:
+    one, other = make_server(), make_server()
+    one.settled.add([Identity("gpu01", "b", seq) for seq in (5, 7)])
+    other.settled.add([Identity("gpu01", "b", seq) for seq in (6, MOST_SEQ + 5)])
+    for server in (one, other, one):
+        server.replica.tick()
+    late = make_server()
+    late.replica.tick()
+    assert [each.settled.last_from("gpu01", "b", 5) for each in (one, other, late)] == [7, 7, 7]
+    assert late.settled.last_from("gpu01", "b", 4) is None
+    assert late.settled.last_from("gpu01", "another", 5) is None
+    assert other.settled.last_from("gpu01", "b", MOST_SEQ + 5) == MOST_SEQ + 5
+    for server in (one, other, late):
+        server.replica.tick()
+        assert server.replica.status()["waiting"] == 0
+
+
+def test_a_boot_that_ended_long_ago_is_forgotten(make_server: Any) -> None:
+    one, other = make_server(), make_server()
+    one.settled.add([Identity("gpu01", "b", 5)])
+    for server in (one, other):
+        server.replica.tick()
+    make_server.now.now += 8 * 86_400
+    for server in (one, other):
+        server.replica.tick()
+    late = make_server()
+    late.replica.tick()
+    assert [each.settled.last_from("gpu01", "b", 5) for each in (one, other, late)] == [None, None, None]
+
+
+# ------------------------------------------------------------------------- a history that is killed, and all others
+
+STEP_SECONDS, FLUSH_STEPS, LOSES_SECONDS, SETTLE_SECONDS, AGAIN_SECONDS = 5.0, 2, 10.0, 15.0, 60.0
+
+
+class Disk:
+    """What keeps figures: it says yes at once, and loses its last seconds when it is killed."""
+
+    def __init__(self, clock: Callable[[], float], chance: random.Random) -> None:
+        self.life = 0
+        self.is_up = True
+        self.kept: dict[str, float] = {}
+        self._clock = clock
+        self._chance = chance
+
+    def take(self, body: str) -> None:
+        for name in body.split():
+            self.kept.setdefault(name, self._clock())
+
+    def kill(self) -> None:
+        lost_from = self._clock() - self._chance.uniform(0, LOSES_SECONDS)
+        self.kept = {name: at for name, at in self.kept.items() if at <= lost_from}
+        self.life += 1
+
+
+class Connection:
+    """A connection to it, as `history.engine.Connection` is one."""
+
+    def __init__(self, disk: Disk, chance: random.Random) -> None:
+        self.count = 0
+        self._disk = disk
+        self._chance = chance
+        self._life: int | None = None
+
+    def post(self, path: str, body: bytes, headers: object) -> Answer:
+        if self._life is None and self._disk.is_up:
+            self._life = self._disk.life
+            self.count += 1
+        if not self._disk.is_up or self._life != self._disk.life:
+            self._life = None
+            raise EngineError("gone")
+        self._disk.take(body.decode())
+        if self._chance.random() < 0.05:  # it was taken, and nobody hears of it
+            self._life = None
+            raise EngineError("no answer")
+        return Answer(204, b"", True, None)
+
+    def close(self) -> None: ...
+
+
+class Encoder:
+    """Writes of a snapshot which one it is."""
+
+    def encoded(self, row: Figures) -> bytes:
+        return f"{row.host}/{row.boot_id}/{row.seq} ".encode()
+
+    def parts(self, row: Figures) -> list[bytes]:
+        return [self.encoded(row)]
+
+
+class Process:
+    """One life of a replica: takes posts, writes history, and says what is durable."""
+
+    def __init__(self, server: Any, disk: Disk, chance: random.Random, now: Callable[[], float]) -> None:
+        self.server = server
+        self.taken: set[str] = set()
+        self.sender = Sender(
+            Access(write_url="http://x/api/v1/write", read_url="http://x"),
+            Encoder(),  # type: ignore[arg-type]
+            self._are_settled,
+            clock=now,
+            settle_seconds=SETTLE_SECONDS,
+            window_seconds=None,
+            monotonic=now,
+        )
+        self.sender._connection = Connection(disk, chance)  # type: ignore[assignment]
+
+    def _are_settled(self, items: Iterable[Item]) -> None:
+        rows = [item.row for item in items if isinstance(item, Snapshot)]
+        self.server.settled.add([Identity(row.host, row.boot_id or "", row.seq or 0) for row in rows])
+
+    def post(self, row: Figures) -> int | None:
+        name = f"{row.host}/{row.boot_id}/{row.seq}"
+        if name not in self.taken:
+            self.taken.add(name)
+            self.sender.reserve(1)
+            self.sender.put([Snapshot.of(row)])
+        claimed: int | None = self.server.settled.last_from(row.host, row.boot_id, row.oldest_seq)
+        return claimed
+
+
+class Mole:
+    """Sends a snapshot each step, and again what is not durable after a while; lets go of what is."""
+
+    def __init__(self, host: str) -> None:
+        self.host = host
+        self.seq = 1000
+        self.held: dict[int, float] = {}
+        self.let_go: list[str] = []
+
+    def row(self, seq: int, at: float) -> Figures:
+        return Figures(
+            host=self.host,
+            at=at,
+            boot_id="b",
+            seq=seq,
+            oldest_seq=min(self.held),
+            gpus=(),
+            values=array("f"),
+            holders=(),
+            holder_mem=array("f"),
+        )
+
+    def hear(self, durable_seq: int | None) -> None:
+        for seq in [seq for seq in self.held if durable_seq is not None and seq <= durable_seq]:
+            self.let_go.append(f"{self.host}/b/{seq}")
+            del self.held[seq]
+
+
+@pytest.mark.parametrize("seed", [*range(5), *(pytest.param(seed, marks=pytest.mark.soak) for seed in range(5, 205))])
+def test_nothing_is_let_go_of_that_history_loses(
+    make_server: Any, kind: Any, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    monkeypatch.setattr(sending, "packed", lambda body: body)
+    monkeypatch.setattr(sending.log, "disabled", True)
+    chance = random.Random(seed)
+    now = make_server.now
+    disk = Disk(now, chance)
+    moles = [Mole(f"gpu{number:02}") for number in range(4)]
+    crashes = {"replica": 0, "disk": 0, "engine": 0}
+
+    def begin() -> Process:
+        process = Process(make_server(), disk, chance, now)
+        process.server.replica.tick()
+        return process
+
+    processes = [begin() for _ in range(2)]
+    for step in range(260):
+        now.now += STEP_SECONDS
+        is_calm = step > 200
+        for mole in moles:
+            mole.seq += 1
+            mole.held[mole.seq] = now.now
+            again = [seq for seq, at in mole.held.items() if now.now - at >= AGAIN_SECONDS]
+            if chance.random() < 0.05 and not is_calm:
+                continue  # the network
+            for seq in (*again, mole.seq):
+                if seq in mole.held:
+                    mole.held[seq] = now.now
+                    mole.hear(chance.choice(processes).post(mole.row(seq, now.now)))
+        for process in processes:
+            if step % FLUSH_STEPS == 0:
+                process.sender.send()
+            process.server.replica.tick()
+        if not is_calm:
+            if chance.random() < 0.06:
+                crashes["replica"] += 1
+                processes[chance.randrange(2)] = begin()
+            if chance.random() < 0.04:
+                crashes["disk"] += 1
+                disk.kill()
+            disk.is_up = chance.random() > 0.08
+            if chance.random() < 0.02:
+                crashes["engine"] += 1
+                kind.lose_all()
+        disk.is_up = disk.is_up or is_calm
+        lost = [name for mole in moles for name in mole.let_go if name not in disk.kept]
+        assert lost == [], (seed, step, crashes)
+    assert crashes["replica"] + crashes["disk"] > 5
+    wanted = {f"{mole.host}/b/{seq}" for mole in moles for seq in range(1001, mole.seq - 30)}
+    assert wanted <= disk.kept.keys()
+    assert wanted <= {name for mole in moles for name in mole.let_go}
