@@ -66,6 +66,29 @@ def test_a_tick_shows_what_changed_and_keeps_focus_scroll_and_layout(seat: Seat)
     assert page.evaluate("window.shift") == 0
 
 
+def test_many_users_take_one_line_and_all_of_them_are_said_to_who_cannot_see_it(seat: Seat) -> None:
+    users = ("zoe", "dan", "amy", "ben", "cid", "a-rather-long-name-of-somebody")
+    gpus = [working(index, users[min(index, 5)]) for index in range(8)]
+    seat.site.post(snapshot("gpu03", gpus))
+    page = seat.open("/")
+    page.set_viewport_size({"width": 1280, "height": 800})
+    cell = page.locator("[data-key=gpu03] td.users")
+    every = "a-rather-long-name-of-somebody ×3, amy ×1, ben ×1, cid ×1, dan ×1, zoe ×1"
+    assert cell.get_attribute("title") == every
+    assert every in cell.aria_snapshot().replace(" ,", ",")
+    more = cell.locator(".more")
+    assert more.inner_text().strip() == "+5"
+    edges = "(element) => [element.getBoundingClientRect().right, element.closest('td').getBoundingClientRect().right]"
+    of_more, of_cell = more.evaluate(edges)
+    assert of_more <= of_cell
+    line = "(document.querySelector('[data-key=gpu03]').getBoundingClientRect().height)"
+    assert page.evaluate(line) <= 37
+    page.set_viewport_size({"width": 360, "height": 800})
+    assert more.is_hidden()
+    assert cell.inner_text() == every
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+
+
 def test_rows_stay_in_place_under_the_pointer_until_the_reader_lets_them_move(seat: Seat) -> None:
     page = seat.open("/")
     keys = "[...document.querySelectorAll('#hosts tr')].map((row) => row.dataset.key)"

@@ -20,9 +20,15 @@ NAMED = 3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Figure:
-    """One figure of a row: what it says, what its tooltip adds, and how full its bar is (percent, None: no bar)."""
+    """One figure of a row: what it says, what its tooltip adds, and how full its bar is (percent, None: no bar).
+
+    Attributes:
+        rest: what follows the text and has no room in one line: there only their number stands, `+3`; the tooltip, a
+            screen reader, a phone and paper say all of it.
+    """
 
     text: str
+    rest: tuple[str, ...] = ()
     title: str = ""
     share: str | None = None
     level: str = ""
@@ -243,7 +249,7 @@ def cell(host: HostView, view: GpuView, now: float, matches: bool = True) -> Cel
 
 
 def _users(gpus: Iterable[GpuView]) -> Figure:
-    """Say who is on how many of the GPUs: `alice ×4, bob ×2`."""
+    """Say who is on how many of the GPUs: `alice ×4, bob ×2`; in one line `alice ×4 +1`."""
     all_gpus = list(gpus)
     on: Counter[str] = Counter(user for gpu in all_gpus for user in gpu.gpu.users or ())
     unread = sum(gpu.gpu.users is None for gpu in all_gpus)
@@ -251,7 +257,8 @@ def _users(gpus: Iterable[GpuView]) -> Figure:
     reason = f"processes of {words.plural(unread, 'GPU')} not reported" if unread else ""
     if not said:
         return Figure(text=words.DASH if unread or not all_gpus else "none", title=reason)
-    return Figure(text=_named(said), title="; ".join(part for part in (", ".join(said[NAMED:]), reason) if part))
+    every = ", ".join(said) if len(said) > 1 else ""
+    return Figure(text=said[0], rest=tuple(said[1:]), title="; ".join(part for part in (every, reason) if part))
 
 
 def _named(names: Sequence[str]) -> str:

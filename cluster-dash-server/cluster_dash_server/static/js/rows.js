@@ -71,14 +71,21 @@ const textCell = (name, text) => h("td", { role: "cell", class: name }, text);
 const figureCell = (name, figure) => withFigure(h("td", { role: "cell", class: name }), figure);
 const plainFigureCell = (name, figure) => withFigure(h("td", { class: name }), figure);
 
-function withFigure(td, { text, title = "", share: full = null, level = "" }) {
+/** `rest`: what follows the text and has no room in one line; see `Figure` in web/rows.py. */
+function withFigure(td, { text, rest = [], title = "", share: full = null, level = "" }) {
   if (title) td.setAttribute("title", title);
   if (level) td.setAttribute("data-level", level);
-  td.append(h("span", { class: "figure" }, text));
+  td.append(h("span", { class: "figure" }, ...(rest.length ? inOneLine(text, rest) : [text])));
   if (level) td.append(h("span", { class: "level" }, level));
   if (full !== null) td.append(h("span", { class: "bar", style: `--share:${full}%` }));
   return td;
 }
+
+const inOneLine = (text, rest) => [
+  h("span", { class: "first" }, text),
+  h("span", { class: "more", "aria-hidden": "true" }, ` +${rest.length}`),
+  h("span", { class: "rest" }, `, ${rest.join(", ")}`),
+];
 
 function badgeOf({ state, state_count: counted }) {
   if (state === null) return [DASH, "no GPU"];
@@ -164,7 +171,8 @@ function users(gpus) {
   const said = mostFirst(on).map(([user, number]) => `${user} ×${number}`);
   const reason = unread ? `processes of ${plural(unread, "GPU")} not reported` : "";
   if (!said.length) return { text: unread || !gpus.length ? DASH : "none", title: reason };
-  return { text: named(said), title: [said.slice(NAMED).join(", "), reason].filter(Boolean).join("; ") };
+  const every = said.length > 1 ? said.join(", ") : "";
+  return { text: said[0], rest: said.slice(1), title: [every, reason].filter(Boolean).join("; ") };
 }
 
 const bar = (value) => (value === null ? null : whole(value));
