@@ -230,13 +230,18 @@ def check_everything(replicas: Replicas, hosts: list[str]) -> None:
     assert {key: times for key, times in told.items() if times > 1} == {}
     assert sorted(replicas.titles("firing")) == sorted(replicas.titles("resolved"))
     assert len(replicas.titles("firing")) == len(hosts)
+    assert check_writers(replicas) == {"began": len(hosts), "ended": len(hosts)}
+
+
+def check_writers(replicas: Replicas) -> Counter[str]:
+    """Hold each that wrote to be the one that led; return how often each kind was written."""
     with replicas.database() as db:
         rows = db.execute("SELECT kind, writer, leader FROM witness ORDER BY n").fetchall()
-    assert Counter(kind for kind, _, _ in rows) == {"began": len(hosts), "ended": len(hosts)}
     known = {server.popen.pid: name for name, server in replicas.running.items()}
     for kind, writer, leader in rows:
         pid = int(leader.rsplit("-", 2)[1])
         assert known.get(pid, writer) == writer, (kind, writer, leader)  # of one that was killed the pid is not known
+    return Counter(kind for kind, _, _ in rows)
 
 
 def test_the_other_replica_takes_over_and_nothing_is_told_twice(replicas: Replicas) -> None:
@@ -257,6 +262,40 @@ def test_whoever_leads_is_killed_and_put_to_sleep_again_and_again(replicas: Repl
     print(f"takeover: {min(took):.1f} … {max(took):.1f} s")  # noqa: T201 # a figure that is reported
     assert max(took) <= TAKEOVER_SECONDS * PATIENCE
     assert {key: times for key, times in replicas.told().items() if times > 1} == {}
+    check_writers(replicas)
+
+
+@pytest.mark.soak
+def test_a_leader_that_falls_asleep_in_the_middle_of_writing_writes_nothing(replicas: Replicas) -> None:
+    with replicas.database() as db:
+        db.execute(
+            "CREATE FUNCTION take_time() RETURNS TRIGGER LANGUAGE plpgsql AS "
+            "$$ BEGIN PERFORM pg_sleep(1); RETURN NEW; END $$;"
+            "CREATE TRIGGER take_time BEFORE INSERT ON transitions FOR EACH ROW EXECUTE FUNCTION take_time();"
+        )
+    for number in range(5):
+        leader = wait_until(replicas.leader, 60)
+        heir, asleep, host = other_than(leader), replicas.running[leader].popen, HOSTS[number % len(HOSTS)]
+        wait_until(lambda heir=heir: len(replicas.ask(heir, "/api/v1/cluster")["hosts"]["host"]) == len(HOSTS), 60)  # type: ignore[misc]
+        replicas.hook.posts.clear()
+        replicas.lost.add(host)
+        wait_until(lambda leader=leader: _writes(replicas, leader), 60, "it writes")  # type: ignore[misc]
+        asleep.send_signal(signal.SIGSTOP)
+        began = time.monotonic()
+        wait_until(lambda heir=heir: replicas.leader() == heir, 60, "the other one leads")  # type: ignore[misc]
+        print(f"takeover in the middle of a write: {time.monotonic() - began:.1f} s")  # noqa: T201 # reported
+        wait_until(lambda: replicas.titles("firing"), 60, "the other one tells of it")
+        asleep.send_signal(signal.SIGCONT)
+        replicas.lost.discard(host)
+        wait_until(lambda: replicas.titles("resolved"), 60, "it is told of its end")
+    assert set(replicas.told().values()) == {1}
+    assert check_writers(replicas) == {"began": 5, "ended": 5}
+
+
+def _writes(replicas: Replicas, name: str) -> bool:
+    with replicas.database() as db:
+        asked = "SELECT 1 FROM pg_stat_activity WHERE application_name = %s AND query LIKE 'INSERT INTO transitions%%'"
+        return db.execute(asked + " AND state = 'active'", (name,)).fetchone() is not None
 
 
 @pytest.mark.soak
