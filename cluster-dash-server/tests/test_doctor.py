@@ -14,10 +14,13 @@ from cluster_dash_server.access.tokens import TokenFile, Tokens
 from cluster_dash_server.cli import main
 from cluster_dash_server.commands import doctor
 from cluster_dash_server.commands.doctor import Finding
+from cluster_dash_server.history.kept import HistorySettings
+from cluster_dash_server.ledger.kept import LedgerSettings
 from cluster_dash_server.notices.receivers import AlertSettings, Receiver
 from cluster_dash_server.port_holder import Holder
 from cluster_dash_server.relaying.relay import RelaySettings
 from cluster_dash_server.settings import ServerSettings, Settings, ViewerSettings, read
+from cluster_dash_server.sharing.kinds import LiveSettings
 
 FAR = "0.0.0.0"  # noqa: S104 - a setting that is looked at
 
@@ -132,6 +135,36 @@ def test_a_slow_json_or_schema_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "without orjson a post costs up to a hundred times" in only([doctor.engines()]).measured
     monkeypatch.setattr(doctor, "find_spec", lambda name: None if name == "msgspec" else object())
     assert "without msgspec a post costs twice" in only([doctor.engines()]).measured
+
+
+@pytest.mark.parametrize(
+    ("live", "history", "ledger", "mark", "says"),
+    [
+        ("redis", "remote", "postgresql", "✔", "several may run"),
+        ("memory", "remote", "postgresql", "!", "[live] kind is of one server"),
+        ("redis", "sqlite", "sqlite", "!", "[history] kind and [ledger] kind are of one server"),
+    ],
+)
+def test_replicas_that_do_not_share_all_are_warned_of(
+    live: str, history: str, ledger: str, mark: str, says: str
+) -> None:
+    finding = only(doctor.how_many(with_kinds(live, history, ledger)))
+    assert finding.mark == mark
+    assert says in finding.measured
+
+
+@pytest.mark.parametrize("history", ["sqlite", "remote"])
+def test_of_one_server_nothing_is_said_of_replicas(history: str) -> None:
+    assert list(doctor.how_many(with_kinds("memory", history, "sqlite"))) == []
+
+
+def with_kinds(live: str, history: str, ledger: str) -> Settings:
+    return dataclasses.replace(
+        Settings(),
+        live=LiveSettings(kind=live),
+        history=HistorySettings(kind=history),
+        ledger=LedgerSettings(kind=ledger),
+    )
 
 
 def test_the_clock_is_the_kernel_s_word() -> None:

@@ -111,6 +111,7 @@ def examine(reading: Reading) -> Iterator[Finding]:
         yield engine_of_the_live_view(settings.live)
     if settings.ledger.kind == "postgresql":
         yield database_of_ledger(settings.ledger)
+    yield from how_many(settings)
     yield engines()
     yield clock(kernel_clock_state())
     yield from reach(settings)
@@ -492,6 +493,29 @@ def engine_of_the_live_view(live: LiveSettings) -> Finding:
     finally:
         engine.close()
     return Finding(mark="✔", what="engine of the live view", measured=measured)
+
+
+def how_many(settings: Settings) -> Iterator[Finding]:
+    """Look at whether several servers may run by these settings: they must share all that is kept."""
+    shares = {
+        "[live] kind": settings.live.is_shared,
+        "[history] kind": settings.history.kind != "sqlite",
+        "[ledger] kind": settings.ledger.kind == "postgresql",
+    }
+    if not (shares["[live] kind"] or shares["[ledger] kind"]):
+        return  # one server, with or without an engine for its figures
+    own = [name for name, is_shared in shares.items() if not is_shared]
+    if own:
+        yield Finding(
+            mark="!",
+            what="replicas",
+            measured=f"only one server may run by these settings: {' and '.join(own)} {'is' if len(own) == 1 else 'are'} "
+            "of one server, the others can be shared",
+            cause="replicas of which each sees a part of the hosts would raise false alerts",
+            command="see docs/growing.md, the section on replicas",
+        )
+    else:
+        yield Finding(mark="✔", what="replicas", measured="several may run: they share all that is kept")
 
 
 def database_of_ledger(ledger: LedgerSettings) -> Finding:
