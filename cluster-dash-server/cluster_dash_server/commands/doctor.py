@@ -509,8 +509,8 @@ def how_many(settings: Settings) -> Iterator[Finding]:
         yield Finding(
             mark="!",
             what="replicas",
-            measured=f"only one server may run by these settings: {' and '.join(own)} {'is' if len(own) == 1 else 'are'} "
-            "of one server, the others can be shared",
+            measured=f"only one server may run by these settings: {' and '.join(own)} "
+            f"{'is' if len(own) == 1 else 'are'} of one server",
             cause="replicas of which each sees a part of the hosts would raise false alerts",
             command="see docs/growing.md, the section on replicas",
         )
