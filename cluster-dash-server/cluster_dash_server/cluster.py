@@ -26,8 +26,8 @@ EPHEMERAL_SECONDS = 86_400.0
 """A host that says it is ephemeral, a pod, leaves the lists so long after it went down."""
 
 
-PLAIN_BYTES = 2**25
-"""How much of the newest snapshots is kept as it came: those of some 2,000 hosts with eight GPUs."""
+PLAIN_BYTES = 2**24
+"""How much of the newest snapshots is kept as it came: those of some 1,200 hosts with eight GPUs."""
 TWIN_SECONDS = 30.0
 """How long before the last snapshot of one boot another may seem to have begun: clocks are set after a start."""
 

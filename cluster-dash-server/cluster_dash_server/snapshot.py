@@ -13,6 +13,7 @@ from functools import cache
 from importlib import import_module, resources
 from itertools import islice
 from operator import attrgetter
+from sys import intern
 from typing import Any, Literal, NamedTuple, cast
 
 from cluster_dash_server.entries import Entries, GpuEntry, GpuProcess, entries_of, reader
@@ -466,7 +467,7 @@ def _gpu(key: str, entry: GpuEntry) -> Gpu:
     gpu = object.__new__(Gpu)  # by __init__ it would take twice as long
     gpu.key = key
     gpu.index = int(entry.index)
-    gpu.name = entry.name
+    gpu.name = None if entry.name is None else intern(entry.name)  # a fleet has few models
     gpu.uuid = entry.uuid
     gpu.pci_bus_id = entry.pci_bus_id
     gpu.total_mem = entry.total_mem
