@@ -6,6 +6,7 @@ start while the database is away, and mends itself when that comes back.
 """
 
 import contextlib
+import re
 import select
 import threading
 import time
@@ -26,6 +27,11 @@ IDLE_SECONDS = 3
 """A transaction whose server fell asleep in it is ended by the database: it holds locks that others wait for."""
 REST_SECONDS = 1.0
 """After the database was away it is asked again only then: who asks meanwhile is told so at once."""
+_SAID_ALREADY = re.compile(
+    r"^connection failed: (connection to server at [^ ]+ ?[^ ]*, port \d+ failed: )?|"
+    r" Is the server running on that host and accepting TCP/IP connections\?"
+)
+"""What libpq says of where it tried, and what it asks its reader."""
 _MIGRATING = 0x636C6162  # "clab": the advisory lock of who brings a schema up to date
 
 
@@ -105,8 +111,9 @@ class Database:
                 **parts,
             }
         )
-        self.where = f"{parts.get('host') or parts.get('hostaddr') or 'this machine'}/{parts.get('dbname', '')}"
-        """What is said of where it is: host and database."""
+        host = parts.get("host") or parts.get("hostaddr") or "this machine"
+        self.where = f"the database {parts.get('dbname', '')} at {host}"
+        """What is said of where it is."""
         self._seconds = seconds
         self._turns = threading.BoundedSemaphore(connections)
         self._lock = threading.Lock()
@@ -374,4 +381,5 @@ def _writable(parameters: Sequence[Any]) -> list[Any]:
 
 def _in_one_line(error: Exception) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
+    text = _SAID_ALREADY.sub("", text)
     return text if len(text) <= 300 else text[:300] + " …"
