@@ -1,9 +1,10 @@
 """A past for tests: figures of hosts, minute by minute, as history keeps them."""
 
+from array import array
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from cluster_dash_server.figures import NAN, floats
+from cluster_dash_server.figures import NAN
 from cluster_dash_server.store import DOINGS, GPU_METRICS, HOST_METRICS, Doing, Figures, GpuId, Holder
 
 H100 = "NVIDIA H100 80GB HBM3"
@@ -53,7 +54,7 @@ def figures(
         seq=seq,
         oldest_seq=None,
         gpus=tuple(GpuId(place, f"GPU-{host}-{place}", card.model, 81_559.0) for place, card in enumerate(cards)),
-        values=floats(values),
+        values=array("f", [NAN if value is None else value for value in values]),
         holders=tuple(Holder(place, card.user, card.job) for place, card in had if card.user is not None),
-        holder_mem=floats([NAN if card.mem is None else card.mem for _, card in had]),
+        holder_mem=array("f", [NAN if card.mem is None else card.mem for _, card in had]),
     )
