@@ -24,7 +24,6 @@ from cluster_dash_server.alerts import disks, rules
 from cluster_dash_server.alerts.watch import Watch
 from cluster_dash_server.cluster import Cluster, KnownHost
 from cluster_dash_server.control import Control, data_folder
-from cluster_dash_server.digest import Nights
 from cluster_dash_server.errands import Errands, Morning
 from cluster_dash_server.events import EventLog
 from cluster_dash_server.groups import Groups
@@ -36,6 +35,7 @@ from cluster_dash_server.ledger.kept import KeptBook, shared_of
 from cluster_dash_server.ledger.line import LineFile
 from cluster_dash_server.live import Live
 from cluster_dash_server.narrowed import Narrowed
+from cluster_dash_server.nights import Nights
 from cluster_dash_server.notices.receivers import PERSON, minute_of_day
 from cluster_dash_server.notices.telling import Telling, without_addresses
 from cluster_dash_server.owners import KEY_FILE as LINKS_KEY

@@ -1,4 +1,4 @@
-"""The digest: what an admin wants to know in the morning, in some fifteen lines. Pure but for `Nights`, which asks.
+"""The digest: what an admin wants to know in the morning, in some fifteen lines. Pure; `nights` asks.
 
 What broke and what healed, reboots and drivers, who used what, what was held for nothing, the queue, whether fewer GPUs
 are free than the day before, and what needs a hand today.
@@ -7,30 +7,25 @@ are free than the day before, and what needs a hand today.
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta, tzinfo
+from datetime import UTC, datetime, tzinfo
 from itertools import groupby
 from urllib.parse import quote
 
-from cluster_dash_server import waste
-from cluster_dash_server.cluster import Cluster, HostView
-from cluster_dash_server.events import HARMFUL_THROTTLES, silences
+from cluster_dash_server.cluster import HostView
+from cluster_dash_server.events import HARMFUL_THROTTLES
 from cluster_dash_server.hostlist import compress, natural
-from cluster_dash_server.incidents import BEGINS, ENDS, Incident, Kind, incidents
+from cluster_dash_server.incidents import Incident, Kind, incidents
 from cluster_dash_server.slurm import Picture, is_down, is_drained
-from cluster_dash_server.store import Event, EventQuery, Ledger, Series, SeriesQuery, Store, StoreError
+from cluster_dash_server.store import Event, Series
 from cluster_dash_server.summary import sentence_of
 from cluster_dash_server.waste import Line as Usage
 from cluster_dash_server.waste import Report
 from cluster_dash_server.when import Span
 
-BEFORE_SECONDS = 7 * 86_400.0
-"""How far before the night one looks for the beginning of what was broken in it."""
 CAUSE_SECONDS = 600.0
 """An Xid so close to the loss of a GPU is its cause, and no line of its own."""
 TOGETHER_SECONDS = 300.0
 """Hosts that fall silent within so long of each other are one line: a switch, a rack, a power failure."""
-NOW_SECONDS = 3600.0
-"""A night that ended longer ago than this is not told together with how things stand now."""
 HELD_SECONDS = 12 * 3600.0
 """Who has held a GPU for so long without work should be asked."""
 FULL_PERCENT = 95.0
@@ -48,7 +43,7 @@ class Night:
 
     Attributes:
         span: the night; mostly the 24 hours before the digest.
-        events: of the night and of BEFORE_SECONDS before it, in any order.
+        events: of the night and of some days before it, in any order.
         hosts: as they stand at its end; None: that is long ago.
         pictures: Slurm at its end.
         report: GPU-hours; None: no history is kept.
@@ -97,113 +92,6 @@ class Digest:
         """All of it as text, a paragraph for each topic."""
         said = [f"\n{topic}\n" + "".join(f"  {line.text}\n" for line in lines) for topic, lines in self.topics]
         return f"{self.title}\n{''.join(said)}"
-
-
-# ------------------------------------------------------------------------------------------------------- when it is due
-
-
-def last_due(minute_of_day: int, now: float, zone: tzinfo) -> float:
-    """Return the newest moment at or before now at which a digest was due (Unix s).
-
-    Args:
-        minute_of_day: at which minute of the day, by the clock on the wall: 7:30 is 450.
-        now: Unix s.
-        zone: of that clock; where it jumps over the minute, the digest comes as much later.
-    """
-    there = datetime.fromtimestamp(now, zone)
-    for days in (0, 1, 2):
-        day = there.date() - timedelta(days=days)
-        due = datetime(day.year, day.month, day.day, minute_of_day // 60, minute_of_day % 60, tzinfo=zone).timestamp()
-        if due <= now:
-            return due
-    raise AssertionError("of three days in a row the first begins before now")
-
-
-def night_before(due: float, zone: tzinfo) -> Span:
-    """Return the night of a digest: from the same minute of the day before on; 23 or 25 hours where clocks change."""
-    there = datetime.fromtimestamp(due, zone)
-    return Span(begin=(there - timedelta(days=1)).timestamp(), end=due, is_relative=False)
-
-
-# --------------------------------------------------------------------------------------------------- what is looked at
-
-
-class Nights:
-    """Tells nights.
-
-    Args:
-        store: figures.
-        ledger: events and GPU-hours.
-        newest: gives the events in memory between two moments.
-        cluster: the hosts as they stand.
-        pictures: gives Slurm, by the time.
-        zone: of the site.
-        firing: gives the titles of alerts that nobody has taken on.
-    """
-
-    def __init__(
-        self,
-        *,
-        store: Store,
-        ledger: Ledger,
-        newest: Callable[[float, float], Iterable[Event]],
-        cluster: Cluster,
-        pictures: Callable[[float], Sequence[Picture]],
-        zone: tzinfo,
-        firing: Callable[[], Sequence[str]] = tuple,
-    ) -> None:
-        self._store = store
-        self._ledger = ledger
-        self._newest = newest
-        self._cluster = cluster
-        self._pictures = pictures
-        self._firing = firing
-        self.zone = zone
-
-    def told(self, span: Span, now: float) -> Digest:
-        """Tell a night, of all that is known of it; where no history can be read, of what is in memory."""
-        return tell(self.looked_at(span, now), self.zone)
-
-    def looked_at(self, span: Span, now: float) -> Night:
-        """Gather what there is to tell."""
-        begin = span.begin - BEFORE_SECONDS
-        hosts = self._cluster.hosts(now)
-        lasting = (each for each in silences(hosts, self._cluster.thresholds) if each.at <= span.end)
-        events = {*self._newest(begin, span.end), *lasting}
-        report, free_before = None, None
-        try:
-            faults = tuple({*BEGINS, *ENDS})
-            events.update(self._ledger.events(EventQuery(begin=begin, end=span.begin, kinds=faults)))
-            events.update(self._ledger.events(EventQuery(begin=span.begin, end=span.end)))
-            report = waste.report(self._store, self._ledger, span, self.zone, lambda _: None)
-            # each hour is counted whole: the one in which the night begins is not of the day before
-            before = Span(begin=span.begin - span.seconds, end=span.begin - 3600, is_relative=False)
-            free_before = _mean(_free(self._store, before)) if before.seconds > 0 else None
-        except StoreError:
-            pass  # the pages and /readyz say what is wrong with history
-        is_now = now - span.end <= NOW_SECONDS
-        return Night(
-            span=span,
-            events=tuple(events),
-            hosts=hosts if is_now else None,
-            pictures=self._pictures(now) if is_now else (),
-            report=report,
-            free_before=free_before,
-            firing=self._firing() if is_now else (),
-        )
-
-
-def _free(store: Store, span: Span) -> Series | None:
-    ask = SeriesQuery(metric="free_gpus", begin=span.begin, end=span.end, by="cluster", step_seconds=3600)
-    return next(iter(store.series(ask)), None)
-
-
-def _mean(series: Series | None) -> float | None:
-    known = [] if series is None else [value for value in series.mean if value is not None]
-    return sum(known) / len(known) if known else None
-
-
-# -------------------------------------------------------------------------------------------------------- what is said
 
 
 def tell(night: Night, zone: tzinfo = UTC) -> Digest:
@@ -450,9 +338,15 @@ def _named(lines: Sequence[Usage], seconds: Callable[[Usage], float]) -> str:
     return f"{named} and {others} {_hours(sum(map(seconds, rest)))}"
 
 
+def mean_of(series: Series | None) -> float | None:
+    """Return the mean of what is known; None: nothing is."""
+    known = [] if series is None else [value for value in series.mean if value is not None]
+    return sum(known) / len(known) if known else None
+
+
 def _trend(night: Night, say: _Sayer) -> list[Line]:
     free = None if night.report is None else night.report.free
-    mean = _mean(free)
+    mean = mean_of(free)
     if free is None or mean is None:
         return []
     least, at = min((low, at) for low, at in zip(free.min, free.t, strict=True) if low is not None)

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from cluster_dash_server import control
-from cluster_dash_server.digest import Nights
+from cluster_dash_server.nights import Nights
 from cluster_dash_server.snapshot import Json, printable
 from cluster_dash_server.when import GRAMMAR, WhenError, span
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from urllib.parse import urlencode
 
 from cluster_dash_server.alerts.book import BookError
-from cluster_dash_server.digest import Nights, last_due, night_before
+from cluster_dash_server.nights import Nights, last_due, night_before
 from cluster_dash_server.notices.notice import Notice
 from cluster_dash_server.waiting import WaitError
 

@@ -9,9 +9,9 @@ import pytest
 
 from cluster_dash_server.alerts.book import BookError
 from cluster_dash_server.cluster import Cluster
-from cluster_dash_server.digest import Nights
 from cluster_dash_server.errands import LATE_SECONDS, Errands, Morning
 from cluster_dash_server.history.memory import MemoryStore
+from cluster_dash_server.nights import Nights
 from cluster_dash_server.notices.notice import Notice
 from cluster_dash_server.states import Thresholds
 from cluster_dash_server.when import zone

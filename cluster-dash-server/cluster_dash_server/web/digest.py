@@ -5,7 +5,8 @@ from collections.abc import Callable
 from flask import Blueprint, Response, request
 
 from cluster_dash_server.access.viewers import needs
-from cluster_dash_server.digest import Digest, Nights
+from cluster_dash_server.digest import Digest
+from cluster_dash_server.nights import Nights
 from cluster_dash_server.snapshot import Json
 from cluster_dash_server.web import views
 from cluster_dash_server.web.api import json_response

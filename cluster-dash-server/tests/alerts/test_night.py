@@ -5,8 +5,8 @@ from datetime import UTC
 from typing import Any
 
 from cluster_dash_server.alerts.book import Maintenance
-from cluster_dash_server.digest import Nights
 from cluster_dash_server.hostlist import expand
+from cluster_dash_server.nights import Nights
 from cluster_dash_server.when import Span
 
 MINUTE, HOUR = 60.0, 3600.0
