@@ -43,11 +43,18 @@ def inflate(body: bytes, encoding: str | None, limit: int) -> bytes:
     raise InflateError(415, f"Content-Encoding: {encoding[:32]!r} is not taken here; gzip, zstd or none")
 
 
-def pack(plain: bytes) -> bytes:
-    """Pack what is kept in memory: a snapshot of 14 KB takes 2.5, in three quarters of the time that 2 would take."""
-    context: Any = getattr(_thread, "packer", None)
+def pack(plain: bytes, *, closely: bool = False) -> bytes:
+    """Pack what is kept in memory: a snapshot of 14 KB takes 2.5, in three quarters of the time that 2 would take.
+
+    Args:
+        plain: what is to be packed.
+        closely: so that it takes 2.
+    """
+    name = "close_packer" if closely else "packer"
+    context: Any = getattr(_thread, name, None)
     if context is None:
-        context = _thread.packer = import_module("zstandard").ZstdCompressor(level=-1)
+        context = import_module("zstandard").ZstdCompressor(level=1 if closely else -1)
+        setattr(_thread, name, context)
     return bytes(
         memoryview(context.compress(plain))
     )  # a copy of its size: the packer's own buffer is as large as `plain`

@@ -29,6 +29,9 @@ FORGOTTEN_SECONDS = 90 * 86_400.0
 """For so long a host stays forgotten though a replica comes back that was away and knows it."""
 DEPARTED_SECONDS, ERRAND_SECONDS, SETTLED_SECONDS = 86_400.0, 3600.0, 7 * 86_400.0
 SWEEP_SECONDS = 10.0
+WARN_SECONDS = 60.0
+AT_ONCE = 16
+"""Hosts that are taken over at a time: with hundreds of new ones beside the old, Python would look for garbage."""
 KEPT_MARKS = 240
 
 
@@ -141,7 +144,7 @@ class Replica:
         self._due: dict[str, None] = {}
         self._looked_at_change = 0
         self._seen_forgets = 0
-        self._swept_at = float("-inf")
+        self._swept_at = self._warned_at = float("-inf")
         self._marks: deque[Mark] = deque(maxlen=KEPT_MARKS)
         self._obeys = threading.local()
         self._stops = threading.Event()
@@ -369,8 +372,13 @@ class Replica:
                     self._number(change.key, change.version, is_gone=False)
                     self._gone.pop(change.key, None)
                     self._note_ephemeral(known)
+                    if len(hosts) >= AT_ONCE:
+                        self._change_hosts(hosts, gone)
+                        hosts, gone = [], {}
             except (rows.RowError, ValueError) as error:
-                log.warning("%s: what another replica shares cannot be read: %s", printable(change.key, 64), error)
+                if self.clock() - self._warned_at > WARN_SECONDS:  # replicas of two releases differ in every row
+                    self._warned_at = self.clock()
+                    log.warning("%s: what another replica shares cannot be read: %s", printable(change.key, 64), error)
         self._change_hosts(hosts, gone)
 
     def _change_hosts(self, hosts: Sequence[KnownHost], gone: Mapping[str, Gone]) -> None:

@@ -5,18 +5,19 @@ where it came.
 """
 
 import dataclasses
+import zlib
 from operator import attrgetter
 from typing import Any
 
 from cluster_dash_server.cluster import KnownGpu, KnownHost
-from cluster_dash_server.inflate import InflateError, pack, packed, unpack
+from cluster_dash_server.inflate import InflateError, is_packed, pack, unpack
 from cluster_dash_server.snapshot import Gpu, Seen, dumps, loads
 
 _GPU = tuple(field.name for field in dataclasses.fields(Gpu))
 _SEEN = tuple(field.name for field in dataclasses.fields(Seen) if field.name not in ("gpus", "packed"))
 _of_gpu, _of_seen = attrgetter(*_GPU), attrgetter(*_SEEN)
 _GONE = bytes(4)
-FORM = 1
+FORM = zlib.crc32(",".join((*_SEEN, "", *_GPU)).encode())
 """The form of a row. One of another form, of an older or newer release, is left out: its host posts again."""
 
 
@@ -45,9 +46,11 @@ def to_bytes(known: KnownHost) -> bytes:
                 known.renamed_from,
                 known.edition,
             )
-        )
+        ),
+        closely=True,
     )
-    return len(facts).to_bytes(4) + facts + packed(seen.packed)
+    snapshot = seen.packed if is_packed(seen.packed) else pack(seen.packed, closely=True)
+    return len(facts).to_bytes(4) + facts + snapshot
 
 
 def from_bytes(row: bytes) -> KnownHost:
