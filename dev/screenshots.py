@@ -9,6 +9,8 @@ import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +18,26 @@ from playwright.sync_api import Browser, sync_playwright
 
 TOP = Path(__file__).resolve().parent.parent
 FOLDER = TOP / "docs" / "screenshots"
-PATIENCE_SECONDS = 120
+PATIENCE_SECONDS = 300
 WIDTH_PX, PHONE_WIDTH_PX = 1280, 360
 MOST_BYTES = 300_000
+MOST_ALERTS = 2
+"""So many are told within the first minutes."""
 SETTLED_MS = 1500
 """Charts are drawn by then."""
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--font-render-hinting=none"]
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A page to be taken: its file's name without the theme, and the size of the window; `whole`: all of it."""
+
+    name: str
+    path: str
+    theme: str
+    width: int = WIDTH_PX
+    height: int = 740
+    whole: bool = False
 
 
 def main() -> int:
@@ -30,13 +46,29 @@ def main() -> int:
     url = f"http://localhost:{port}"
     demo = subprocess.Popen([sys.executable, TOP / "dev" / "demo.py", "--port", str(port)], cwd=TOP)
     try:
-        live = _wait_for_the_faults(url, demo)
+        # a lost GPU, held ones and a stale host: after 50 s of the night
+        live = _wait_for("faults", demo, lambda: _faulty(_asked(f"{url}/api/v1/cluster")))
         held = live["gpus"]["state"].index("held")
         host = live["hosts"]["host"][live["gpus"]["host"][held]]
         with sync_playwright() as playwright:
             chromium = shutil.which("chromium") or shutil.which("google-chrome")
             browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
-            sizes = _take(browser, url, host)
+            both = ("light", "dark")
+            sizes = _take(
+                browser,
+                url,
+                *(Picture("overview", "/", theme, whole=True) for theme in both),
+                Picture("overview-phone", "/", "light", width=PHONE_WIDTH_PX),
+                *(Picture("gpus", "/gpu-data", theme, height=868) for theme in both),
+                *(Picture("host", f"/host/{host}", theme, height=1340) for theme in both),
+            )
+            _wait_for("alerts", demo, lambda: len(_asked(f"{url}/api/v1/alerts")["alerts"]) >= MOST_ALERTS)
+            sizes |= _take(
+                browser,
+                url,
+                *(Picture("alerts", "/alerts", theme) for theme in both),
+                *(Picture("history", "/history?from=now-24h", theme, height=868) for theme in both),
+            )
             browser.close()
     finally:
         demo.send_signal(signal.SIGINT)
@@ -57,42 +89,45 @@ def _free_port() -> int:
     raise OSError("no port of the loopback address is free")
 
 
-def _wait_for_the_faults(url: str, demo: subprocess.Popen[bytes]) -> Any:
-    """Return the live view once it shows a lost GPU, held ones and a stale host: after 50 s of the night."""
+def _asked(url: str) -> Any:
+    with urllib.request.urlopen(url, timeout=5) as answer:
+        return json.load(answer)
+
+
+def _faulty(live: Any) -> Any:
+    return live if {"error", "held", "stale"} <= set(live["gpus"]["state"]) else None
+
+
+def _wait_for(what: str, demo: subprocess.Popen[bytes], found: Callable[[], Any]) -> Any:
+    """Return what a call finds, once it finds something."""
     until = time.monotonic() + PATIENCE_SECONDS
     while demo.poll() is None and time.monotonic() < until:
         time.sleep(0.5)
         try:
-            with urllib.request.urlopen(f"{url}/api/v1/cluster", timeout=5) as answer:
-                live = json.load(answer)
+            value = found()
         except OSError:
             continue
-        if {"error", "held", "stale"} <= set(live["gpus"]["state"]):
-            return live
-    raise TimeoutError(f"the demo ended, or did not show its faults within {PATIENCE_SECONDS} s")
+        if value:
+            return value
+    raise TimeoutError(f"the demo ended, or did not show its {what} within {PATIENCE_SECONDS} s")
 
 
-def _take(browser: Browser, url: str, host: str) -> dict[str, int]:
-    """Write all screenshots; return the size of each in bytes."""
+def _take(browser: Browser, url: str, *pictures: Picture) -> dict[str, int]:
+    """Write screenshots; return the size of each in bytes."""
     FOLDER.mkdir(exist_ok=True)
     sizes = {}
-    for name, path, theme, width, height, whole in (
-        *(("overview", "/", theme, WIDTH_PX, 740, True) for theme in ("light", "dark")),
-        ("overview-phone", "/", "light", PHONE_WIDTH_PX, 740, False),
-        *(("gpus", "/gpu-data", theme, WIDTH_PX, 868, False) for theme in ("light", "dark")),
-        *(("host", f"/host/{host}", theme, WIDTH_PX, 740, True) for theme in ("light", "dark")),
-    ):
+    for each in pictures:
         context = browser.new_context(
-            viewport={"width": width, "height": height},
-            color_scheme="light" if theme == "light" else "dark",
+            viewport={"width": each.width, "height": each.height},
+            color_scheme="light" if each.theme == "light" else "dark",
             locale="en-GB",
             timezone_id="UTC",
         )
         page = context.new_page()
-        page.goto(url + path)
+        page.goto(url + each.path)
         page.wait_for_timeout(SETTLED_MS)
-        file = FOLDER / f"{name}-{theme}.png"
-        page.screenshot(path=file, full_page=whole, animations="disabled")
+        file = FOLDER / f"{each.name}-{each.theme}.png"
+        page.screenshot(path=file, full_page=each.whole, animations="disabled")
         sizes[file.name] = file.stat().st_size
         context.close()
     return sizes
