@@ -200,7 +200,8 @@ def _behind_sentinel(parts: SplitResult, options: dict[str, Any]) -> redis.Redis
     if not master or not all(host for host, _ in sentinels):
         raise ValueError("expected redis+sentinel://[:PASSWORD@]HOST[:PORT][,HOST…]/MASTER[/DATABASE]")
     secret = parse_qs(parts.query).get("sentinel_password", [None])[0]
-    asked: Any = Sentinel(sentinels, sentinel_kwargs={**options, "password": secret}, **options)  # type: ignore[no-untyped-call]
+    of_sentinels = {"socket_timeout": SECONDS, "socket_connect_timeout": SECONDS, "password": secret}
+    asked: Any = Sentinel(sentinels, sentinel_kwargs=of_sentinels, **options)  # type: ignore[no-untyped-call]
     client: redis.Redis = asked.master_for(
         master, username=unquote(name) or None, password=unquote(password) or None, db=int(database or 0)
     )
