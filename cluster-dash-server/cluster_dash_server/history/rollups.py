@@ -4,7 +4,6 @@ A row holds from the moment it was taken until the next one, or where the next o
 intervals; so each second of a GPU is counted once.
 """
 
-import statistics
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -66,8 +65,12 @@ def interval_of(rows: Sequence[Figures]) -> float:
     said = rows[-1].values[_INTERVAL]
     if said == said:
         return float(said)
-    gaps = [second.at - first.at for first, second in pairwise(rows)]
-    return min([statistics.median(gaps), MOST_INTERVAL_SECONDS]) if gaps else MOST_INTERVAL_SECONDS
+    gaps = sorted([second.at - first.at for first, second in pairwise(rows)])
+    return (
+        min([(gaps[len(gaps) // 2] + gaps[(len(gaps) - 1) // 2]) / 2, MOST_INTERVAL_SECONDS])
+        if gaps
+        else MOST_INTERVAL_SECONDS
+    )
 
 
 def covers(rows: Sequence[Figures], begin: float, end: float, next_at: float = inf) -> list[Cover]:

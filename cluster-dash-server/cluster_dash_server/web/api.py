@@ -1,6 +1,5 @@
 """What machines read: the kept routes in their first shapes, `/api/v1/…`, and the health of the server."""
 
-import statistics
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
@@ -200,7 +199,7 @@ def _is_free(gpu: GpuView) -> bool:
 
 def _mean(values: Iterable[float | None]) -> float | None:
     known = [value for value in values if value is not None]
-    return statistics.fmean(known) if known else None
+    return sum(known) / len(known) if known else None
 
 
 def _reporting(host: HostView) -> list[GpuView]:
