@@ -106,10 +106,11 @@ def test_the_server_answers_soon_after_its_start() -> None:
     assert min(seconds() for _ in range(3)) < 2 * PATIENCE  # `make bench` has the figure: 0.5 s
 
 
-def test_it_starts_without_loading_what_only_a_chart_needs() -> None:
+def test_it_starts_without_loading_what_only_a_chart_or_a_post_needs() -> None:
     code = (
         "import sys; from cluster_dash_server.app import create_app; from cluster_dash_server.settings import Settings;"
-        "create_app(Settings()); print(sorted({'plotly', 'pandas', 'jsonschema', 'requests'} & set(sys.modules)))"
+        "create_app(Settings());"
+        "print(sorted({'plotly', 'pandas', 'jsonschema', 'msgspec', 'requests'} & set(sys.modules)))"
     )
     done = subprocess.run([BIN / "python", "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
