@@ -14,6 +14,7 @@ from types import FrameType
 from typing import NoReturn
 
 from cluster_dash_mole import __version__, collectors, pick
+from cluster_dash_mole.batches import Source
 from cluster_dash_mole.collectors.gpu import GpuCollector
 from cluster_dash_mole.config import Config, ConfigError, before_enrolment, for_listening, load
 from cluster_dash_mole.delivery import Delivery
@@ -22,7 +23,7 @@ from cluster_dash_mole.mole import Clock, Collector, Lane, Mole, Row, Sender, Se
 from cluster_dash_mole.notify import ServiceManager
 from cluster_dash_mole.senders import GoogleSheetsSender, HttpSender, StdoutSender
 from cluster_dash_mole.snapshot import clean
-from cluster_dash_mole.spool import SPOOL, Source, Spool, SpoolFromTheFuture
+from cluster_dash_mole.spool import SPOOL, Spool, SpoolFromTheFuture
 
 log = logging.getLogger("cluster_dash_mole")
 

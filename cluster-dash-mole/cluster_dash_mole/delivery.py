@@ -13,9 +13,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from cluster_dash_mole.batches import Held, Source
 from cluster_dash_mole.mole import Clock, Manners, Row, row_of
 from cluster_dash_mole.snapshot import Outcome, Snapshot, encode
-from cluster_dash_mole.spool import AGAIN_SECONDS, Held, Source, Spool
+from cluster_dash_mole.spool import AGAIN_SECONDS, Spool
 
 log = logging.getLogger(__name__)
 

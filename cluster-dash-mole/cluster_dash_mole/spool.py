@@ -1,36 +1,44 @@
 """What the server has not yet made durable: in memory while all goes well, on disk from the first failure on.
 
-On disk a snapshot lies before it is sent. A file is a batch of up to `ROWS` snapshots of one boot, each written as what
-differs from the one before, in one deflate stream that is flushed after each: 0.8 KB where the JSON has 14. What is
+On disk a snapshot lies before it is sent. A file is one of `batches`: 0.8 KB a snapshot where the JSON has 14. What is
 present is what is not durable; there is no pointer to lose. Damage costs at most the rest of one batch, and is counted.
 No fsync: what a power cut of this host takes is less than what each would cost a host all day.
 """
 
-import errno
 import json
 import logging
 import os
-import re
-import struct
 import threading
 import time
 import zlib
-from array import array
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
 
-from cluster_dash_mole.snapshot import encode
+from cluster_dash_mole.batches import (
+    NEVER,
+    ROWS,
+    TYPICAL_BYTES,
+    Batch,
+    Held,
+    Packer,
+    Source,
+    header,
+    is_batch,
+    is_newer,
+    open_batch,
+    prune_bad,
+    rows,
+    set_aside,
+    write,
+)
 
 log = logging.getLogger(__name__)
 
 SPOOL = "spool"
 """The folder of these files in the state folder."""
-ROWS = 32
-"""Snapshots in a batch: more would save some bytes, and lose more to a flipped bit."""
 MEMORY_BYTES = 8 * 2**20
 """What is kept packed in memory where no file can be written: some ten thousand snapshots of eight GPUs."""
 FRESH = 60
@@ -38,31 +46,7 @@ FRESH = 60
 AGAIN_SECONDS = 60.0
 """What was taken and has not become durable after so long is sent again."""
 
-_FORMAT = 1
-_HEADER = b"cluster-dash-spool %d %08x\n"
-_HEADER_SHAPE = re.compile(rb"cluster-dash-spool (\d{1,4}) ([0-9a-f]{8})\n")
-_FRAME = struct.Struct("<IIQd")  # length and CRC of what follows, seq, timestamp
-_NAME = re.compile(r"(\d{10})\.batch")
-_BAD_KEPT = 5
-_TYPICAL_BYTES = 800  # of a row, for a guess
-_NEVER = float("-inf")
 _REMIND_SECONDS = 3600.0
-
-
-class Source(NamedTuple):
-    """Whose numbers a seq belongs to."""
-
-    hostname: str
-    boot_id: str
-
-
-class Held(NamedTuple):
-    """A snapshot that is held: `body` is its JSON object, `at` its timestamp (Unix s)."""
-
-    source: Source
-    seq: int
-    at: float
-    body: bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,152 +61,6 @@ class Holding:
 
 class SpoolFromTheFuture(Exception):
     """The folder was written by a newer mole."""
-
-
-# ------------------------------------------------------------------------------------------------ one batch
-
-
-def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what makes `new` of `old`: {key: [value] | difference | 0}, where 0 takes the key away."""
-    changes: dict[str, Any] = {}
-    for key, value in new.items():
-        before = old.get(key)
-        if type(value) is dict and type(before) is dict:
-            if inner := difference(before, value):
-                changes[key] = inner
-        elif value != before or type(value) is not type(before) or key not in old:
-            changes[key] = [value]
-    changes.update(dict.fromkeys((key for key in old if key not in new), 0))
-    return changes
-
-
-def apply(document: dict[str, Any], changes: Mapping[str, Any]) -> None:
-    """Make the changes of a `difference`."""
-    for key, change in changes.items():
-        if change == 0:
-            del document[key]
-        elif type(change) is dict:
-            apply(document[key], change)
-        else:
-            (document[key],) = change
-
-
-class _Packer:
-    """Packs one snapshot after the other of a batch."""
-
-    def __init__(self) -> None:
-        # level 9: 5 % less for nothing, as differences are short; a window of 16 KiB, that a fleet of these is small
-        self._stream = zlib.compressobj(9, zlib.DEFLATED, -14, 7)
-        self._last: dict[str, Any] = {}
-
-    def pack(self, held: Held) -> bytes:
-        """Return the next row of the file."""
-        document = json.loads(held.body)
-        text = encode(difference(self._last, document))
-        self._last = document
-        packed = self._stream.compress(text) + self._stream.flush(zlib.Z_SYNC_FLUSH)
-        return _row(packed, held.seq, held.at)
-
-
-def _row(packed: bytes, seq: int, at: float) -> bytes:
-    return _FRAME.pack(len(packed), _check(packed, seq, at), seq, at) + packed
-
-
-def _check(packed: bytes, seq: int, at: float) -> int:
-    return zlib.crc32(packed, zlib.crc32(struct.pack("<Qd", seq, at)))
-
-
-def _rows(data: bytes) -> Iterator[tuple[int, float, bytes, int]]:
-    """Give seq, timestamp, packed text and end of each row that is whole, until one is not."""
-    place = len(_HEADER % (_FORMAT, 0))
-    while len(data) - place >= _FRAME.size:
-        length, check, seq, at = _FRAME.unpack_from(data, place)
-        place += _FRAME.size
-        packed = data[place : place + length]
-        if len(packed) < length or _check(packed, seq, at) != check:
-            return
-        place += length
-        yield seq, at, packed, place
-
-
-def _write(file: int, data: bytes) -> None:
-    """Write all of it; a disk that fills up takes a part first."""
-    if os.write(file, data) < len(data):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-
-def _header() -> bytes:
-    return _HEADER % (_FORMAT, zlib.crc32(b"%d" % _FORMAT))
-
-
-def _is_newer(data: bytes) -> bool:
-    """Return whether a file is of a later format, and surely so: not by a flipped bit."""
-    found = _HEADER_SHAPE.match(data)
-    return found is not None and int(found[1]) > _FORMAT and zlib.crc32(found[1]) == int(found[2], 16)
-
-
-class _Batch:
-    """Up to ROWS snapshots of one source, packed: in the file at `path`, else in `data`."""
-
-    __slots__ = ("ats", "data", "gone", "path", "sent", "seqs", "size", "source", "unsent")
-
-    def __init__(self, source: Source, path: Path | None) -> None:
-        self.source = source
-        self.path = path
-        self.data = bytearray()
-        self.size = 0
-        self.seqs = array("Q")
-        self.ats = array("d")
-        self.sent = array("d")  # when each was last taken, in s of the monotonic clock
-        self.gone = 0  # a bit a row that is no longer held
-        self.unsent = 0
-
-    def add(self, seq: int, at: float, size: int) -> None:
-        """Note a row."""
-        self.seqs.append(seq)
-        self.ats.append(at)
-        self.sent.append(_NEVER)
-        self.size += size
-        self.unsent += 1
-
-    def places(self) -> Iterator[int]:
-        """Give the places of the rows that are held."""
-        return (place for place in range(len(self.seqs)) if not self.gone >> place & 1)
-
-    def let_go(self, place: int) -> None:
-        """Hold a row no longer."""
-        if not self.gone >> place & 1:
-            self.gone |= 1 << place
-            self.unsent -= self.sent[place] == _NEVER
-
-    @property
-    def waiting(self) -> int:
-        """How many rows are held."""
-        return len(self.seqs) - self.gone.bit_count()
-
-    def take(self, at: float, place: int) -> None:
-        """Note that the server took a row."""
-        self.unsent -= self.sent[place] == _NEVER and not self.gone >> place & 1
-        self.sent[place] = at
-
-    def bodies(self) -> list[bytes]:
-        """Return the JSON of each row, as far as they can be read."""
-        data = bytes(self.data) if self.path is None else self.path.read_bytes()
-        return list(_bodies(data))
-
-
-def _bodies(data: bytes) -> Iterator[bytes]:
-    stream = zlib.decompressobj(-15)
-    document: dict[str, Any] = {}
-    for _, _, packed, _ in _rows(data):
-        try:
-            apply(document, json.loads(stream.decompress(packed)))
-        except (zlib.error, ValueError, KeyError, TypeError):  # its sum is right, so it was packed wrong
-            return
-        yield encode(document)
-
-
-# ------------------------------------------------------------------------------------------------ the spool
 
 
 class Spool:
@@ -246,14 +84,14 @@ class Spool:
         self._most_bytes = most_bytes
         self._source = source
         self._fresh: deque[tuple[Held, float]] = deque()  # what is held as it is, and when it was last taken
-        self._batches: deque[_Batch] = deque()  # the oldest first; all of them older than what is fresh
-        self._packer: _Packer | None = None  # of the newest batch, while it is open
+        self._batches: deque[Batch] = deque()  # the oldest first; all of them older than what is fresh
+        self._packer: Packer | None = None  # of the newest batch, while it is open
         self._file: int | None = None  # its descriptor
-        self._failed_at = _NEVER  # s of the monotonic clock: what was taken before may have died with the server
-        self._put_off_until = _NEVER
+        self._failed_at = NEVER  # s of the monotonic clock: what was taken before may have died with the server
+        self._put_off_until = NEVER
         self._packing = False
         self._number = 0
-        self._reminded = _NEVER
+        self._reminded = NEVER
         self._lock = threading.Lock()
         if self._folder is not None:
             self._load(self._folder, last_seq)
@@ -264,7 +102,7 @@ class Spool:
             if self._packing:
                 self._append(held)
                 return
-            self._fresh.append((held, _NEVER))
+            self._fresh.append((held, NEVER))
             if len(self._fresh) > FRESH:
                 self._pack_fresh()
 
@@ -367,7 +205,7 @@ class Spool:
                 oldest_at = self._fresh[0][0].at
             return Holding(
                 waiting=sum(batch.waiting for batch in self._batches) + len(self._fresh),
-                unsent=sum(batch.unsent for batch in self._batches) + sum(at == _NEVER for _, at in self._fresh),
+                unsent=sum(batch.unsent for batch in self._batches) + sum(at == NEVER for _, at in self._fresh),
                 dropped=self.dropped,
                 oldest_at=oldest_at,
             )
@@ -394,15 +232,15 @@ class Spool:
     # -------------------------------------------------------------------------------------------- in the lock
 
     def _is_due(self, sent: float, now: float) -> bool:
-        return sent <= self._failed_at or sent == _NEVER or now - sent >= AGAIN_SECONDS
+        return sent <= self._failed_at or sent == NEVER or now - sent >= AGAIN_SECONDS
 
-    def _find(self, held: Held) -> tuple[_Batch, int] | None:
+    def _find(self, held: Held) -> tuple[Batch, int] | None:
         for batch in reversed(self._batches):
             if batch.source == held.source and batch.seqs[0] <= held.seq <= batch.seqs[-1]:
                 return (batch, batch.seqs.index(held.seq)) if held.seq in batch.seqs else None
         return None
 
-    def _read(self, batch: _Batch, places: list[int]) -> list[Held]:
+    def _read(self, batch: Batch, places: list[int]) -> list[Held]:
         """Return rows of a batch; what can no longer be read is lost, and counted."""
         try:
             bodies = batch.bodies()
@@ -426,7 +264,7 @@ class Spool:
         fresh, self._fresh = self._fresh, deque()
         for held, at in fresh:
             self._append(held)
-            if at != _NEVER and self._batches:
+            if at != NEVER and self._batches:
                 self._batches[-1].take(at, len(self._batches[-1].seqs) - 1)
 
     def _append(self, held: Held) -> None:
@@ -436,7 +274,7 @@ class Spool:
         row = self._pack(held)
         if self._file is not None:
             try:
-                _write(self._file, row)
+                write(self._file, row)
             except OSError as error:
                 self._cannot_write(error, batch)
                 batch = self._open(held.source, disk=False)
@@ -450,7 +288,7 @@ class Spool:
         assert self._packer is not None  # noqa: S101 - for mypy: _open makes one
         return self._packer.pack(held)
 
-    def _open(self, source: Source, *, disk: bool = True) -> _Batch:
+    def _open(self, source: Source, *, disk: bool = True) -> Batch:
         """Begin a batch: a file, or where none can be written, memory."""
         self._close_file()
         path = None
@@ -460,7 +298,7 @@ class Spool:
             try:
                 self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
                 self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o600)
-                _write(self._file, _header())
+                write(self._file, header())
             except OSError as error:
                 self._cannot_write(error, None)
                 with suppress(OSError):
@@ -470,15 +308,15 @@ class Spool:
                 if self.trouble:
                     log.info("spool: files in %s can be written again", self._folder)
                     self.trouble = None
-        batch = _Batch(source, path)
-        batch.size = len(_header())
+        batch = Batch(source, path)
+        batch.size = len(header())
         if path is None:
-            batch.data += _header()
-        self._packer = _Packer()
+            batch.data += header()
+        self._packer = Packer()
         self._batches.append(batch)
         return batch
 
-    def _cannot_write(self, error: OSError, batch: _Batch | None) -> None:
+    def _cannot_write(self, error: OSError, batch: Batch | None) -> None:
         """Fall back to memory; of a row that was written in part nothing may stay."""
         if self.trouble is None:
             log.warning("spool: no file can be written in %s: %s: kept in memory", self._folder, error.strerror)
@@ -520,7 +358,7 @@ class Spool:
             self._reminded = now
             log.warning("spool: %s; lost since the start: %d", why, self.dropped)
 
-    def _remove(self, batch: _Batch) -> None:
+    def _remove(self, batch: Batch) -> None:
         if batch is self._batches[-1]:
             self._close_file()
         self._batches.remove(batch)
@@ -549,7 +387,7 @@ class Spool:
 
     def _load(self, folder: Path, last_seq: int | None) -> None:
         try:
-            paths = sorted(filter(_is_batch, folder.iterdir()))
+            paths = sorted(filter(is_batch, folder.iterdir()))
         except OSError:
             return
         contents = []
@@ -558,16 +396,16 @@ class Spool:
                 contents.append((path, path.read_bytes()))
             except OSError as error:
                 log.warning("spool: %s cannot be read: %s", path, error.strerror)
-        if any(_is_newer(data) for _, data in contents):
+        if any(is_newer(data) for _, data in contents):
             raise SpoolFromTheFuture(f"{folder} was written by a newer mole")
         files = []
         for path, data in contents:
-            batch, whole = _open_batch(path, data)
+            batch, whole = open_batch(path, data)
             files.append((path, batch, len(data) - whole))
             if batch is not None:
                 self._batches.append(batch)
             if batch is None or whole < len(data):
-                _set_aside(path, data[:whole])
+                set_aside(path, data[:whole])
         self._number = max((int(path.stem) for path in paths), default=0)
         self._packing = bool(self._batches)
         durable = _read_durable(folder)
@@ -579,7 +417,7 @@ class Spool:
                 source = following[0].source if following else self._source
                 lost = _missing(before[-1] if before else None, source, end, durable)
                 if lost is None and (left_over or batch is None):
-                    mean = batch.size / len(batch.seqs) if batch else _TYPICAL_BYTES
+                    mean = batch.size / len(batch.seqs) if batch else TYPICAL_BYTES
                     lost = ROWS if following and batch is None else max(1, round(left_over / mean))
                 self._lose(lost or 0, f"{path} was damaged")
         for batch in self._batches:
@@ -587,7 +425,7 @@ class Spool:
                 if batch.source in durable and batch.seqs[place] <= durable[batch.source]:
                     batch.let_go(place)
         self._sweep()
-        _prune_bad(folder)
+        prune_bad(folder)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -609,20 +447,16 @@ def look(folder: Path) -> Found:
     moments: list[float] = []
     size = 0
     paths = list(folder.iterdir())
-    for path in filter(_is_batch, paths):
+    for path in filter(is_batch, paths):
         with suppress(FileNotFoundError):  # sent in this moment
             data = path.read_bytes()
             size += len(data)
-            moments += [at for _, at, _, _ in _rows(data)]
+            moments += [at for _, at, _, _ in rows(data)]
     damaged = sum(".bad-" in path.name for path in paths)
     return Found(snapshots=len(moments), size=size, oldest_at=min(moments, default=None), damaged=damaged)
 
 
-def _is_batch(path: Path) -> bool:
-    return _NAME.fullmatch(path.name) is not None
-
-
-def _missing(before: _Batch | None, source: Source, end: int | None, durable: Mapping[Source, int]) -> int | None:
+def _missing(before: Batch | None, source: Source, end: int | None, durable: Mapping[Source, int]) -> int | None:
     """Return how many snapshots of a source are missing up to the number `end`; None where the numbers do not tell.
 
     They do not across a boot, and a wide gap is one in the counting, not in the files.
@@ -643,37 +477,3 @@ def _read_durable(folder: Path) -> dict[Source, int]:
             hostname, boot_id, seq = json.loads(text)
             return {Source(hostname, boot_id): seq}
     return {}
-
-
-def _open_batch(path: Path, data: bytes) -> tuple[_Batch | None, int]:
-    """Return the batch in a file, None where not one row of it is whole, and how many bytes of it are."""
-    batch, end, source = None, len(_header()), None
-    for seq, at, packed, place in _rows(data):
-        if batch is None:
-            try:
-                document: dict[str, Any] = {}
-                apply(document, json.loads(zlib.decompressobj(-15).decompress(packed)))
-                source = Source(str(document["hostname"]), str(document["boot_id"]))
-            except (zlib.error, ValueError, KeyError, TypeError):
-                break
-            batch = _Batch(source, path)
-            batch.size = len(_header())
-        batch.add(seq, at, place - end)
-        end = place
-    return batch, min(end, len(data)) if batch else 0
-
-
-def _set_aside(path: Path, whole: bytes) -> None:
-    """Keep a damaged file under another name, and what is whole of it under its own."""
-    with suppress(OSError):
-        path.rename(path.with_name(f"{path.name}.bad-{time.time():.0f}"))
-        if whole:
-            path.write_bytes(whole)
-            path.chmod(0o600)
-
-
-def _prune_bad(folder: Path) -> None:
-    bad = sorted(folder.glob("*.bad-*"), key=lambda path: path.name.rpartition("-")[2])
-    for path in bad[:-_BAD_KEPT]:
-        with suppress(OSError):
-            path.unlink()

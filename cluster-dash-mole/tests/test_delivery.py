@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from cluster_dash_mole.batches import Source
 from cluster_dash_mole.delivery import BatchReceipt, Delivery, Receipt
 from cluster_dash_mole.mole import Row, SendError
 from cluster_dash_mole.snapshot import Snapshot
-from cluster_dash_mole.spool import Source, Spool
+from cluster_dash_mole.spool import Spool
 
 SOURCE = Source("gpu01", "boot")
 INTERVAL = 5.0

@@ -17,11 +17,12 @@ from pathlib import Path
 import pytest
 
 from cluster_dash_mole import doctor
+from cluster_dash_mole.batches import Held, Source
 from cluster_dash_mole.doctor import Finding
 from cluster_dash_mole.mole import Reading, SystemClock
 from cluster_dash_mole.senders import GoogleSheetsSender, HttpSender
 from cluster_dash_mole.snapshot import gpu_error
-from cluster_dash_mole.spool import Held, Source, Spool
+from cluster_dash_mole.spool import Spool
 
 SECRET = "planted-s3cret"
 Script = Callable[[socket.socket], None]

@@ -15,8 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster_dash_mole import spool as spool_module
+from cluster_dash_mole.batches import ROWS, Held, Source, apply, difference, rows
 from cluster_dash_mole.snapshot import encode
-from cluster_dash_mole.spool import FRESH, ROWS, Held, Source, Spool, SpoolFromTheFuture, apply, difference
+from cluster_dash_mole.spool import FRESH, Spool, SpoolFromTheFuture
 
 SOURCE = Source("gpu01", "6f3d7c1e-0001-4222-8333-123456789abc")
 MIB = 2**20
@@ -339,7 +340,7 @@ def test_damage_costs_what_was_damaged_and_is_counted(whole: dict[str, bytes], t
 
 def _ends(data: bytes) -> list[int]:
     """Return where rows end: a file that is cut there is whole in itself, and only its neighbours tell."""
-    return [30, *(end for *_, end in spool_module._rows(data))]
+    return [30, *(end for *_, end in rows(data))]
 
 
 def test_a_file_of_noise_harms_nobody(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

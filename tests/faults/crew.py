@@ -10,13 +10,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Self
 
+from cluster_dash_mole.batches import Held, Source
 from cluster_dash_mole.delivery import BatchReceipt, Delivery, Receipt
 from cluster_dash_mole.mole import SendError, SystemClock, phase_wait
 from cluster_dash_mole.senders import HttpSender
 from cluster_dash_mole.simulate.fleet import Fleet, SimulatedHost
 from cluster_dash_mole.snapshot import Snapshot, encode
-from cluster_dash_mole.spool import Held, Source, Spool
+from cluster_dash_mole.spool import Spool
 from tests.faults.oracle import Identity
+
+SNAPSHOTS_A_TURN = 7
 
 
 @dataclass

@@ -8,11 +8,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from cluster_dash_mole import __version__
+from cluster_dash_mole.batches import Source
 from cluster_dash_mole.delivery import BatchReceipt, Receipt
 from cluster_dash_mole.mole import Clock, Row, SendError
 from cluster_dash_mole.senders.http.exchange import Address, Answer, Exchange, parse_address, proxy_of
 from cluster_dash_mole.snapshot import Snapshot, clean, encode
-from cluster_dash_mole.spool import Source
 
 if TYPE_CHECKING:
     from ssl import SSLContext
