@@ -14,6 +14,7 @@ from pathlib import Path
 from cluster_dash_server import __version__, alert_commands, control, digest_command, logs
 from cluster_dash_server.access.users import UsersError
 from cluster_dash_server.commands import forget as forget_command
+from cluster_dash_server.commands import move as move_command
 from cluster_dash_server.commands import notify_test as notify_command
 from cluster_dash_server.commands import past as past_command
 from cluster_dash_server.commands import token as token_command
@@ -93,6 +94,15 @@ def _parser() -> argparse.ArgumentParser:
     past_command.add_commands(commands, [kept])
     for name in ("export", "backup", "restore", "prune"):
         commands.choices[name].set_defaults(run=past)
+    command = commands.add_parser(
+        "move",
+        parents=[kept],
+        help="take the site from files to engines, or back; no server must run",
+        description="Take all that is kept from the files of one server to the engines of replicas, or back; no server "
+        "must run. What was moved stays where it was, and what is stopped goes on with the same command.",
+    )
+    move_command.add_arguments(command)
+    command.set_defaults(run=move)
     alert_commands.add_commands(commands, [kept])
     for name in ("maintenance", "reload"):
         commands.choices[name].set_defaults(run=tell_alerts)
@@ -277,6 +287,23 @@ def past(options: argparse.Namespace) -> int:
             case _:
                 past_command.prune(settings, folder)
     except past_command.PastError as error:
+        log.error("%s", error)
+        return EXIT_PROBLEM
+    return EXIT_DONE
+
+
+def move(options: argparse.Namespace) -> int:
+    """Take the site from files to engines, or back.
+
+    Raises:
+        ConfigError: a setting that cannot be used, here or there.
+    """
+    from cluster_dash_server import app
+
+    settings, target = _load_settings(options), app.load_settings(options.to)
+    try:
+        move_command.run(options, settings, target, past_command.folder_of(options, settings))
+    except move_command.MoveError as error:
         log.error("%s", error)
         return EXIT_PROBLEM
     return EXIT_DONE

@@ -7,16 +7,16 @@ was asleep, can neither double nor overwrite anything.
 
 import threading
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from operator import add
-from typing import Any, Protocol
+from typing import NamedTuple, Protocol
 
 from cluster_dash_server.history.answers import Asking, told_of
 from cluster_dash_server.history.numbered import KEPT_USAGE, USAGE, Names, insert, part_of
 from cluster_dash_server.history.rollups import DAY, HOUR, Share, UsageKey, roll, stretches
 from cluster_dash_server.history.running import Running, Sums
 from cluster_dash_server.history.sealing import pack_stretches, unpack_stretches
-from cluster_dash_server.postgresql import Database
+from cluster_dash_server.postgresql import Database, Statements
 from cluster_dash_server.store import Figures, StoreError
 
 LAG_SECONDS = 20.0
@@ -27,6 +27,13 @@ PRUNE_SECONDS = 3600.0
 PIECES_AT_ONCE = 64
 GONE_KEPT_SECONDS = 3600
 """For how long it is known that an event was taken back: the other replicas have heard of it by then."""
+
+
+class HostHour(NamedTuple):
+    """What an hour of a host adds up to: GPU-seconds, and who had which GPU, packed; None: nobody."""
+
+    usage: Mapping[UsageKey, Share]
+    held: bytes | None
 
 
 class Retention(Protocol):
@@ -170,56 +177,39 @@ class Sum:
         late = [row for host in news.hosts() for row in news.rows(host, self._names.host(host))]
         self._added(sorted(late, key=lambda row: row.at))
         whole = self._names.hour(bytes(body) for _, body, _ in found)
-        usage: list[tuple[Any, ...]] = []
-        of_users: dict[UsageKey, Share] = {}
-        held: list[tuple[int, int, bytes]] = []
-        hosts = whole.hosts()
-        for host in hosts:
+        made: dict[int, HostHour] = {}
+        for host in whole.hosts():
             rows = whole.rows(host, self._names.host(host))
-            for key, share in roll(rows, hour, hour + HOUR).usage.items():
-                usage.append((hour, host, *key, *[share[place] for place in KEPT_USAGE]))
-                was = of_users.get(key)
-                of_users[key] = share if was is None else tuple(map(add, was, share))
-            if had := stretches(rows, hour, hour + HOUR):
-                held.append((host, hour, pack_stretches(had)))
-        merged = whole.again(self._names.host)
-        day = hour // DAY * DAY
+            had = stretches(rows, hour, hour + HOUR)
+            made[host] = HostHour(roll(rows, hour, hour + HOUR).usage, pack_stretches(had) if had else None)
+        merged = whole.again()
+        keys = [key for key, *_ in found]
         with self._db.transaction() as db:
             (times,) = db.execute("SELECT times FROM forgotten FOR SHARE").fetchone()
-            keys = [key for key, *_ in found]
-            if times != self._times or db.execute("DELETE FROM pieces WHERE id = ANY(?)", (keys,)).rowcount != len(
-                keys
-            ):
+            gone = db.execute("DELETE FROM pieces WHERE id = ANY(?)", (keys,)).rowcount
+            if times != self._times or gone != len(keys):
                 raise StoreError("somebody else has added up the same hour, or a user is being forgotten: tried again")
             db.execute(
                 "INSERT INTO pieces (id, hour, part, is_sealed, body) VALUES (?, ?, ?, true, ?)",
                 (uuid.uuid4(), hour, part, merged),
             )
             db.execute("DELETE FROM running WHERE hour = ? AND part = ?", (hour, part))
-            db.execute("DELETE FROM uses WHERE hour = ? AND host = ANY(?)", (hour, hosts))
-            insert(db, "uses (host, hour, stretches)", held)
-            db.execute("DELETE FROM usage_hours WHERE hour = ? AND host = ANY(?)", (hour, hosts))
-            insert(db, f'usage_hours (hour, host, "user", model, {USAGE})', usage)
-            db.execute("DELETE FROM user_hours WHERE hour = ? AND part = ?", (hour, part))
-            insert(
-                db,
-                f'user_hours (hour, part, "user", model, {USAGE})',
-                [(hour, part, *key, *[share[place] for place in KEPT_USAGE]) for key, share in of_users.items()],
-            )
-            for days, of, column, ids in (
-                ("usage_days", "usage_hours", "host", hosts),
-                ("user_days", "user_hours", "part", [part]),
-            ):
-                db.execute(f"DELETE FROM {days} WHERE day = ? AND {column} = ANY(?)", (day, ids))  # noqa: S608 - ours
-                sums = ", ".join(f"SUM({name})" for name in USAGE.split(", "))
-                db.execute(
-                    f'INSERT INTO {days} (day, {column}, "user", model, {USAGE}) '  # noqa: S608 - names of ours
-                    f'SELECT ?::bigint, {column}, "user", model, {sums} FROM {of} WHERE hour >= ? AND hour < ? '
-                    f'AND {column} = ANY(?) GROUP BY {column}, "user", model',
-                    (day, day, day + DAY, ids),
-                )
+            _write(db, hour, part, made)
         self._read -= set(keys)
-        self._running.close(hour, map(self._names.host, hosts))
+        self._running.close(hour, map(self._names.host, made))
+
+    def put(self, hour: int, of_hosts: Mapping[str, HostHour]) -> None:
+        """Write an hour that was added up elsewhere, and of which there are no rows here.
+
+        Raises:
+            PostgresqlError: it cannot be written.
+        """
+        parts: dict[int, dict[int, HostHour]] = {}
+        for name, number in self._names.hosts(of_hosts).items():
+            parts.setdefault(part_of(name), {})[number] = of_hosts[name]
+        for part, made in parts.items():
+            with self._db.transaction() as db:
+                _write(db, hour, part, made)
 
     def prune(self, now: float) -> None:
         """Drop what is older than the settings keep."""
@@ -271,3 +261,47 @@ class Sum:
                 db.execute('DELETE FROM usage_hours WHERE "user" = ? AND hour = ? AND host = ?', (user, hour, host))
             db.execute('UPDATE forgetting SET host_hours = host_hours + ? WHERE "user" = ?', (len(found), user))
             return True
+
+
+def _write(db: Statements, hour: int, part: int, made: Mapping[int, HostHour]) -> None:
+    """Write an hour of a part of the hosts in the place of what was there, and add up its day anew."""
+    hosts, day = list(made), hour // DAY * DAY
+    of_users: dict[UsageKey, Share] = {}
+    for each in made.values():
+        for key, share in each.usage.items():
+            was = of_users.get(key)
+            of_users[key] = share if was is None else tuple(map(add, was, share))
+    db.execute("DELETE FROM uses WHERE hour = ? AND host = ANY(?)", (hour, hosts))
+    insert(
+        db,
+        "uses (host, hour, stretches)",
+        [(host, hour, each.held) for host, each in made.items() if each.held is not None],
+    )
+    db.execute("DELETE FROM usage_hours WHERE hour = ? AND host = ANY(?)", (hour, hosts))
+    insert(
+        db,
+        f'usage_hours (hour, host, "user", model, {USAGE})',
+        [
+            (hour, host, *key, *[share[place] for place in KEPT_USAGE])
+            for host, each in made.items()
+            for key, share in each.usage.items()
+        ],
+    )
+    db.execute("DELETE FROM user_hours WHERE hour = ? AND part = ?", (hour, part))
+    insert(
+        db,
+        f'user_hours (hour, part, "user", model, {USAGE})',
+        [(hour, part, *key, *[share[place] for place in KEPT_USAGE]) for key, share in of_users.items()],
+    )
+    for days, hours, column, ids in (
+        ("usage_days", "usage_hours", "host", hosts),
+        ("user_days", "user_hours", "part", [part]),
+    ):
+        db.execute(f"DELETE FROM {days} WHERE day = ? AND {column} = ANY(?)", (day, ids))  # noqa: S608 - ours
+        sums = ", ".join(f"SUM({name})" for name in USAGE.split(", "))
+        db.execute(
+            f'INSERT INTO {days} (day, {column}, "user", model, {USAGE}) '  # noqa: S608 - names of ours
+            f'SELECT ?::bigint, {column}, "user", model, {sums} FROM {hours} WHERE hour >= ? AND hour < ? '
+            f'AND {column} = ANY(?) GROUP BY {column}, "user", model',
+            (day, day, day + DAY, ids),
+        )

@@ -128,6 +128,17 @@ class PrivacySettings:
     )
 
 
+def keep_of(settings: HistorySettings, privacy: PrivacySettings) -> Keep:
+    """Return for how long what is kept."""
+    return Keep(
+        rows_seconds=settings.rows_days * DAY,
+        minutes_seconds=settings.minutes_days * DAY,
+        hours_seconds=settings.hours_days * DAY,
+        users_seconds=privacy.user_days * DAY,
+        file_bytes=int(settings.max_gb * 2**30),
+    )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shared:
     """What replicas share, where figures are in an engine.
@@ -170,13 +181,7 @@ class History:
         self._shared = shared if settings.kind == "remote" else None
         self._folder = folder
         self._settings = settings
-        self._keep = Keep(
-            rows_seconds=settings.rows_days * DAY,
-            minutes_seconds=settings.minutes_days * DAY,
-            hours_seconds=settings.hours_days * DAY,
-            users_seconds=privacy.user_days * DAY,
-            file_bytes=int(settings.max_gb * 2**30),
-        )
+        self._keep = keep_of(settings, privacy)
         self._clock = clock
         self._last_seen = last_seen
         self._once = threading.Lock()

@@ -82,6 +82,7 @@ class Names:
         self._hosts: dict[str, int] = {}
         self._host_names: dict[int, str] = {}
         self._boots: dict[str, int] = {}
+        self._boot_texts: dict[int, str] = {}
         self._layout_ids: dict[tuple[GpuId, ...], int] = {}
         self._layouts: dict[int, tuple[GpuId, ...]] = {}
         self._holding_ids: dict[tuple[Holder, ...], tuple[int, float]] = {}
@@ -135,6 +136,24 @@ class Names:
                 )
                 for row in rows
             ]
+
+    def hosts(self, names: Iterable[str]) -> dict[str, int]:
+        """Return the numbers of hosts, made where there are none.
+
+        Raises:
+            PostgresqlError: they cannot be asked for.
+        """
+        with self._db.transaction() as db:
+            return _numbered(db, "hosts", "name", names)
+
+    def boot(self, boot: int) -> str:
+        """Return the boot_id of a boot."""
+        text = self._boot_texts.get(boot)
+        if text is None:
+            with self._lock, self._db.reading() as db:
+                self._boot_texts = dict(db.execute("SELECT id, text FROM boots").fetchall())
+            text = self._boot_texts[boot]
+        return text
 
     def host(self, host: int) -> str:
         """Return the name of a host."""

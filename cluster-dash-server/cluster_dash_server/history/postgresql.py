@@ -14,11 +14,11 @@ import logging
 import threading
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from cluster_dash_server.history.adding import Retention, Sum
+from cluster_dash_server.history.adding import HostHour, Retention, Sum
 from cluster_dash_server.history.answers import EVENT, Asking, Questions, kept_of
 from cluster_dash_server.history.numbered import PART, SCHEMA, Names, part_of
 from cluster_dash_server.history.rollups import HOUR
@@ -426,6 +426,15 @@ class PostgresqlLedger:
         if self.trouble is not None:
             raise StoreError(self.trouble)
         return self._answers.unnamed(user)
+
+    def put_hour(self, hour: int, of_hosts: Mapping[str, HostHour]) -> None:
+        """Take an hour that was added up elsewhere, and of which there are no rows here.
+
+        Raises:
+            StoreError: it cannot be written.
+        """
+        with Asking():
+            self._sum.put(hour, of_hosts)
 
     def prune(self, now: float) -> None:
         """Drop what is older than the settings keep."""

@@ -256,6 +256,38 @@ class Asker:
         for host in hosts:
             yield _row(host, newest[host], gpus[host], figures[host])
 
+    def fill(self, rows: Sequence[Figures]) -> None:
+        """Put into rows of one host, of an hour or so, what the engine knows of them beyond what they hold.
+
+        Raises:
+            StoreError: it cannot be asked.
+        """
+        if not rows:
+            return
+        begin, end = min(row.at for row in rows), max(row.at for row in rows)
+        chosen = self._chosen(None, {"host": [rows[0].host]}, f'__name__=~"{PREFIX}(gpu|host)_.+"')
+        found: dict[int, dict[tuple[str | None, int | None], float]] = {}
+        for line in self._ask_at(f"{chosen}[{_ms(end - begin + 2)}]", end + 1):
+            labels = line["metric"]
+            key = _METRICS.get(labels["__name__"]), int(labels["gpu"]) if "gpu" in labels else None
+            for at, value in line["values"]:
+                found.setdefault(millis(at), {})[key] = float(value)
+        for row in rows:
+            of = found.get(millis(row.at), {})
+            values = [_value(of, metric, gpu.gpu) for metric in GPU_METRICS for gpu in row.gpus]
+            values += [_value(of, metric, None) for metric in HOST_METRICS]
+            row.values = array(
+                "f", [mine if mine == mine else there for mine, there in zip(row.values, values, strict=True)]
+            )
+
+    def is_empty(self, now: float) -> bool:
+        """Say whether nothing of the cluster was written in the last 400 days.
+
+        Raises:
+            StoreError: it cannot be asked.
+        """
+        return not self._ask_at(f"last_over_time({self._chosen(SNAPSHOT_AT, {})}[400d])", now + 1)
+
     # --------------------------------------------------------------------------------------------------- asking
 
     def _chosen(self, name: str | None, where: Mapping[str, Sequence[str]], *more: str) -> str:

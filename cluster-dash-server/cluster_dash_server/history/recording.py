@@ -5,7 +5,7 @@ sample a minute, as soon as the minute is settled. A minute is recorded once.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -207,8 +207,12 @@ class Recorder:
             del self._minutes[key]
 
     def _of_all(self, minute: int, model: str, share: tuple[float, ...]) -> Iterator[bytes]:
+        return self.encoded(minute, model, cluster_figures(share, 60))
+
+    def encoded(self, minute: int, model: str, figures: Iterable[float | None]) -> Iterator[bytes]:
+        """Encode CLUSTER_METRICS of a minute; model '' is all of them."""
         labels = [] if model == "" else [("model", model)]
-        for metric, value in zip(CLUSTER_METRICS, cluster_figures(share, 60), strict=True):
+        for metric, value in zip(CLUSTER_METRICS, figures, strict=True):
             if value is not None:
                 name = cluster_name(metric, by_model=model != "")
                 yield self._sample(name, labels, value * OF_ALL[metric].scale, minute)

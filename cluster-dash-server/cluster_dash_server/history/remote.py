@@ -92,6 +92,7 @@ class RemoteStore:
         self.settled: Callable[[list[Identity]], None] = lambda settled: None
         """Told of snapshots that are settled here."""
         self._of_all: list[Figures] = []
+        self._minutes: list[Minute] = []
         self._sender = Sender(
             access,
             Encoder(cluster),
@@ -160,6 +161,29 @@ class RemoteStore:
         with self._wake:
             self._of_all += rows
 
+    def put_minutes(self, minutes: Iterable[tuple[int, str, Sequence[float | None]]]) -> None:
+        """Take CLUSTER_METRICS of minutes that are not recorded yet, each with its model; '' is all of them."""
+        items = [Minute.of(minute, list(self._recorder.encoded(minute, *of))) for minute, *of in minutes]  # type: ignore[arg-type]
+        with self._wake:
+            self._minutes += [item for item in items if item.encoded_parts and self._sender.reserve(item.size)]
+
+    @property
+    def left_out(self) -> int:
+        """How many items the engine does not take: too old for it, or refused."""
+        return self._sender.too_old + self._sender.refused
+
+    def is_empty(self) -> bool:
+        """Say whether nothing of the cluster was written in the last 400 days.
+
+        Raises:
+            StoreError: it cannot be asked.
+        """
+        return self._asker.is_empty(self._clock())
+
+    def fill(self, rows: Sequence[Figures]) -> None:
+        """See `promql.Asker`."""
+        self._asker.fill(rows)
+
     def flush(self) -> None:
         """See `Store`; the minutes that are settled are recorded, too."""
         with self._wake:
@@ -193,9 +217,10 @@ class RemoteStore:
                 self._wake.wait_for(self._is_asked, max(0.05, min(wait, self._pace.flush_seconds)))
                 rows, self._queue = self._queue, []
                 of_all, self._of_all = self._of_all, []
+                minutes, self._minutes = self._minutes, []
                 flushes, ends = self._flushes, self._ends
             try:
-                self._sender.put(map(Snapshot.of, rows))
+                self._sender.put(chain(map(Snapshot.of, rows), minutes))
                 self._record(rows if self._sees_all else of_all, also_late=self._flushed < flushes)
                 wait = self._sender.send(is_last_try=ends or self._flushed < flushes)
             except Exception:  # whatever it is: history must not end for good while the server lives
@@ -255,6 +280,16 @@ def of(settings: HistorySettings, clock: Callable[[], float], *, sees_all: bool 
         window_seconds=settings.window_seconds,
     )
     return RemoteStore(access_of(settings), settings.cluster, pace, clock, sees_all=sees_all)
+
+
+def of_move(settings: HistorySettings, clock: Callable[[], float]) -> RemoteStore:
+    """Return the store of the settings for who moves a site: it sends when it is flushed, and counts a yes as one.
+
+    Raises:
+        AccessError: they cannot be used.
+    """
+    pace = Pace(flush_seconds=3600, settle_seconds=0, window_seconds=settings.window_seconds)
+    return RemoteStore(access_of(settings), settings.cluster, pace, clock, sees_all=False)
 
 
 def check(settings: HistorySettings) -> None:
@@ -415,8 +450,8 @@ class RemoteHistory:
         return None if there is None or here is None else min(there, here)
 
     def series(self, ask: SeriesQuery) -> list[Series]:
-        """See `Store`; of the users of some hosts the ledger tells."""
-        if ask.by == "user" and ask.hosts is not None:
+        """See `Store`; of the users of some hosts the ledger tells, and of all users one that replicas share."""
+        if ask.by == "user" and (ask.hosts is not None or self._settled is not None):
             return self._ledger.series(ask)
         return self._store.series(ask)
 

@@ -6,9 +6,9 @@ of 8 GPUs.
 """
 
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import accumulate
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from cluster_dash_server.inflate import InflateError, pack, unpack
 from cluster_dash_server.store import GPU_METRICS, HOST_METRICS, Figures, GpuId, Holder, StoreError
@@ -55,11 +55,14 @@ def packed(rows: Sequence[tuple[Row, Figures]]) -> bytes:
         )
         for column, number in zip(columns, numbers, strict=True):
             column.append(number)  # type: ignore[arg-type]
-    head = array("q", [len(rows), len(figures)])
+    return _bound(columns, figures.tobytes())
+
+
+def _bound(columns: "Sequence[array[Any]]", floats: bytes) -> bytes:
+    head = array("q", [len(columns[0]), len(floats) // 4])
     # the bytes of floats by their place: those that seldom change then stand in a row
-    floats = figures.tobytes()
-    planes = b"".join(floats[place::4] for place in range(4))
-    return pack(b"".join((head.tobytes(), *(column.tobytes() for column in columns), planes)))
+    planes = [floats[place::4] for place in range(4)]
+    return pack(b"".join((head.tobytes(), *(column.tobytes() for column in columns), *planes)))
 
 
 class Hour:
@@ -115,32 +118,23 @@ class Hour:
 
     def rows(self, host: int, name: str) -> list[Figures]:
         """Return the rows of a host, oldest first, each once however often it was packed."""
-        return [row for _, row in self._of(host, name)]
-
-    def _of(self, host: int, name: str) -> Iterator[tuple[Row, Figures]]:
-        _, seqs, boots, layouts, holdings, widths, moments = self._columns
-        known: set[tuple[int, int]] = set()
-        for place in sorted(self._by_host.get(host, ()), key=moments.__getitem__):
+        _, seqs, boots, layouts, holdings, _, moments = self._columns
+        rows = []
+        for place in self._places(host):
             boot, seq = boots[place], seqs[place]
-            if boot != _NONE:
-                if (boot, seq) in known:
-                    continue
-                known.add((boot, seq))
             gpus, holders = self._lookup.gpus(layouts[place]), self._lookup.holders(holdings[place])
-            start = self._starts[place]
-            figures = self._figures[start : start + widths[place]]
+            figures = self._figures[self._starts[place] : self._starts[place + 1]]
             count = len(gpus)
             mem_at = len(KEPT) * count + 1
             values = array("f", [_NAN]) * (len(GPU_METRICS) * count + len(HOST_METRICS))
             for number, metric in enumerate(KEPT):
                 values[metric * count : metric * count + count] = figures[number * count : number * count + count]
             values[-1] = figures[mem_at - 1]
-            left = [number for number, holder in enumerate(holders) if holder.user != NOBODY]
             mems = figures[mem_at:]
-            if len(left) < len(holders):
-                holders, mems = tuple(holders[each] for each in left), array("f", [mems[each] for each in left])
-            yield (
-                Row(host, None if boot == _NONE else boot, layouts[place], holdings[place]),
+            if any(holder.user == NOBODY for holder in holders):
+                left = [number for number, holder in enumerate(holders) if holder.user != NOBODY]
+                holders, mems = tuple([holders[each] for each in left]), array("f", [mems[each] for each in left])
+            rows.append(
                 Figures(
                     host=name,
                     at=moments[place],
@@ -151,9 +145,26 @@ class Hour:
                     values=values,
                     holders=holders,
                     holder_mem=mems,
-                ),
+                )
             )
+        return rows
 
-    def again(self, names: Callable[[int], str]) -> bytes:
+    def _places(self, host: int) -> list[int]:
+        """Return where the rows of a host stand, oldest first, each once."""
+        _, seqs, boots, _, _, _, moments = self._columns
+        known: set[tuple[int, int]] = set()
+        found = []
+        for place in sorted(self._by_host.get(host, ()), key=moments.__getitem__):
+            identity = boots[place], seqs[place]
+            if identity[0] == _NONE or identity not in known:
+                known.add(identity)
+                found.append(place)
+        return found
+
+    def again(self) -> bytes:
         """Return all of it as one piece, each row once, host by host."""
-        return packed([each for host in self.hosts() for each in self._of(host, names(host))])
+        places = [place for host in self._by_host for place in self._places(host)]
+        columns = [array(column.typecode, [column[place] for place in places]) for column in self._columns]
+        floats = memoryview(self._figures).cast("B")
+        starts = self._starts
+        return _bound(columns, b"".join([floats[4 * starts[place] : 4 * starts[place + 1]] for place in places]))
