@@ -201,7 +201,7 @@ def _decoded_by_types(body: bytes) -> Decoded | None:
             return None
         snapshot = cast(Json, loads(rest))
         entries = read_gpus(parts["gpu"])
-    except (failure, ValueError, KeyError):
+    except (failure, ValueError, KeyError, RecursionError):
         return None
     auth_code, compact = None, body
     if "auth_code" in parts:
