@@ -137,6 +137,7 @@ def test_while_the_database_is_away_tokens_count_for_five_minutes(clock: Clock) 
         tokens = Tokens(shared, clock)
         secret = tokens.new("host", "gpu01")
         shared.look()
+        shared.start()  # as of a server: a command would be told why
         auth = Auth(Passcode("a passcode of a test"), tokens)
         server.signal(signal.SIGSTOP)
         try:
@@ -150,6 +151,7 @@ def test_while_the_database_is_away_tokens_count_for_five_minutes(clock: Clock) 
             assert auth.admit("a passcode of a test", HOME, clock.now) is None
         finally:
             server.signal(signal.SIGCONT)
+            shared.close()
             database.close()
 
 
