@@ -152,6 +152,6 @@ def _read(text: bytes, count: int) -> list[Any]:
 
 
 def _gpu(values: list[Any]) -> Gpu:
-    gpu = Gpu(**dict(zip(_GPU, values, strict=True)))
+    gpu = Gpu(*values)
     gpu.jobs, gpu.throttle_reasons = tuple(gpu.jobs), tuple(gpu.throttle_reasons)
     return gpu
