@@ -97,6 +97,7 @@ class Crew:
         interval_seconds: between two snapshots.
         folder: for the spools; None: they are in memory.
         ca_file: who signed the certificate of the server.
+        turns: GPUs pass from one user to the next every few snapshots.
         part: which of how many parts of the fleet: one process has not the time for thousands.
     """
 
@@ -110,11 +111,13 @@ class Crew:
         folder: Path | None,
         workers: int = 32,
         ca_file: str | None = None,
+        turns: bool = False,
         part: tuple[int, int] = (0, 1),
     ) -> None:
         self.log = Log()
         self.sent: dict[Identity, float | None] = {}
         self._interval = interval_seconds
+        self._turns = turns
         fleet = Fleet(
             seed=1,
             hosts=moles,
@@ -191,8 +194,16 @@ class Crew:
         snapshot = replace(snapshot, boot_id="boot")
         cpu = snapshot.parts["cpu"]
         assert isinstance(cpu, dict)
-        assert snapshot.seq is not None
-        self.sent[Identity(snapshot.hostname, "boot", snapshot.seq)] = cpu["cpu_percent"]
+        seq = snapshot.seq
+        assert seq is not None
+        if self._turns:
+            user = f"user{seq // SNAPSHOTS_A_TURN % 4}"
+            users = {} if user == "user0" else {user: {"4711": {"mem": 100, "time": 1.0, "name": "job", "type": "C"}}}
+            gpus = snapshot.parts["gpu"]
+            assert isinstance(gpus, dict)
+            parts = {**snapshot.parts, "gpu": {key: {**gpu, "users": users} for key, gpu in gpus.items()}}
+            snapshot = replace(snapshot, parts=parts)
+        self.sent[Identity(snapshot.hostname, "boot", seq)] = cpu["cpu_percent"]
         return snapshot
 
     def _run(self) -> None:

@@ -8,6 +8,7 @@ import json
 import sqlite3
 import threading
 import urllib.request
+import zlib
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import closing
@@ -53,13 +54,19 @@ class Verdict:
 
 @dataclass
 class Oracle:
-    """Listens to passages, from any thread."""
+    """Listens to passages, from any thread.
 
+    Attributes:
+        keeps_lines: whether `lines` has each snapshot as it was first seen, packed.
+    """
+
+    keeps_lines: bool = False
     sent: dict[Identity, float | None] = field(default_factory=dict)
     claimed: set[Identity] = field(default_factory=set)
     statuses: Counter[int] = field(default_factory=Counter)
     skew_at: dict[Identity, float] = field(default_factory=dict)
     taken_at: dict[Identity, float] = field(default_factory=dict)
+    lines: dict[Identity, bytes] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._lock = threading.Lock()
@@ -69,13 +76,16 @@ class Oracle:
         request = _parse(bytes(passage.request))
         if request is None:
             return
-        lines = [json.loads(line) for line in request.splitlines() if line.strip()]
+        bodies = [line for line in request.splitlines() if line.strip()]
+        lines = [json.loads(line) for line in bodies]
         oldest: dict[tuple[str, str], int] = {}
         with self._lock:
-            for line in lines:
+            for body, line in zip(bodies, lines, strict=True):
                 who = Identity(line["hostname"], line["boot_id"], line["seq"])
                 self.sent[who] = line["cpu"].get("cpu_percent")
                 self.taken_at[who] = line["timestamp"]
+                if self.keeps_lines and who not in self.lines:
+                    self.lines[who] = zlib.compress(body, 1)
                 oldest[who[:2]] = line["spool"]["oldest_seq"]
             answer = _parse(bytes(passage.answer))
             self.statuses[_status(passage)] += 1

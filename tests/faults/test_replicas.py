@@ -5,6 +5,7 @@ import random
 import ssl
 import time
 import urllib.request
+import zlib
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -14,12 +15,18 @@ from typing import NamedTuple
 
 import pytest
 
+from bench.harness import post
+from cluster_dash_server.history.postgresql import PostgresqlLedger
+from cluster_dash_server.history.rollups import HOUR
+from cluster_dash_server.history.sqlite import Keep, SqliteStore
+from cluster_dash_server.postgresql import Database
+from cluster_dash_server.store import Ledger, UseQuery
 from tests.faults.crew import Crew
 from tests.faults.oracle import Oracle, Verdict
 from tests.faults.proxy import FaultProxy
 from tests.faults.replicas import Looking, Part, Site, postgresql, redis_server, victoria_metrics
 from tests.nginx import make_certificates
-from tests.processes import wait_until
+from tests.processes import start_server, wait_until
 
 pytestmark = pytest.mark.needs("nginx")
 
@@ -67,6 +74,14 @@ class Fault(NamedTuple):
     seconds: float
 
 
+Turn = tuple[str, int, str, float, float]
+"""Host, GPU, user, from when to when."""
+KEEP = Keep(
+    **dict.fromkeys(("rows_seconds", "minutes_seconds", "hours_seconds", "users_seconds"), 30 * 86_400.0),
+    file_bytes=2**30,
+)
+
+
 @dataclass
 class Told:
     """What a run told.
@@ -75,12 +90,15 @@ class Told:
         verdict: of the figures in the engine.
         oldest: from which number on each mole still held its snapshots.
         statuses: what posts were answered, on the far side of nginx; 0: nothing.
+        uses: who had which GPU when, and what it should be.
         late: after each fault, how many intervals went by until every replica showed every host anew.
     """
 
     verdict: Verdict
     oldest: dict[str, int]
     statuses: Counter[int]
+    uses: Counter[Turn]
+    uses_wanted: Counter[Turn]
     late: list[tuple[Fault, float]] = field(default_factory=list)
 
 
@@ -88,15 +106,18 @@ PARTS = ("replica 1", "replica 2", "nginx", "Redis", "VictoriaMetrics", "Postgre
 
 
 def each_part(times: int, seconds: float, seed: int) -> list[Fault]:
-    """Return faults: each part is killed, and stands still, so many times, in an order that the seed decides."""
+    """Return faults: each part is killed, and stands still, so many times, in an order that the seed decides.
+
+    Replicas are killed first: what dies with one comes again after a minute.
+    """
     faults = [Fault(part, is_killed, seconds) for part in PARTS for is_killed in (True, False)] * times
     random.Random(seed).shuffle(faults)
-    return faults
+    return sorted(faults, key=lambda fault: not (fault.is_killed and fault.part.startswith("replica")))
 
 
 def rage(folder: Path, faults: Sequence[Fault], *, moles: int, interval: float) -> Told:
     """Let faults come one after the other, under load."""
-    oracle = Oracle()
+    oracle = Oracle(keeps_lines=True)
     with ExitStack() as stack:
         shared, settings = redis_server(folder / "redis")
         engine, more = victoria_metrics(folder / "victoria")
@@ -106,7 +127,9 @@ def rage(folder: Path, faults: Sequence[Fault], *, moles: int, interval: float) 
         settle = {"CLUSTER_DASH_HISTORY__SETTLE_SECONDS": "12"}  # VictoriaMetrics loses ten at a kill
         site = stack.enter_context(Site(folder, environment={**settings, **more, **ledger, **settle}, beneath=beneath))
         way = stack.enter_context(FaultProxy(site.front.port, watch=oracle.watch))
-        crew = Crew(way.url, moles=moles, gpus=1, interval_seconds=interval, folder=folder / "spools", workers=64)
+        crew = Crew(
+            way.url, moles=moles, gpus=1, interval_seconds=interval, folder=folder / "spools", workers=64, turns=True
+        )
         oracle.sent = crew.sent
         late = []
         with crew:
@@ -135,7 +158,48 @@ def rage(folder: Path, faults: Sequence[Fault], *, moles: int, interval: float) 
         urllib.request.urlopen(f"{address}/internal/force_flush", timeout=60).close()
         assert oracle.claimed
         verdict = oracle.judge_engine(address, more["CLUSTER_DASH_HISTORY__CLUSTER"])
-    return Told(verdict, oldest, oracle.statuses, late)
+        uses = uses_in(database.url())
+    return Told(verdict, oldest, oracle.statuses, uses, uses_of_one_server(oracle, folder / "plain"), late)
+
+
+def later() -> float:
+    """Return a moment (Unix s) at which the hours of a run are over, and added up for good."""
+    return time.time() + 2 * HOUR
+
+
+def uses_in(database_url: str) -> Counter[Turn]:
+    """Return who had which GPU when, as the replicas' database says it."""
+    database = Database(database_url)
+    ledger = PostgresqlLedger(database, clock=later, keep=KEEP)
+    try:
+        ledger.flush()
+        return turns(ledger)
+    finally:
+        ledger.close()
+        database.close()
+
+
+def uses_of_one_server(oracle: Oracle, data: Path) -> Counter[Turn]:
+    """Return who had which GPU when, as a single server says it that was told each snapshot once, in order."""
+    lines = [zlib.decompress(line) for _, line in sorted(oracle.lines.items())]
+    with start_server("--data", data) as server:
+        for first in range(0, len(lines), 100):
+            batch = b"\n".join(with_secret(line) for line in lines[first : first + 100])
+            assert post(f"{server.url}/api/v1/snapshots", [batch]) == 1
+    store = SqliteStore(data, clock=later, keep=KEEP)
+    try:
+        return turns(store)
+    finally:
+        store.close()
+
+
+def with_secret(line: bytes) -> bytes:
+    return json.dumps({**json.loads(line), "auth_code": "lab_cluster_2025"}).encode()
+
+
+def turns(ledger: Ledger) -> Counter[Turn]:
+    found = ledger.uses(UseQuery(begin=time.time() - 86_400, end=time.time()))
+    return Counter((use.host, use.gpu, use.user, round(use.from_at, 2), round(use.to_at, 2)) for use in found)
 
 
 def is_whole(site: Site, moles: int, since: float) -> bool:
@@ -157,6 +221,8 @@ def judge(told: Told) -> None:
     assert (verdict.missing, verdict.double, verdict.changed, verdict.unsent) == ([], [], [], [])
     assert [who for who in verdict.lost if who.seq < told.oldest[who.hostname]] == []
     assert verdict.rows > 2 * len(told.oldest)
+    assert told.uses == told.uses_wanted
+    assert len(told.uses) > 2 * len(told.oldest)
     assert set(told.statuses) <= {200, 429, 503, 0}, told.statuses
 
 
