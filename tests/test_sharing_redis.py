@@ -3,6 +3,7 @@
 import importlib.util
 import inspect
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -13,7 +14,9 @@ from urllib.parse import quote
 
 import pytest
 
+from cluster_dash_server.commands.doctor import engine_of_the_live_view
 from cluster_dash_server.sharing.engine import Away, Offer, Order
+from cluster_dash_server.sharing.kinds import LiveSettings
 from cluster_dash_server.sharing.redis import RedisEngine, client_of, without_secret
 from tests.processes import TOP, wait_until
 from tests.redis_servers import PASSWORD, RedisServer, Sentinels, running
@@ -140,6 +143,31 @@ def test_no_message_holds_the_password() -> None:
             assert PASSWORD not in str(raised.value)
         good.close()
         wrong.close()
+
+
+def test_the_doctor_says_whether_the_engine_answers() -> None:
+    with running(PASSWORD) as server:
+        secret = quote(PASSWORD, safe="")
+        good = engine_of_the_live_view(LiveSettings(kind="redis", url=f"redis://:{secret}@127.0.0.1:{server.port}/0"))
+        assert good.mark == "✔"
+        assert "answers, Redis " in good.measured
+        wrong = engine_of_the_live_view(LiveSettings(kind="redis", url=f"redis://:x@127.0.0.1:{server.port}/0"))
+        assert wrong.is_problem
+        assert "invalid" in wrong.measured
+        server.kill()
+        gone = engine_of_the_live_view(LiveSettings(kind="redis", url=f"redis://:{secret}@127.0.0.1:{server.port}/0"))
+        assert gone.is_problem
+        assert "Connection refused" in gone.measured
+        for said in (good, wrong, gone):
+            assert secret not in str(said)
+            assert PASSWORD not in str(said)
+
+
+def test_who_shares_nothing_imports_nothing_for_it() -> None:
+    code = "import sys; from cluster_dash_server.app import create_app; create_app(); print(sorted(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    for name in ("redis", "sharing.redis", "sharing.replica", "sharing.view", "sharing.clock", "sharing.settled"):
+        assert f"{name}'" not in done.stdout
 
 
 @pytest.mark.parametrize(

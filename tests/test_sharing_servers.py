@@ -77,6 +77,7 @@ def test_what_one_server_is_posted_the_other_shows_also_over_a_redis_that_is_kil
         wait_until(lambda: get(one, "/readyz")["failing"], what="it is seen that Redis is away")
         with urllib.request.urlopen(f"{one.url}/readyz", timeout=30) as answer:  # not a 503
             assert json.load(answer)["failing"][0]["part"] == "live view"
+        assert "Connection refused" in get(one, "/api/v1/status")["shared"]["trouble"]
         assert post(one, "gpu03") == 200
         assert post(other, "gpu04") == 200
         wait_until(lambda: "Live view" in get(one, "/api/v1/cluster")["summary"], what="the page shows the age")
@@ -85,6 +86,9 @@ def test_what_one_server_is_posted_the_other_shows_also_over_a_redis_that_is_kil
         wait_until(lambda: "Live view" not in get(one, "/api/v1/cluster")["summary"])
         assert get(one, f"/api/v1/cluster?since={version}")["full"] is True
         wait_until(lambda: get(one, "/readyz")["failing"] == get(other, "/readyz")["failing"] == [])
+        shared = get(one, "/api/v1/status")["shared"]
+        assert (shared["trouble"], shared["waiting"]) == (None, 0)
+        assert shared["age_seconds"] < 60
         for server in (one, other):
             assert quote(PASSWORD, safe="").encode() not in server.output
             assert PASSWORD.encode() not in server.output

@@ -461,6 +461,7 @@ def create_app(settings: Settings | None = None, clock: Callable[[], float] = ti
         limits=settings.limits,
         began_at=clock(),
         version=VERSION,
+        shared=None if replica is None else replica.status,
     )
     app.register_blueprint(status.blueprint(parts, view_clock))
     frames = wall.Frames(policy=SECURITY_HEADERS["Content-Security-Policy"], embed_from=settings.site.embed_from)

@@ -37,6 +37,14 @@ def test_a_passcode_file_is_the_origin_of_its_passcode(tmp_path: Path) -> None:
     assert "hidden" not in told
 
 
+def test_the_address_of_a_redis_may_hold_a_password_and_is_not_shown() -> None:
+    told = report(
+        read(environment={"CLUSTER_DASH_LIVE__KIND": "redis", "CLUSTER_DASH_LIVE__URL": "redis://:hidden@redis/0"})
+    )
+    assert 'live.url = "***"' in told
+    assert "hidden" not in told
+
+
 def test_the_address_of_a_database_holds_a_password_and_is_not_shown(tmp_path: Path) -> None:
     secret = tmp_path / "url"
     secret.write_text("postgresql://dash:hidden@db/dash")

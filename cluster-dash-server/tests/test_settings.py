@@ -333,6 +333,36 @@ def test_a_variable_for_a_receiver_that_is_not_there_is_refused(server_toml: Pat
 @pytest.mark.parametrize(
     ("lines", "problem"),
     [
+        ("", "live.url: is missing: expected such as redis://"),
+        ('url = "http://:hidden@redis"', "live.url: expected redis://, rediss://, redis+sentinel://"),
+        ('url = "redis+sentinel://:hidden@a,b"', "live.url: expected redis+sentinel://"),
+        ('url = "redis://:hidden@redis:port/0"', "live.url: "),
+    ],
+)
+def test_a_live_view_that_could_not_be_shared_is_refused_without_its_password(
+    server_toml: Path, lines: str, problem: str
+) -> None:
+    server_toml.write_text(f'[live]\nkind = "redis"\n{lines}\n')
+    with pytest.raises(ConfigError) as refused:
+        load(server_toml, environment={})
+    assert str(refused.value).startswith(f"{server_toml}: {problem}")
+    assert "hidden" not in str(refused.value)
+
+
+def test_the_address_of_a_redis_may_come_from_a_file_and_is_not_shown(server_toml: Path, tmp_path: Path) -> None:
+    (tmp_path / "url").write_text("rediss://:hidden@redis.lab:6379/3\n")
+    server_toml.write_text(f'[live]\nkind = "redis"\nurl_file = "{tmp_path / "url"}"\n')
+    settings = load(server_toml, environment={})
+    assert settings.live.url == "rediss://:hidden@redis.lab:6379/3"
+    assert "hidden" not in repr(settings)
+    (tmp_path / "url").write_text("redis.lab\n")
+    with pytest.raises(ConfigError, match=r"live\.url: expected redis://"):
+        load(server_toml, environment={})
+
+
+@pytest.mark.parametrize(
+    ("lines", "problem"),
+    [
         ("", "ledger.kind: postgresql needs ledger.url or ledger.url_file"),
         ('url = "mysql://dash:hidden@db/dash"', "ledger.url: got an address of another form, expected postgresql://"),
         ('url = "postgresql://dash:hidden@db/dash?ssl=no"', "ledger.url: cannot be read, expected postgresql://"),

@@ -19,7 +19,7 @@ from cluster_dash_server.sharing.clock import LATE_SECONDS, EngineClock
 from cluster_dash_server.sharing.engine import MOST_OFFERS, Away, Change, Engine, Offer, Order, is_newer
 from cluster_dash_server.sharing.settled import OF_SETTLED, SharedSettled
 from cluster_dash_server.slurm import Slurm, Told
-from cluster_dash_server.snapshot import loads, printable
+from cluster_dash_server.snapshot import Json, loads, printable
 
 log = logging.getLogger(__name__)
 
@@ -481,7 +481,7 @@ class Replica:
         mark = next((mark for mark in reversed(tuple(self._marks)) if mark.changes <= changes), Mark(0, self._epoch, 0))
         return Versions(mark, self._versions, self._gone_versions.copy(), self._whole_from)
 
-    def status(self) -> dict[str, Any]:
+    def status(self) -> Json:
         """Tell how sharing does, for the page of this server's state."""
         return {
             "age_seconds": self.clock.age_seconds,

@@ -71,7 +71,11 @@ class Version:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parts:
-    """What the server is made of, as far as its own state is told from it."""
+    """What the server is made of, as far as its own state is told from it.
+
+    Attributes:
+        shared: tells how the live view is shared with other replicas; None: it is not.
+    """
 
     cluster: Cluster
     live: Live
@@ -80,6 +84,7 @@ class Parts:
     limits: Limits
     began_at: float
     version: str
+    shared: Callable[[], Json] | None = None
 
 
 def status(parts: Parts, now: float) -> Json:
@@ -108,6 +113,7 @@ def status(parts: Parts, now: float) -> Json:
         "expected_per_second": sum(1 / host.interval_seconds for host in hosts if host.silent is None),
         "ingest": _ingest(received),
         "live": {"behind_seconds": parts.live.behind(now), "made_in_seconds": parts.live.cost_seconds},
+        "shared": None if parts.shared is None else parts.shared(),
         "viewers": parts.viewers.count(now),
         "moles": [asdict(each) for each in versions(Counter(host.seen.mole_version for host in hosts))],
         "skewed": [{"host": host.host, "skew_seconds": host.seen.skew_seconds} for host in skewed[:MOST_NAMED]],
