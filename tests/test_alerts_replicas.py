@@ -157,6 +157,11 @@ class Replicas:
         """Return the titles of what fires, as one of them says."""
         return sorted(alert["title"] for alert in self.ask(name, "/api/v1/alerts")["alerts"])
 
+    def is_all_noted(self) -> bool:
+        """Say whether no notice waits, or is on its way."""
+        with self.database() as db:
+            return db.execute("SELECT 1 FROM outbox WHERE outcome IS NULL").fetchone() is None
+
     def told(self) -> Counter[str]:
         """Return how often each notice came."""
         return Counter(headers["webhook-id"] for headers in self.hook.headers)
@@ -175,7 +180,7 @@ def redis(tmp_path: Path) -> Iterator[dict[str, str]]:
 
 @pytest.fixture
 def hook() -> Iterator[HookServer]:
-    with HookServer() as server:
+    with HookServer(then=lambda: time.sleep(1.5)) as server:  # meanwhile another replica could send the same
         yield server
 
 
@@ -197,6 +202,7 @@ def fail_over(replicas: Replicas, fault: signal.Signals, host: str) -> float:
     leader = wait_until(replicas.leader, 60, "one leads")
     heir = other_than(leader)
     wait_until(lambda: len(replicas.ask(heir, "/api/v1/cluster")["hosts"]["host"]) == len(HOSTS), 60)
+    wait_until(replicas.is_all_noted, 60, "what was told is noted")  # else a kill may have it told twice
     asleep = replicas.running[leader]
     began = time.monotonic()
     asleep.popen.send_signal(fault)
@@ -277,6 +283,7 @@ def test_a_leader_that_falls_asleep_in_the_middle_of_writing_writes_nothing(repl
         leader = wait_until(replicas.leader, 60)
         heir, asleep, host = other_than(leader), replicas.running[leader].popen, HOSTS[number % len(HOSTS)]
         wait_until(lambda heir=heir: len(replicas.ask(heir, "/api/v1/cluster")["hosts"]["host"]) == len(HOSTS), 60)  # type: ignore[misc]
+        wait_until(replicas.is_all_noted, 60, "what was told is noted")
         replicas.hook.posts.clear()
         replicas.lost.add(host)
         wait_until(lambda leader=leader: _writes(replicas, leader), 60, "it writes")  # type: ignore[misc]
