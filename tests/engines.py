@@ -29,14 +29,14 @@ class Engine:
         self.name = command[0]
         self.url = f"http://127.0.0.1:{self.port}"
         self.access = Access(write_url=f"{self.url}/api/v1/write", read_url=self.url)
-        self._command = [part.replace("{port}", str(self.port)) for part in command]
+        self.command = [part.replace("{port}", str(self.port)) for part in command]
         self._folder, self._ready, self._flush_path = folder, ready, flush_path
         self.process: Process | None = None
 
     def start(self) -> None:
         """Start it, and return once it answers."""
-        self.process = Process(self._command, folder=self._folder)
-        wait_until(lambda: self._answers(self._ready), 60, f"{self._command[0]} is ready")
+        self.process = Process(self.command, folder=self._folder)
+        wait_until(lambda: self._answers(self._ready), 60, f"{self.command[0]} is ready")
 
     def kill(self) -> None:
         """End it by SIGKILL."""
@@ -78,7 +78,7 @@ def prometheus(folder: Path) -> Engine:
     command = [
         *("prometheus", "--config.file=prometheus.yml", f"--storage.tsdb.path={folder / 'data'}"),
         *("--web.listen-address=127.0.0.1:{port}", "--web.enable-remote-write-receiver"),
-        "--storage.tsdb.retention.time=100y",
+        *("--storage.tsdb.retention.time=100y", "--web.enable-admin-api"),
     ]
     return Engine(command, folder, "/-/ready")
 

@@ -305,6 +305,48 @@ def test_a_server_keeps_its_history_in_an_engine(own_engine: Engine, tmp_path: P
         assert f"✔ engine of history: {engine.access.write_url} takes figures" in done.stdout
 
 
+def users_of(store: RemoteHistory, moving: Any) -> set[str | None]:
+    ask = SeriesQuery(metric="held_gpus", begin=BEGIN, end=BEGIN + 2 * HOUR, by="user")
+    return {each.user for each in store.series(ask)}
+
+
+def test_a_user_who_is_forgotten_is_in_no_row_of_the_engine(
+    store: RemoteHistory, moving: Any, make_row: MakeRow
+) -> None:
+    users = ("alice", "bob")
+    suite.put(store, [make_row(at=BEGIN + 60 * each, seq=each, user=users[each // 30 % 2]) for each in range(90)])
+    wait_until(lambda: users_of(store, moving) == {"alice", "bob"}, 20, "all is visible")
+
+    store.forget_user("alice", lambda last: last)
+
+    def is_done() -> bool:
+        store.flush()
+        told = store.unnamed("alice")
+        return told is not None and not told.hosts_left and told.stays is None
+
+    wait_until(is_done, 20, "it is done")
+    wait_until(lambda: users_of(store, moving) == {"bob"}, 20, "all of it is gone")
+
+
+@pytest.mark.needs("prometheus")
+def test_an_engine_that_deletes_nothing_is_said_to_keep_it(tmp_path: Path, moving: Any) -> None:
+    engine = KINDS["prometheus"](tmp_path)
+    engine.command.remove("--web.enable-admin-api")
+    engine.start()
+    store = RemoteStore(engine.access, "kept", Pace(flush_seconds=60, settle_seconds=0, window_seconds=None), moving)
+    try:
+        store.forget_user("alice")
+        assert store.unnamed("alice") == (False, "")
+        store.flush()
+        is_done, stays = store.unnamed("alice")
+        assert is_done
+        assert "the engine keeps how many GPUs the user had, minute by minute" in str(stays)
+        assert "--web.enable-admin-api" in str(stays)
+    finally:
+        store.close()
+        engine.stop()
+
+
 def test_an_engine_that_is_away_stops_nothing_and_is_named(tmp_path: Path) -> None:
     settings = tmp_path / "server.toml"
     settings.write_text(

@@ -295,12 +295,14 @@ class Unnamed:
         host_hours: hours of hosts that held the name.
         events: texts that held it.
         snapshots: newest snapshots of hosts that held it.
+        stays: what cannot be taken out, where it is and until when, in words; None: nothing that is known of.
     """
 
     hosts_left: int
     host_hours: int
     events: int
     snapshots: int
+    stays: str | None = None
 
 
 # ------------------------------------------------------------------------------------------------------------ the seams

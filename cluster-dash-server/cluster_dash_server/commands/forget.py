@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import logging
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -24,6 +25,8 @@ from cluster_dash_server.settings import Settings
 from cluster_dash_server.snapshot import Json, printable
 from cluster_dash_server.store import KeptEvent, LastSeen, StoreError
 from cluster_dash_server.waiting import WaitError, without
+
+log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.2
 """How often the command asks how far the server is."""
@@ -102,6 +105,8 @@ def _forget_user(user: str, settings: Settings, folder: Path) -> None:
             while (done := _written(partial(history.unnamed, user))) is None or done.hosts_left:
                 _written(history.flush)
             told = dataclasses.asdict(done)
+    if told["stays"] is not None:
+        log.warning("%s", printable(told["stays"], 1000))
     counts = [told[name] for name in ("host_hours", "events", "snapshots")]
     if told["host_hours"] == told["events"] == told["snapshots"] == 0:
         sys.stdout.write(f"{printable(user)} was in no hour, event or snapshot; GPU-hours under the name are gone\n")

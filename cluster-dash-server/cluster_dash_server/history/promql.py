@@ -10,6 +10,7 @@ import re
 from array import array
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from typing import Any, Literal, NamedTuple
 from urllib.parse import urlencode
 
@@ -381,6 +382,26 @@ class Asker:
         except (json.JSONDecodeError, KeyError, TypeError, AttributeError):
             raise StoreError(f"history cannot be read: {refusal(answer)}") from None
         return result
+
+    def delete_user(self, user: str) -> str | None:
+        """Delete the rows of a user; return why the engine does not, None where it did.
+
+        Raises:
+            StoreError: it cannot be asked now.
+        """
+        chosen = self._chosen(None, {"user": [user]}, f'__name__=~"{PREFIX}user_.+"')
+        with closing(Connection(self._access.read_url, self._access)) as connection:
+            try:
+                answer = connection.post(
+                    "/api/v1/admin/tsdb/delete_series",
+                    urlencode({"match[]": chosen}).encode(),
+                    {"Content-Type": "application/x-www-form-urlencoded"},
+                )
+            except (EngineError, OSError) as error:
+                raise StoreError(f"history cannot be written: {error}") from None
+        if answer.status in (429, 502, 503, 504):
+            raise StoreError(f"history cannot be written: {refusal(answer)}")
+        return None if answer.is_good else refusal(answer)
 
     def check(self) -> None:
         """Ask for nothing much.

@@ -20,6 +20,7 @@ from cluster_dash_server.history.rollups import (
     whole_minutes,
 )
 from cluster_dash_server.history.steps import SETTLING_SECONDS
+from cluster_dash_server.history.unnaming import without_user
 from cluster_dash_server.store import CLUSTER_METRICS, HOST_METRICS, USER_METRICS, Figures
 
 QUIET_SECONDS = 120.0
@@ -158,6 +159,15 @@ class Recorder:
                     sums = self._users.setdefault(minute, {}).setdefault(user, [0.0] * len(USER_METRICS))
                     for place in range(len(USER_METRICS)):  # held, busy and idle come first in both
                         sums[place] += usage[place] * part
+
+    def forget_user(self, user: str) -> None:
+        """Forget what a user had in minutes that are not given yet."""
+        for of_minute in self._users.values():
+            of_minute.pop(user, None)
+        for streams in self._streams.values():
+            for stream in streams:
+                stream.rows = [without_user(row, user) for row in stream.rows]
+                stream.last = None if stream.last is None else without_user(stream.last, user)
 
     def due(self, now: float, *, also_late: bool = False) -> list[int]:
         """Return the minutes that are settled and not given yet, oldest first.

@@ -7,7 +7,7 @@ import time
 from array import array
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Protocol
 
@@ -93,6 +93,7 @@ class RemoteStore:
         """Told of snapshots that are settled here."""
         self._of_all: list[Figures] = []
         self._minutes: list[Minute] = []
+        self._unnaming: dict[str, str | None] = {}  # what became of users who are to be forgotten; "": nothing yet
         self._sender = Sender(
             access,
             Encoder(cluster),
@@ -214,7 +215,8 @@ class RemoteStore:
         wait = self._pace.flush_seconds
         while True:
             with self._wake:
-                self._wake.wait_for(self._is_asked, max(0.05, min(wait, self._pace.flush_seconds)))
+                most = 1.0 if "" in self._unnaming.values() else self._pace.flush_seconds
+                self._wake.wait_for(self._is_asked, max(0.05, min(wait, most)))
                 rows, self._queue = self._queue, []
                 of_all, self._of_all = self._of_all, []
                 minutes, self._minutes = self._minutes, []
@@ -222,7 +224,11 @@ class RemoteStore:
             try:
                 self._sender.put(chain(map(Snapshot.of, rows), minutes))
                 self._record(rows if self._sees_all else of_all, also_late=self._flushed < flushes)
+                leaving = [user for user, became in list(self._unnaming.items()) if became == ""]
+                for user in leaving:
+                    self._recorder.forget_user(user)
                 wait = self._sender.send(is_last_try=ends or self._flushed < flushes)
+                self._delete(leaving)
             except Exception:  # whatever it is: history must not end for good while the server lives
                 log.exception("a fault in writing history")
                 wait = self._pace.flush_seconds
@@ -235,6 +241,31 @@ class RemoteStore:
 
     def _is_asked(self) -> bool:
         return self._ends or self._flushed < self._flushes
+
+    def _delete(self, users: list[str]) -> None:
+        """Have the engine forget users, once their last rows are there; where it is away, later."""
+        for user in users:
+            if not self._sender.is_idle:
+                return
+            try:
+                why_not = self._asker.delete_user(user)
+            except StoreError as error:
+                log.warning("the rows of a user are not deleted yet: %s", error)
+                return
+            self._unnaming[user] = why_not and (
+                "the engine keeps how many GPUs the user had, minute by minute, as long as it keeps anything: "
+                f"{why_not} (Prometheus deletes where it runs with --web.enable-admin-api)"
+            )
+
+    def forget_user(self, user: str) -> None:
+        """Begin to take what a user had out of the engine; `unnamed` tells what became of it."""
+        with self._wake:
+            self._unnaming[user] = ""
+
+    def unnamed(self, user: str) -> tuple[bool, str | None]:
+        """Say whether that has ended, and what stays."""
+        became = self._unnaming.get(user)
+        return became != "", became
 
     def _record(self, rows: list[Figures], *, also_late: bool) -> None:
         """Add rows up, and pass on the minutes that they made whole."""
@@ -509,13 +540,17 @@ class RemoteHistory:
         self._ledger.forget(hosts)
 
     def forget_user(self, user: str, strip: Callable[[LastSeen], LastSeen]) -> None:
-        """See `Ledger`; what the engine holds of a user can be deleted there only."""
-        log.warning("the rows of the user in the engine stay: delete there what has the label user of that name")
+        """See `Ledger`."""
         self._ledger.forget_user(user, strip)
+        self._store.forget_user(user)
 
     def unnamed(self, user: str) -> Unnamed | None:
         """See `Ledger`."""
-        return self._ledger.unnamed(user)
+        told = self._ledger.unnamed(user)
+        if told is None or told.hosts_left:
+            return told
+        is_done, stays = self._store.unnamed(user)
+        return replace(told, hosts_left=0 if is_done else 1, stays=stays)
 
 
 _KEPT = frozenset(GPU_METRICS.index(name) for name in ("gpu_util", "doing"))
