@@ -286,8 +286,6 @@ class Ingest:
             self._check(snapshot)  # of GPUs that types have read, they have checked all
             if block := snapshot.get("slurm"):
                 check_slurm(block)
-            if entries is None:
-                entries = entries_of(snapshot["gpu"])
             self._refuse_too_many(snapshot, entries)
         except SnapshotError as error:  # it quotes what is wrong, and that may be the secret in another field
             raise SnapshotError(error.text.replace(str(presented), "***"), error.status) from None
@@ -295,8 +293,10 @@ class Ingest:
             self._refuse_a_flood_of_names(snapshot["hostname"], post.caller, received_at)
         if self._veil is not None:
             snapshot = self._veil(snapshot)
-            compact, entries = dumps(snapshot), entries_of(snapshot["gpu"])
+            compact = dumps(snapshot)
             block = snapshot.get("slurm")
+        if entries is None:
+            entries = entries_of(snapshot["gpu"])
         skew_seconds = None if sent_at is None else sent_at - received_at
         seen = read(snapshot, received_at=received_at, skew_seconds=skew_seconds, entries=entries, packed=compact)
         spool = snapshot.get("spool") or {}
@@ -323,12 +323,16 @@ class Ingest:
         history.append(figures(snapshot, entries, seen, self._cluster.thresholds))
         return is_new
 
-    def _refuse_too_many(self, snapshot: Json, entries: Entries) -> None:
+    def _refuse_too_many(self, snapshot: Json, entries: Entries | None) -> None:
         """Refuse what no real host has: pages and memory must stay bounded."""
-        users = [entry.users for entry in entries.values() if entry.users]
+        if entries is None:
+            of_each = [gpu.get("users") for gpu in snapshot["gpu"].values()]
+        else:
+            of_each = [gpu.users for gpu in entries.values()]
+        users = [found for found in of_each if found]
         processes = sum([len(each) for all_of in users for each in all_of.values()])
         counts = (
-            ("gpu", "entries", len(entries), self.limits.gpus),
+            ("gpu", "entries", len(of_each), self.limits.gpus),
             ("gpu.users", "processes", processes, self.limits.processes),
             ("gpu.users", "users", sum(map(len, users)), self.limits.processes),
             ("disk", "entries", len(snapshot.get("disk") or ()), self.limits.mounts),

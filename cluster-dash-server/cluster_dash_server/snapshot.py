@@ -2,6 +2,7 @@
 
 The one law is `machine-post-schema.json`. Two engines apply it: `jsonschema_rs` (compiled; about 130 times
 faster) and `jsonschema`, the reference that a test holds the other to and the fallback where no wheel exists.
+GPUs, most of a snapshot, are read and checked by types where that can be (`decode_by_types`).
 """
 
 import json
@@ -174,7 +175,7 @@ def decode(body: bytes) -> Decoded:
 
 
 def decode_by_types(body: bytes) -> Decoded:
-    """Parse a body as `decode` does, its GPUs by types: in a third of the time that decoding and checking them takes.
+    """Parse a body as `decode` does, and check its GPUs: by types, in half the time that both take otherwise.
 
     Raises:
         SnapshotError: as by `decode`, which looks at all that is not as our moles write it.
