@@ -92,14 +92,18 @@ def encode(columns: "Sequence[array[float]]") -> bytes:
     whole = columns[0] if len(columns) == 1 else array("f", b"".join([column.tobytes() for column in columns]))
     if _stays(whole):
         return bytes((_CONSTANT,)) + struct.pack("<f", whole[0]) if whole[0] == whole[0] else bytes((_EMPTY,))
-    total, known = sum(whole), None
-    if total != total:  # a NaN is in it, or infinities
+    length, known = len(whole) // len(columns), None
+    small = _as_bytes(little(whole))
+    if small is None and (total := sum(whole)) != total:  # a NaN is in it, or infinities
         known = bytes([value == value for value in whole])
         if not any(known):
             return bytes((_EMPTY,))
         whole = _filled(whole, known)
+        small = _as_bytes(little(whole))
     mask = b"" if known is None else zip_(known)
-    length = len(whole) // len(columns)
+    if small is not None:
+        body = _differences_of_bytes(small, length)
+        return _HEAD.pack(_DECIMAL, 0, 1, known is not None, -128, len(mask)) + mask + zip_(body)
     try:
         place, numbers = _as_integers(whole, length)
     except OverflowError:  # no decimals, or too large
@@ -137,6 +141,49 @@ def extended(packed: bytes, length: int, new: "array[float]") -> bytes:
                 size, least, body = _differences(b"".join(numbers), length + 1)
                 return _HEAD.pack(kind, place, size, False, least, 0) + zip_(body)
     return encode([array("f", [*column.floats(), figure]) for column, figure in zip(found, new, strict=True)])
+
+
+def _as_bytes(plain: bytes) -> bytes | None:
+    """Return float32 as a byte each, where all are whole numbers below 128: percents, degrees, most of what there is.
+
+    Then two of their bytes are zero, and of the other two, the one says where in a table the other one is looked up.
+    """
+    count = len(plain) // 4
+    if plain[0::4] != bytes(count) or plain[1::4] != bytes(count):
+        return None
+    low, high = plain[2::4], plain[3::4]
+    found = known = 0
+    for byte, (is_this, numbers) in _small_numbers().items():
+        if of_this := high.count(byte):
+            known += of_this
+            found |= int.from_bytes(low.translate(numbers), "little") & int.from_bytes(
+                high.translate(is_this), "little"
+            )
+    small = found.to_bytes(count, "little")
+    return small if known == count and small.isascii() else None
+
+
+@lru_cache(maxsize=1)
+def _small_numbers() -> dict[int, tuple[bytes, bytes]]:
+    """Return by the highest byte of a float32: which bytes are this one, and which number goes with the next byte."""
+    tables: dict[int, bytearray] = {}
+    for number in range(128):
+        _, _, low, high = struct.pack("<f", number)
+        tables.setdefault(high, bytearray(b"\xff" * 256))[low] = number
+    return {
+        high: (bytes(255 if byte == high else 0 for byte in range(256)), bytes(numbers))
+        for high, numbers in tables.items()
+    }
+
+
+def _differences_of_bytes(small: bytes, length: int) -> bytes:
+    """Return what `_differences` returns for numbers below 128: one subtraction of 8 bits each."""
+    columns = [small[start : start + length] for start in range(0, len(small), length)]
+    before = b"".join([column[:1] + column[:-1] for column in columns])
+    zero = int.from_bytes(b"\x80" * len(small), "little")
+    differences = int.from_bytes(small, "little") - int.from_bytes(before, "little") + zero
+    firsts = little(array("i", [column[0] for column in columns]))
+    return firsts + differences.to_bytes(len(small), "little")
 
 
 def _differences(numbers: bytes, length: int) -> tuple[int, int, bytes]:
