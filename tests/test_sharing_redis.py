@@ -157,7 +157,7 @@ def test_the_doctor_says_whether_the_engine_answers() -> None:
         server.kill()
         gone = engine_of_the_live_view(LiveSettings(kind="redis", url=f"redis://:{secret}@127.0.0.1:{server.port}/0"))
         assert gone.is_problem
-        assert "Connection refused" in gone.measured
+        assert "connection refused" in gone.measured
         for said in (good, wrong, gone):
             assert secret not in str(said)
             assert PASSWORD not in str(said)

@@ -303,4 +303,9 @@ def _why(error: Exception) -> str:
         return "its Sentinels name no master"
     if isinstance(error, redis.TimeoutError | TimeoutError):
         return f"no answer within {SECONDS:g} s"
-    return str(error) or type(error).__name__
+    beneath: BaseException | None = error
+    while beneath is not None:
+        if isinstance(beneath, OSError) and beneath.strerror:
+            return beneath.strerror.lower()
+        beneath = beneath.__cause__ or beneath.__context__
+    return str(error).rstrip(".") or type(error).__name__
