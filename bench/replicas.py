@@ -10,11 +10,10 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import redis
-
 from bench.harness import Figure, get, post
-from tests.faults.replicas import Part, Replica, Site, postgresql, redis_server, victoria_metrics
+from tests.faults.replicas import Part, Replica, Site, postgresql, shared_by, victoria_metrics
 from tests.processes import BIN, Process, body_of, snapshot, wait_until
+from tests.redis_servers import RedisServer
 
 HOSTS, ALL_HOSTS = 2_000, 10_000
 INTERVAL_SECONDS = 5
@@ -107,9 +106,10 @@ def run(runs: int, *, full: bool = False) -> list[Figure]:
 def _measure(hosts: int, *, is_whole: bool) -> _Told:
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="cluster-dash-bench-")))
-        shared, settings = redis_server(folder / "redis")
-        beneath = [shared]
-        settings |= {
+        shared = RedisServer()
+        stack.callback(shared.remove)
+        beneath = [Part.of("Redis", shared)]
+        settings = shared_by(shared.url) | {
             "CLUSTER_DASH_LIMITS__NEW_HOSTS_PER_MINUTE": "100000",
             "CLUSTER_DASH_LIMITS__MAX_HOSTS": str(hosts + 10),
             "CLUSTER_DASH_HISTORY__KIND": "none",
@@ -123,7 +123,7 @@ def _measure(hosts: int, *, is_whole: bool) -> _Told:
             settings |= more | ledger | {"CLUSTER_DASH_HISTORY__FLUSH_SECONDS": "10"}
         options = ("--server", "granian")
         site = stack.enter_context(Site(folder, environment=settings, beneath=beneath, options=options))
-        asked = redis.Redis.from_url(settings["CLUSTER_DASH_LIVE__URL"])
+        asked = shared.client()
         stack.callback(asked.close)
         empty = asked.info("memory")["used_memory"]
         command: list[str | Path] = [BIN / "cluster-dash-mole", "simulate", "--quiet", "--json"]

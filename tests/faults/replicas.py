@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Protocol, Self
 
-from tests import databases, engines, nginx
+from tests import databases, engines, nginx, redis_servers
 from tests.processes import BIN, TOP, Listening, Process, wait_until
 
 PASSCODE = "lab_cluster_2025"
@@ -179,19 +179,32 @@ class Site:
         self._stack.close()
 
 
-def redis_server(folder: Path) -> tuple[Part, dict[str, str]]:
-    """Return a Redis that keeps nothing, and the settings by which replicas share their live view there."""
-    folder.mkdir()
-    port = nginx.free_port()
-    command = ["redis-server", "--bind", "127.0.0.1", "--port", str(port), "--save", "", "--dir", str(folder)]
+def shared_by(url: str) -> dict[str, str]:
+    """Return the settings by which replicas share their live view in a Redis."""
+    return {"CLUSTER_DASH_LIVE__KIND": "redis", "CLUSTER_DASH_LIVE__URL": url}
 
-    def begin() -> Process:
-        process = Process(command, folder=folder)
-        wait_until(lambda: nginx.is_open(port), 60, "Redis listens")
-        return process
 
-    settings = {"CLUSTER_DASH_LIVE__KIND": "redis", "CLUSTER_DASH_LIVE__URL": f"redis://127.0.0.1:{port}/0"}
-    return Part("Redis", begin), settings
+class Redises:
+    """Two Redis, one of which follows the other, and three Sentinels that say which is master; started at once."""
+
+    def __init__(self) -> None:
+        first = redis_servers.RedisServer()
+        self._servers = [first, redis_servers.RedisServer(replica_of=first.port)]
+        self._parts = {server.port: Part.of(f"Redis {server.port}", server) for server in self._servers}
+        for part in self._parts.values():
+            part.start()
+        self._sentinels = redis_servers.Sentinels(first)
+        self.url = self._sentinels.url
+
+    def master(self) -> Part:
+        """Return the one that is master now."""
+        return self._parts[self._sentinels.master_port()]
+
+    def remove(self) -> None:
+        """End all."""
+        self._sentinels.remove()
+        for server in self._servers:
+            server.remove()
 
 
 def victoria_metrics(folder: Path) -> tuple[Part, dict[str, str]]:
