@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 from cluster_dash_server.inflate import is_packed
-from cluster_dash_server.slurm import Place, PlaceOf
+from cluster_dash_server.slurm import TRUSTED_SECONDS, Place, PlaceOf
 from cluster_dash_server.snapshot import Gpu, Seen
 from cluster_dash_server.states import (
     DEFAULT_INTERVAL_SECONDS,
@@ -396,10 +396,11 @@ class Cluster:
     def place(self, place_of: PlaceOf, until: float) -> None:
         """Learn which hosts are which nodes of Slurm, and what it says of them; that counts until then (Unix s)."""
         with self._lock:
+            may_have_lapsed = until - self._places_until > TRUSTED_SECONDS
             self._place_of, self._places_until = place_of, until
             for name, known in self._hosts.items():
                 place = place_of(name)
-                if place != self._places.get(name):
+                if place != self._places.get(name) or (may_have_lapsed and place is not None):
                     self._changes += 1
                     self._hosts[name] = replace(known, change=self._changes)
                     self._set_place(name, place)

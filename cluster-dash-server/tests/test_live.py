@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from cluster_dash_server.cluster import Cluster
 from cluster_dash_server.live import GPU_COLUMNS, HOST_COLUMNS, Live, choose_encoding
+from cluster_dash_server.slurm import Slurm
 from cluster_dash_server.snapshot import Seen, read
 from cluster_dash_server.states import Thresholds
 from cluster_dash_server.summary import sentence_of
@@ -47,6 +48,27 @@ def cluster() -> Cluster:
 @pytest.fixture
 def live(cluster: Cluster) -> Live:
     return Live(cluster, "life")
+
+
+def test_what_slurm_says_anew_after_a_silence_of_hours_is_shown(
+    cluster: Cluster, live: Live, make_seen: MakeSeen
+) -> None:
+    slurm = Slurm(place=cluster.place)
+    cluster.offer(make_seen("gpu01", received_at=NOW, interval_seconds=3600))
+    block = {
+        "cluster": "hpc",
+        "interval_seconds": 60,
+        "sources": {},
+        "strings": ["", "idle+drain"],
+        "nodes": {"name": ["gpu01"], "state": [1], "gpus": [1], "gpus_allocated": [0]},
+    }
+    shown = []
+    for told_at, looked_at in ((0, 1), (None, 1000), (1100, 1101)):
+        if told_at is not None:
+            said = {"ok": True, "at": NOW + told_at}
+            slurm.offer("gpu01", {**block, "sources": {"nodes": said, "jobs": said}}, NOW + told_at)
+        shown.append(ask(live, NOW + looked_at)["gpus"]["state"])
+    assert shown == [["drained"], ["free"], ["drained"]]
 
 
 def test_an_empty_cluster_has_every_column_and_nothing_in_it(live: Live) -> None:

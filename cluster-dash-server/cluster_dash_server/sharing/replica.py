@@ -4,6 +4,7 @@ A post makes no round trip: it changes the replica's own `Cluster`, and a thread
 has changed there, puts it, and takes over what others have put.
 """
 
+import atexit
 import logging
 import secrets
 import threading
@@ -169,11 +170,13 @@ class Replica:
     def start(self) -> None:
         """Take over what there is, then tick in a thread of its own from now on."""
         self._tick_safely()
+        atexit.register(self.stop)
         self._thread = threading.Thread(target=self._run, name="sharing", daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
         """Put what waits, and end."""
+        atexit.unregister(self.stop)
         self._stops.set()
         if self._thread is not None:
             self._thread.join()
