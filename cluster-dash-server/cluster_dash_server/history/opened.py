@@ -11,6 +11,10 @@ from cluster_dash_server.history.rollups import HOUR, Minutes, Rolled, Share, Us
 from cluster_dash_server.history.unnaming import without_user
 from cluster_dash_server.store import Figures
 
+TOGETHER_SECONDS = 120
+"""Rows of so long are added up together: one at a time costs twice as much. Nobody is told of newer ones, see
+`steps.SETTLING_SECONDS`, and an hour is a multiple of it."""
+
 
 @dataclass(slots=True)
 class _Host:
@@ -31,9 +35,9 @@ class _Host:
 
 
 class OpenHours:
-    """Adds up rows as they are written, a minute of a host at a time, until `close`.
+    """Adds up rows as they are written, two minutes of a host at a time, until `close`.
 
-    The newest minute of a host is not in it: it is added up when the next one begins.
+    The newest of them are not in it: they are added up when the next ones begin.
     """
 
     def __init__(self) -> None:
@@ -52,7 +56,7 @@ class OpenHours:
             waiting = host.waiting
             if waiting and row.at <= waiting[-1].at:
                 continue
-            if waiting and row.at // 60 != waiting[0].at // 60:
+            if waiting and row.at // TOGETHER_SECONDS != waiting[0].at // TOGETHER_SECONDS:
                 self._roll(host, row.at)
             host.waiting.append(row)
 
