@@ -219,10 +219,17 @@ class Live:
             self._refresh(now)
             return self._text(self._version)
 
-    def rows(self, now: float) -> Rows:
-        """Return all rows as they stand; see `body` for how old they may be."""
+    def rows(self, now: float, known: Rows | None = None) -> Rows:
+        """Return all rows as they stand; see `body` for how old they may be.
+
+        Args:
+            now: Unix s.
+            known: what was returned before; where no row has changed since, no list of them is made.
+        """
         with self._lock:
             self._refresh(now)
+            if known is not None and (known.version, known.at) == (self._version, self._at):
+                return known._replace(changes=self._seen_changes)
             rows = list(map(self._rows.__getitem__, self._names))
             return Rows(self._version, self._at, rows, self._total, self._seen_changes)
 

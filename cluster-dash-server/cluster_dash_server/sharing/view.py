@@ -51,6 +51,7 @@ class SharedLive:
         self._replica = replica
         self._name = name
         self._lock = threading.Lock()
+        self._rows: Rows | None = None
         self._looked_at: tuple[object, ...] = ()
         self._seen_version = -1
         self._moved: dict[str, int] = {}
@@ -59,7 +60,7 @@ class SharedLive:
 
     def body(self, now: float, since: str | None, encoding: Encoding, columns: Columns = ALL_COLUMNS) -> Body:
         """See `Live.body`."""
-        rows = self._live.rows(now)
+        rows = self.rows(now)
         versions = self._replica.versions(rows.changes)
         if versions is None:  # no engine has answered yet
             return self._live.body(now, since, encoding, columns)
@@ -79,7 +80,7 @@ class SharedLive:
 
     def version(self, now: float) -> str:
         """See `Live.version`."""
-        rows = self._live.rows(now)
+        rows = self.rows(now)
         versions = self._replica.versions(rows.changes)
         if versions is None:
             return self._live.version(now)
@@ -88,7 +89,8 @@ class SharedLive:
 
     def rows(self, now: float) -> Rows:
         """See `Live.rows`."""
-        return self._live.rows(now)
+        rows = self._rows = self._live.rows(now, self._rows)
+        return rows
 
     @property
     def cost_seconds(self) -> float:
