@@ -233,9 +233,9 @@ def test_a_user_who_is_forgotten_is_in_no_hour_use_or_event_and_may_come_again(
     (all_of,) = first.usage(replace(everybody, by=()))
     assert before.keys() == {"alice", "bob"}
 
-    second.forget_user("alice", lambda last: last)
-    second.flush()
-    first.flush()
+    for each in (second, first):  # each is told of the wish
+        each.forget_user("alice", lambda last: last)
+        each.flush()
 
     told = second.unnamed("alice")
     assert told is not None
@@ -303,6 +303,22 @@ def test_while_the_database_is_away_nothing_is_called_durable_and_nothing_is_los
         finally:
             ledger.close()
             database.close()
+
+
+def test_what_cannot_be_written_does_not_hold_up_the_rest(
+    replica: MakeReplica, make_row: MakeRow, caplog: pytest.LogCaptureFixture
+) -> None:
+    ledger = replica()
+    for number in range(20):
+        ledger.append(make_row(at=BEGIN + 60 * number, seq=number if number != 13 else 2**70))
+        ledger.record(KeptEvent(event(BEGIN + number), True, ("boot", number if number != 3 else 2**70)))
+    ledger.flush()
+
+    assert ledger.durable_seq("gpu01", "boot", 14) == 19
+    assert ledger.durable_seq("gpu01", "boot", 0) == 12
+    assert len(ledger.events(EventQuery(begin=0, end=2 * BEGIN))) == 19
+    assert ledger.usage(UsageQuery(begin=BEGIN, end=BEGIN + HOUR))[0].held_seconds > 18 * 60
+    assert "cannot be written to the ledger, and is let go of" in caplog.text
 
 
 def test_when_too_much_waits_posts_are_to_wait_too(moving: Any) -> None:

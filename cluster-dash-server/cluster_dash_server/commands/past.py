@@ -153,6 +153,8 @@ def prune(settings: Settings, folder: Path) -> None:
     except control.ControlError as error:
         if error.refused:
             raise PastError(str(error)) from None
+    if settings.history.kind == "remote" and settings.ledger.kind == "postgresql":
+        raise PastError("no replica answers here; the one that leads drops what is too old each hour")
     history = History(
         folder, settings=settings.history, privacy=settings.privacy, clock=time.time, last_seen=lambda hosts: ()
     )

@@ -56,7 +56,7 @@ CREATE INDEX events_at ON events (at) WHERE NOT is_gone;
 CREATE INDEX events_host ON events (host, at);
 CREATE INDEX events_changed ON events (changed_at);
 CREATE TABLE forgetting ("user" TEXT PRIMARY KEY, host_hours INTEGER NOT NULL DEFAULT 0,
-  events INTEGER NOT NULL DEFAULT 0);
+  events INTEGER NOT NULL DEFAULT 0, asked_at TIMESTAMPTZ NOT NULL DEFAULT now());
 CREATE TABLE forgotten (one BOOLEAN PRIMARY KEY CHECK (one), times INTEGER NOT NULL);
 INSERT INTO forgotten VALUES (true, 0)
 """,

@@ -250,21 +250,40 @@ class PostgresqlLedger:
                 new, self._batch = self._batch, _Batch()
             if new.items or new.rows:
                 pending.append(new)
-            try:
-                while pending:
+            while pending:
+                try:
                     self._write(pending[0])
+                except PostgresqlError as error:
+                    if error.is_away:
+                        self._say(str(error))
+                        break
+                    self._part(pending, error)
+                except Exception as error:  # whatever it is: what waits behind it must not wait for ever
+                    self._part(pending, error)
+                else:
                     self._is_written(pending.pop(0))
+            if not pending:
                 self._say(None)
-            except PostgresqlError as error:
-                self._say(str(error))
-            except Exception as error:  # whatever it is: what waits must not be lost while the server lives
-                log.exception("a fault in writing the ledger")
-                self._say(f"{type(error).__name__}: {error}")
             with self._wake:
                 self._flushed = max(self._flushed, flushes)
                 self._wake.notify_all()
                 if ends:
                     return
+
+    def _part(self, pending: list[_Batch], error: Exception) -> None:
+        """Part what cannot be written until what is bad stands alone; that is let go of."""
+        whole = pending.pop(0)
+        rows, items = whole.rows, whole.items
+        if len(rows) + len(items) <= 1:
+            log.error("something cannot be written to the ledger, and is let go of", exc_info=error)
+            self._is_written(whole)
+        elif rows and items:
+            pending[:0] = [_Batch(rows=rows), _Batch(items=items)]
+        else:
+            pending[:0] = [
+                _Batch(rows=rows[: len(rows) // 2], items=items[: len(items) // 2]),
+                _Batch(rows=rows[len(rows) // 2 :], items=items[len(items) // 2 :]),
+            ]
 
     def _is_asked(self) -> bool:
         return self._ends or self._flushed < self._flushes
@@ -488,5 +507,11 @@ def _begin_forgetting(db: Statements, user: str) -> None:
                 "UPDATE events SET text = ?, code = ?, changed_at = clock_timestamp() WHERE id = ?", (*now, number)
             )
             changed += 1
-    db.execute('DELETE FROM forgetting WHERE "user" = ?', (user,))
-    db.execute('INSERT INTO forgetting ("user", events) VALUES (?, ?)', (user, changed))
+    # each replica is told of the same wish: what was counted for it already stays
+    db.execute("DELETE FROM forgetting WHERE asked_at < now() - interval '10 minutes'")
+    db.execute(
+        'INSERT INTO forgetting AS known ("user", events) VALUES (?, ?) ON CONFLICT ("user") DO UPDATE SET '
+        "events = known.events + excluded.events, "
+        "host_hours = CASE WHEN known.host_hours < 0 THEN -1 - known.host_hours ELSE known.host_hours END",
+        (user, changed),
+    )
