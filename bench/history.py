@@ -23,11 +23,12 @@ from bench import victoria
 from bench.harness import Figure
 from cluster_dash_mole.simulate.fleet import Fleet
 from cluster_dash_server import waste
+from cluster_dash_server.entries import entries_of
 from cluster_dash_server.figures import figures
 from cluster_dash_server.history.encoding import Encoder
 from cluster_dash_server.history.rollups import DAY, HOUR
 from cluster_dash_server.history.sqlite import Keep, SqliteStore
-from cluster_dash_server.snapshot import Json, read
+from cluster_dash_server.snapshot import decode_by_types, dumps, read
 from cluster_dash_server.states import Thresholds
 from cluster_dash_server.store import GPU_METRICS, HOST_METRICS, Figures, SeriesQuery, UsageQuery
 from cluster_dash_server.when import Span
@@ -232,10 +233,11 @@ def _simulated(interval_seconds: float, seconds: float) -> tuple[list[Figures], 
             made = host.snapshot(at + 0.25, number + 1)
             if made is None:
                 continue
-            snapshot: Json = made.document()
-            seen = read(snapshot, received_at=at + 0.3)
+            snapshot, _, _, read_entries = decode_by_types(dumps(made.document()))
+            entries = entries_of(snapshot["gpu"]) if read_entries is None else read_entries
+            seen = read(snapshot, received_at=at + 0.3, entries=entries)
             before = time.process_time()
-            rows.append(figures(snapshot, seen, thresholds))
+            rows.append(figures(snapshot, entries, seen, thresholds))
             reading += time.process_time() - before
     return rows, reading
 
