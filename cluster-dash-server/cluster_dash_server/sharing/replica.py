@@ -323,14 +323,16 @@ class Replica:
         self._due.pop(offer.key, None)
         if offer.key.startswith(OF_SLURM):
             cluster = offer.key.removeprefix(OF_SLURM)
-            self._slurm_rows[cluster] = self._offered_slurm.pop(cluster)
+            row = self._offered_slurm.pop(cluster)
+            told = row.told if version is not None else self._slurm.told()[cluster]  # what came may have replaced it
+            self._slurm_rows[cluster] = _SlurmRow(told=told, edition=row.edition)
         if version is None:
             return
         self._orders[offer.key] = offer.order
         if offer.key.startswith(OF_SLURM):
             self._stamp_places(version)
         elif "/" not in offer.key:
-            self._number(offer.key, version, is_gone=offer.order.edition == 0 and offer.key in self._gone)
+            self._number(offer.key, version, is_gone=offer.key in self._gone)
 
     def _number(self, host: str, version: int, *, is_gone: bool) -> None:
         if is_gone:
@@ -425,10 +427,11 @@ class Replica:
             self._due[key] = None
 
     def _adopt_errand(self, change: Change) -> None:
+        errand = Errand(*rows.errand_from_bytes(change.row))
+        self._orders[change.key] = Order("", None, errand.at, 0)
         if change.key in self._errands:
             return
-        errand = self._errands[change.key] = Errand(*rows.errand_from_bytes(change.row))
-        self._orders[change.key] = Order("", None, errand.at, 0)
+        self._errands[change.key] = errand
         do = self.errands.get(errand.name)
         if do is not None:
             threading.Thread(target=self._do, args=(do, errand), name="errand", daemon=True).start()

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from cluster_dash_server.cluster import Cluster, KnownHost
+from cluster_dash_server.history.settled import Identity
 from cluster_dash_server.live import Live
 from cluster_dash_server.privacy import Unnaming
 from cluster_dash_server.restart import unnamed
@@ -466,3 +467,30 @@ def test_until_an_engine_has_answered_the_view_is_this_servers_own(
     kind.part(is_away=False)
     server.replica.tick()
     assert server.ask(make_server.now.now, "life-1")["full"]
+
+
+def test_what_was_put_though_nobody_heard_of_it_is_put_once(
+    make_server: Any, make_seen: MakeSeen, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = make_server(), make_server()
+    meet(one, other)
+    one.cluster.offer(make_seen("gpu01", boot_id="b", seq=1))
+    one.slurm.offer("gpu01", block(make_server.now.now, "idle"), make_server.now.now)
+    one.settled.add([Identity("gpu01", "b", 1)])
+    one.replica.tell("forget_user", "ann")
+    exchange = one.replica._engine.exchange
+
+    def unheard(*said: Any) -> None:
+        exchange(*said)
+        raise Away("no answer")
+
+    with monkeypatch.context() as patched, pytest.raises(Away):
+        patched.setattr(one.replica._engine, "exchange", unheard)
+        one.replica.tick()
+    for _ in range(3):
+        one.replica.tick()
+        make_server.now.now += 1
+    said = one.replica.status()
+    assert (said["version"], said["waiting"]) == (4, 0)
+    other.replica.tick()
+    assert known(other, "gpu01") == known(one, "gpu01")
