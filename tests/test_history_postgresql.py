@@ -9,7 +9,7 @@ import importlib.util
 import random
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from types import ModuleType
 from typing import Any
@@ -154,6 +154,32 @@ def test_two_who_both_think_that_they_lead_count_nothing_twice(
     for thread in threads:
         thread.join()
     agrees(leaders[0], plain)
+
+
+def test_who_led_before_and_slept_overwrites_nothing(
+    database_url: str, moving: Any, replica: MakeReplica, make_fleet: MakeFleet
+) -> None:
+    rows, plain, awake = make_fleet(3, 3, BEGIN, BEGIN + 2 * HOUR), MemoryStore(moving), replica(leads=True)
+    for row in rows:
+        plain.append(row)
+
+    def sleep(found: Sequence[Figures]) -> None:  # it has read an hour, and wakes when that has been written
+        if found and awake.usage(UsageQuery(begin=BEGIN, end=BEGIN + 2 * HOUR, by=())) == []:
+            for row in rows[1::2]:
+                awake.append(replace(row))
+            awake.flush()
+
+    database = Database(database_url)
+    sleeper = PostgresqlLedger(database, clock=moving, keep=suite.KEEP, added=sleep)
+    try:
+        for row in rows[::2]:
+            sleeper.append(replace(row))
+        with pytest.raises(StoreError, match="somebody else has added up the same hour"):
+            sleeper.flush()
+        agrees(awake, plain)
+    finally:
+        sleeper.close()
+        database.close()
 
 
 def flush_until_done(ledger: PostgresqlLedger) -> None:

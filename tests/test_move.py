@@ -67,7 +67,11 @@ def fill(folder: Path, make_fleet: MakeFleet) -> list[Figures]:
     store.prune(clock[0])  # they become minutes
     rows = make_fleet(3, 3, BEGIN, BEGIN + 3 * HOUR)
     for row in rows:
-        store.append(replace(row))
+        if row.at < BEGIN + 2 * HOUR:
+            store.append(replace(row))
+    store.seal_all()
+    for row in rows:
+        store.append(replace(row))  # the last hour is not sealed
     for number, kind in enumerate(("xid", "gpu_lost", "xid")):
         event = Event(at=BEGIN + number, host="gpu01", gpu=3, kind=kind, code=79, text="it's lost")
         store.record(KeptEvent(event, kind == "xid", ("boot", 4)))
