@@ -12,6 +12,7 @@ import hashlib
 import json
 import logging
 import threading
+import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -47,6 +48,8 @@ from cluster_dash_server.store import (
 log = logging.getLogger(__name__)
 
 FLUSH_SECONDS = 1.0
+ROWS_SECONDS = 5.0
+"""How long rows wait for others: the engine takes longer to settle their figures."""
 RETRY_SECONDS = 2.0
 ADD_UP_SECONDS = 20.0
 """How often the leader looks for new rows."""
@@ -243,11 +246,16 @@ class PostgresqlLedger:
 
     def _write_on(self) -> None:
         pending: list[_Batch] = []
+        rows_at = time.monotonic()
         while True:
             with self._wake:
-                self._wake.wait_for(self._is_asked, RETRY_SECONDS if pending else FLUSH_SECONDS)
+                is_asked = self._wake.wait_for(self._is_asked, RETRY_SECONDS if pending else FLUSH_SECONDS)
                 flushes, ends = self._flushes, self._ends
                 new, self._batch = self._batch, _Batch()
+                if is_asked or time.monotonic() - rows_at >= ROWS_SECONDS:
+                    rows_at = time.monotonic()
+                else:
+                    self._batch.rows, new.rows = new.rows, []
             if new.items or new.rows:
                 pending.append(new)
             while pending:
