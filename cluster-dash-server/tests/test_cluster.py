@@ -340,6 +340,8 @@ def test_a_clone_is_refused_while_the_first_posts_and_a_reboot_is_not(make_seen:
 
 
 def test_the_newest_snapshots_are_kept_as_they_came_until_they_take_an_eighth_of_the_room(make_seen: MakeSeen) -> None:
+    cluster = Cluster(Thresholds(), kept_bytes=8 * 2500)
+
     def seen(name: str, received_at: float = NOW, size: int = 1000) -> Seen:
         made = make_seen(name, received_at=received_at)
         return dataclasses.replace(made, packed=json.dumps({"of": name, "junk": "x" * size}).encode())
@@ -347,7 +349,6 @@ def test_the_newest_snapshots_are_kept_as_they_came_until_they_take_an_eighth_of
     def plain() -> list[str]:
         return [name for name in sorted(cluster.names()) if not is_packed(cluster.known([name])[0].seen.packed)]
 
-    cluster = Cluster(Thresholds(), kept_bytes=8 * 2500)
     for name in ("a", "b"):
         cluster.offer(seen(name))
     assert plain() == ["a", "b"]
