@@ -11,19 +11,33 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 
 from cluster_dash_server.events import EventLog
+from cluster_dash_server.history import remote
 from cluster_dash_server.history.memory import MemoryStore
 from cluster_dash_server.history.postgresql import PostgresqlLedger
 from cluster_dash_server.history.rollups import HOUR
+from cluster_dash_server.history.settled import OwnSettled
 from cluster_dash_server.postgresql import Database
 from cluster_dash_server.states import Thresholds
-from cluster_dash_server.store import Event, EventQuery, Figures, KeptEvent, StoreError, UsageQuery, UseQuery
-from tests import databases
+from cluster_dash_server.store import (
+    HOST_METRICS,
+    Event,
+    EventQuery,
+    Figures,
+    KeptEvent,
+    SeriesQuery,
+    StoreError,
+    UsageQuery,
+    UseQuery,
+)
+from tests import databases, engines
 from tests.processes import TOP, wait_until
 
 SUITE = TOP / "cluster-dash-server" / "tests" / "history"
@@ -356,3 +370,50 @@ def test_when_too_much_waits_posts_are_to_wait_too(moving: Any) -> None:
         assert "10000 events wait to be written" in str(ledger.refusal)
     finally:
         ledger.close()
+
+
+def with_interval(row: Figures) -> Figures:
+    """Return a row whose host says its interval: where it does not, a store guesses it of more rows or fewer."""
+    place = HOST_METRICS.index("interval_seconds") - len(HOST_METRICS)
+    if row.values[place] != row.values[place]:
+        row.values[place] = 60.0
+    return row
+
+
+@pytest.mark.needs("victoria-metrics")
+def test_figures_that_replicas_took_in_turn_are_those_of_the_plainest_store(
+    database_url: str, tmp_path: Path, moving: Any, make_fleet: MakeFleet
+) -> None:
+    """Rows of the cluster are made of all rows, though each replica took a part of them."""
+    rows = [with_interval(row) for row in make_fleet(3, 4, BEGIN, BEGIN + 2 * HOUR)]
+    plain, pace = MemoryStore(moving), remote.Pace(flush_seconds=60, settle_seconds=0, window_seconds=None)
+    with engines.running("victoria-metrics", tmp_path) as engine:
+        databases_of, replicas = [Database(database_url) for _ in range(2)], []
+        for number, database in enumerate(databases_of):
+            store = remote.RemoteStore(engine.access, "of replicas", pace, moving, sees_all=False)
+            ledger = PostgresqlLedger(
+                database, clock=moving, keep=suite.KEEP, leads=partial(bool, number == 0), added=store.add_up
+            )
+            replicas.append(remote.shared(store, ledger, OwnSettled()))
+        try:
+            for number, row in enumerate(rows):
+                plain.append(replace(row))
+                replicas[number % 2].append(row)
+            assert replicas[0].durable_seq(rows[0].host, str(rows[0].boot_id), rows[0].seq) is None
+            for each in reversed(replicas):
+                each.flush()
+            assert replicas[0].durable_seq(rows[0].host, str(rows[0].boot_id), rows[0].seq) == rows[0].seq
+            whole = SeriesQuery(metric="total_gpus", begin=BEGIN, end=BEGIN + 2 * HOUR, by="cluster", step_seconds=60)
+            (wanted,) = plain.series(whole)
+
+            def is_visible() -> bool:
+                engine.flush()
+                return [list(line.mean) for line in replicas[1].series(whole)] == [pytest.approx(list(wanted.mean))]
+
+            wait_until(is_visible, 20, "all is visible")
+            for ask in suite.ASKED:
+                suite.agree(replicas[1].series(ask), plain.series(ask))
+        finally:
+            for each, database in zip(replicas, databases_of, strict=True):
+                each.close()
+                database.close()
