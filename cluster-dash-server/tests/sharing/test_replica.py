@@ -495,3 +495,21 @@ def test_what_was_put_though_nobody_heard_of_it_is_put_once(
     assert (said["version"], said["waiting"]) == (4, 0)
     other.replica.tick()
     assert known(other, "gpu01") == known(one, "gpu01")
+
+
+def test_a_version_says_no_more_than_what_was_shown_with_it(make_server: Any, make_seen: MakeSeen) -> None:
+    one, other = make_server(), make_server()
+    one.cluster.offer(make_seen("gpu01", received_at=make_server.now.now))
+    meet(one, other)
+    viewers = [Viewer(), Viewer()]
+    make_server.now.now += 2
+    for server in (one, other):
+        server.ask(make_server.now.now)
+    one.cluster.offer(make_seen("gpu01", [], received_at=make_server.now.now))
+    meet(one, other)
+    for viewer, server in zip(viewers, (one, other), strict=True):  # bodies are made anew once a second
+        viewer.look(server.ask(make_server.now.now))
+    make_server.now.now += 2
+    for viewer, server in zip(viewers, (other, one), strict=True):
+        viewer.look(server.ask(make_server.now.now, viewer.version))
+        assert viewer.rows["gpu01"]["last_at"] == make_server.now.now - 2
