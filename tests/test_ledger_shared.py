@@ -135,13 +135,16 @@ def test_while_the_database_is_away_tokens_count_for_five_minutes(clock: Clock) 
         database = Database(server.url(), seconds=1)
         shared = SharedAccess(database, clock, clock)
         tokens = Tokens(shared, clock)
-        secret = tokens.new("host", "gpu01")
+        secret, code = tokens.new("host", "gpu01"), tokens.new("enrol", "*")
         shared.look()
         shared.start()  # as of a server: a command would be told why
         auth = Auth(Passcode("a passcode of a test"), tokens)
         server.signal(signal.SIGSTOP)
         try:
             shared.look()
+            with pytest.raises(AuthError, match="code: tokens cannot be changed now") as later:
+                auth.enrol(code, "gpu02", None, HOME, clock.now)
+            assert later.value.status == 503
             clock.now += 290
             assert auth.admit(secret, HOME, clock.now) is not None
             clock.now += 20

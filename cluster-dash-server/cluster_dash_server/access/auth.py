@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 
-from cluster_dash_server.access.tokens import Token, TokenError, Tokens, digest_of, looks_like
+from cluster_dash_server.access.tokens import Token, TokenError, Tokens, TokensAway, digest_of, looks_like
 from cluster_dash_server.hostlist import compress
 from cluster_dash_server.snapshot import Json, printable
 
@@ -375,6 +375,8 @@ class Auth:
             refuse_ended(found, now, "code: this code")
             self.refuse_in_clear(caller, "code: this code")
             return self._tokens.enrol(found, host, machine_id)
+        except TokensAway as error:
+            raise AuthError(503, f"code: {error}") from None
         except TokenError as error:
             raise AuthError(403, f"code: {error}") from None
         except AuthError as error:

@@ -47,6 +47,10 @@ class TokenError(Exception):
     """A wish about tokens that cannot be granted; the text says why, and never holds a secret."""
 
 
+class TokensAway(TokenError):
+    """What keeps tokens does not answer now: the same wish may be granted later."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Token:
     """What is kept of a token; moments in Unix s.

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import cast
 
 from cluster_dash_server.access.oidc import KEPT_SECONDS, Pending
-from cluster_dash_server.access.tokens import REMEMBERED_SECONDS, Token, TokenError, Tokens, digest_of
+from cluster_dash_server.access.tokens import REMEMBERED_SECONDS, Token, TokenError, Tokens, TokensAway, digest_of
 from cluster_dash_server.access.viewers import ROLES, Role
 from cluster_dash_server.postgresql import Database, PostgresqlError, Statements
 
@@ -150,7 +150,7 @@ class SharedAccess:
             self._looked_at = asked_at
         except PostgresqlError as error:
             self._times = None  # what was written may be there, or not
-            raise TokenError(f"tokens cannot be changed now: {error}") from error
+            raise TokensAway(f"tokens cannot be changed now: {error}") from error
         finally:
             self._alone.db = None
 
