@@ -215,7 +215,7 @@ grammar = st.lists(
 
 
 @given(st.one_of(st.text(max_size=60), grammar))
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=300, deadline=None)
 def test_any_text_is_read_and_reads_the_same_when_written_again(text: str) -> None:
     wish = parse(text)
     again = parse(str(wish))

@@ -221,7 +221,7 @@ class MemoryStore:
                     if ask.models is not None and index is not None and model not in ask.models:
                         continue
                     line = (host, index if ask.by == "gpu" else None)
-                    lists = of_line.setdefault(line, [[] for _ in range(steps.count)])
+                    lists = of_line.get(line) or of_line.setdefault(line, [[] for _ in range(steps.count)])
                     if ask.by == "gpu":
                         named[line] = (uuid, model)
                     if value == value:
@@ -246,7 +246,7 @@ class MemoryStore:
                 wanted = model in ask.models
             if not wanted or not steps.begin <= minute < steps.end or minute + 60 > settled:
                 continue
-            lists = lines.setdefault(model, [[] for _ in range(steps.count)])
+            lists = lines.get(model) or lines.setdefault(model, [[] for _ in range(steps.count)])
             value = cluster_figures(share, 60)[place]
             if value is not None:
                 lists[int((minute - steps.begin) // steps.seconds)].append(value)

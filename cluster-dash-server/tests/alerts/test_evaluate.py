@@ -1,7 +1,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster_dash_server.alerts import rules
@@ -45,6 +45,7 @@ def _found(draw: st.DrawFn) -> dict[Key, Finding]:
     return found
 
 
+NIGHTS = settings(max_examples=50, deadline=None)  # a night is long: other ones each time
 _NIGHT = st.lists(st.tuples(_found(), st.sampled_from((5.0, 60.0, 700.0, 4_000.0))), max_size=12)
 
 
@@ -59,6 +60,7 @@ def _live(night: Sequence[tuple[dict[Key, Finding], float]]) -> tuple[State, lis
 
 
 @given(_NIGHT, _found())
+@NIGHTS
 def test_evaluating_twice_says_nothing_new(
     night: list[tuple[dict[Key, Finding], float]], found: dict[Key, Finding]
 ) -> None:
@@ -86,6 +88,7 @@ def test_a_clock_that_is_set_back_delays_neither_the_beginning_nor_the_end_of_an
 
 
 @given(_NIGHT)
+@NIGHTS
 def test_each_alert_begins_once_and_ends_once_after_it_began(night: list[tuple[dict[Key, Finding], float]]) -> None:
     state, steps, _ = _live(night)
     going: set[str] = set()
@@ -104,6 +107,7 @@ def test_each_alert_begins_once_and_ends_once_after_it_began(night: list[tuple[d
 
 
 @given(_NIGHT)
+@NIGHTS
 def test_each_condition_belongs_to_one_alert_at_most(night: list[tuple[dict[Key, Finding], float]]) -> None:
     state, _, _ = _live(night)
     owners: dict[Key, str] = {}
@@ -116,6 +120,7 @@ def test_each_condition_belongs_to_one_alert_at_most(night: list[tuple[dict[Key,
 
 
 @given(_NIGHT)
+@NIGHTS
 def test_a_restart_is_no_news(night: list[tuple[dict[Key, Finding], float]]) -> None:
     state, steps, now = _live(night)
     kept = {step.running.alert.id: step.running for step in steps}
