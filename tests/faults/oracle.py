@@ -131,7 +131,7 @@ class Oracle:
         query = urlencode({"match[]": f'{PREFIX}{named.name}{{cluster="{cluster}"}}'})
         with urllib.request.urlopen(f"{url}/api/v1/export?{query}", timeout=60) as answer:
             series = [json.loads(line) for line in answer]
-        known = {(who.hostname, millis(at)): who for who, at in self.taken_at.items()}
+        known = {(who.hostname, millis(round(at, 3))): who for who, at in self.taken_at.items()}  # as `figures` does
         rows: Counter[Identity] = Counter()
         percents: dict[Identity, float] = {}
         for each in series:
