@@ -59,7 +59,7 @@ class _Fleet:
         """Let a fifth of the hosts post, and return what a round costs (ms of CPU)."""
         self.now += 5
         for entry in self._entries[next(self._places) :: CHANGED]:
-            seen = read({**entry, "timestamp": self.now, "seq": next(self._seq)}, received_at=self.now, compact=b"{}")
+            seen = read({**entry, "timestamp": self.now, "seq": next(self._seq)}, received_at=self.now, packed=b"{}")
             self.cluster.offer(seen)
         if everything:
             self.watch.look_at_all()

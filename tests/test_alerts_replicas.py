@@ -18,8 +18,8 @@ from typing import Any, Self
 import psycopg
 import pytest
 
-from tests import databases
-from tests.faults.replicas import redis_server
+from tests import databases, redis_servers
+from tests.faults.replicas import shared_by
 from tests.post_office import HookServer
 from tests.processes import BIN, Listening, body_of, snapshot, start_server, wait_until
 
@@ -171,11 +171,9 @@ class Replicas:
 
 
 @pytest.fixture
-def redis(tmp_path: Path) -> Iterator[dict[str, str]]:
-    part, settings = redis_server(tmp_path / "redis")
-    part.start()
-    yield settings
-    part.stop()
+def redis() -> Iterator[dict[str, str]]:
+    with redis_servers.running() as server:
+        yield shared_by(server.url)
 
 
 @pytest.fixture
