@@ -1,6 +1,8 @@
+import logging
 import os
 import shutil
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
@@ -14,6 +16,18 @@ FAKE_NVML = Path(__file__).parents[2] / "tests/fake-nvml"
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--rewrite-goldens", action="store_true", help="rewrite the expected snapshots of tests/machines")
+
+
+@pytest.fixture(autouse=True)
+def log_goes_nowhere_after_a_test() -> Iterator[None]:
+    """Take away what a command has set up: it would write to a closed file, and say so, at each line of later tests."""
+    root = logging.getLogger()
+    level = root.level
+    yield
+    root.setLevel(level)
+    for handler in root.handlers[:]:
+        if type(handler) is logging.StreamHandler:  # those of pytest are kinds of their own
+            root.removeHandler(handler)
 
 
 @pytest.fixture(scope="session")

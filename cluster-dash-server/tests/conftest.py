@@ -2,7 +2,8 @@
 
 import copy
 import json
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,18 @@ class StillClock:
 
     def __call__(self) -> float:
         return self.now
+
+
+@pytest.fixture(autouse=True)
+def log_goes_nowhere_after_a_test() -> Iterator[None]:
+    """Take away what a command has set up: it would write to a closed file, and say so, at each line of later tests."""
+    root = logging.getLogger()
+    level = root.level
+    yield
+    root.setLevel(level)
+    for handler in root.handlers[:]:
+        if type(handler) is logging.StreamHandler:  # those of pytest are kinds of their own
+            root.removeHandler(handler)
 
 
 @pytest.fixture
