@@ -361,6 +361,37 @@ def test_what_cannot_be_written_does_not_hold_up_the_rest(
     assert "cannot be written to the ledger, and is let go of" in caplog.text
 
 
+def test_what_the_database_will_take_later_is_neither_let_go_of_nor_called_durable(
+    replica: MakeReplica, make_row: MakeRow, database_url: str
+) -> None:
+    ledger, owner = replica(), Database(database_url)
+    ledger.append(make_row(at=BEGIN, seq=0))
+    ledger.flush()
+    with owner.transaction() as db:  # as where a role has lost its right, or a database was made read-only
+        db.execute("ALTER TABLE pieces RENAME TO pieces_elsewhere")
+    for number in range(1, 4):
+        ledger.append(make_row(at=BEGIN + 60 * number, seq=number))
+    ledger.record(KeptEvent(event(BEGIN), True, ("boot", 1)))
+    with pytest.raises(StoreError, match="pieces"):
+        ledger.flush()
+    assert ledger.durable_seq("gpu01", "boot", 0) == 0
+
+    with owner.transaction() as db:
+        db.execute("ALTER TABLE pieces_elsewhere RENAME TO pieces")
+    owner.close()
+    wait_until(lambda: ledger.durable_seq("gpu01", "boot", 0) == 3, 60, "it is written after all")
+    assert len(ledger.events(EventQuery(begin=0, end=2 * BEGIN))) == 1
+
+
+def test_a_name_that_is_too_long_for_an_index_holds_up_nobody(replica: MakeReplica, make_row: MakeRow) -> None:
+    ledger = replica()
+    too_long = f"{random.Random(1).getrandbits(16_000):x}"  # which no index can hold, packed neither
+    ledger.append(replace(make_row(at=BEGIN, seq=0), boot_id=too_long))
+    ledger.append(make_row(at=BEGIN + 60, seq=1))
+    ledger.flush()
+    assert ledger.durable_seq("gpu01", "boot", 1) == 1
+
+
 def test_when_too_much_waits_posts_are_to_wait_too(moving: Any) -> None:
     ledger = PostgresqlLedger(Database("postgresql://nobody@127.0.0.1:1/none"), clock=moving, keep=suite.KEEP)
     try:

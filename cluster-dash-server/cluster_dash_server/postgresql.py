@@ -41,11 +41,13 @@ class PostgresqlError(Exception):
     Args:
         why: one line.
         is_away: it cannot be reached, or does not answer: the same may be asked again later.
+        is_of_values: it does not take the very values that it was given, now or ever.
     """
 
-    def __init__(self, why: str, *, is_away: bool = False) -> None:
+    def __init__(self, why: str, *, is_away: bool = False, is_of_values: bool = False) -> None:
         super().__init__(why)
         self.is_away = is_away
+        self.is_of_values = is_of_values
 
 
 class Rows(Protocol):
@@ -240,12 +242,13 @@ class Database:
     def _failed(self, error: psycopg.Error, connection: "_Connection | None") -> PostgresqlError:
         why = f"{self.where}: {_in_one_line(error)}"
         is_lost = connection is None or not connection.is_at_rest
-        is_away = is_lost or isinstance(error, psycopg.OperationalError)
+        is_of_values = not is_lost and _is_of_values(error)
+        is_away = is_lost or (isinstance(error, psycopg.OperationalError) and not is_of_values)
         if connection is not None and is_lost:
             connection.close()
         if is_lost:
             self._trouble = time.monotonic() + REST_SECONDS, why
-        return PostgresqlError(why, is_away=is_away)
+        return PostgresqlError(why, is_away=is_away, is_of_values=is_of_values)
 
     # -------------------------------------------------------------------------------------------------------- schema
 
@@ -377,6 +380,11 @@ def _writable(parameters: Sequence[Any]) -> list[Any]:
         each.replace("\0", "\ufffd").encode(errors="replace").decode() if isinstance(each, str) else each
         for each in parameters
     ]
+
+
+def _is_of_values(error: psycopg.Error) -> bool:
+    """Say whether an error is one of data, of a constraint, or of a limit, as a text too long for an index."""
+    return isinstance(error, psycopg.DataError) or (error.sqlstate or "")[:2] in ("22", "23", "54")
 
 
 def _in_one_line(error: Exception) -> str:

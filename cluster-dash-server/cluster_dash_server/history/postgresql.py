@@ -262,7 +262,7 @@ class PostgresqlLedger:
                 try:
                     self._write(pending[0])
                 except PostgresqlError as error:
-                    if error.is_away:
+                    if not error.is_of_values:  # away, read-only, no right, no table: what waits may be written later
                         self._say(str(error))
                         break
                     self._part(pending, error)
@@ -507,7 +507,11 @@ def _begin_forgetting(db: Statements, user: str) -> None:
         )
     db.execute("DELETE FROM running")
     changed = 0
-    for number, text, code in db.execute("SELECT id, text, code FROM events").fetchall():
+    # the database looks, for it is quick: of millions of events a row each would take longer than a statement may
+    for number, text, code in db.execute(
+        "SELECT id, text, code FROM events WHERE position(? IN text) > 0 OR position(? IN code) > 0",
+        (user, json.dumps(user)[1:-1]),
+    ).fetchall():
         read = json.loads(code)
         now = unnamed(text, user), json.dumps(unnamed(read, user) if isinstance(read, str) else read)
         if now != (text, code):
