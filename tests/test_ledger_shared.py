@@ -102,6 +102,25 @@ def test_what_was_revoked_stays_so_whatever_another_replica_still_remembers(
     assert not found.is_valid(clock.now)
 
 
+def test_what_is_revoked_is_heard_of_though_an_enrolment_failed_at_the_same_time(
+    replicas: list[SharedAccess], clock: Clock
+) -> None:
+    first, second = (Tokens(each, clock) for each in replicas[:2])
+    secret, code_text = first.new("host", "gpu01"), first.new("enrol", "gpu*", uses=5)
+    for each in replicas:
+        each.look()
+    code = first.find(code_text, clock.now)
+    assert code is not None
+    with pytest.raises(TokenError, match="gpu01 has a token already"):
+        first.enrol(code, "gpu01", None)  # taken back, and the number of writes that it was to get is free again
+    second.revoke("gpu01")
+    replicas[0].look()
+    clock.now += 2
+    found = first.find(secret, clock.now)
+    assert found is not None
+    assert not found.is_valid(clock.now)
+
+
 def test_a_code_is_traded_as_often_as_it_may_be_however_many_come_at_once(
     replicas: list[SharedAccess], clock: Clock
 ) -> None:
@@ -177,6 +196,30 @@ def test_who_signed_in_at_one_replica_is_signed_in_at_all_and_out_at_all(
     other = second.begin("nora", "operator")
     clock.now += 3600
     assert second.find(other) is None
+
+
+def test_who_signs_out_while_the_database_is_away_stays_out_when_it_is_back(clock: Clock) -> None:
+    with databases.running() as server:
+        database, other_database = Database(server.url(), seconds=1), Database(server.url())
+        first, second = SharedAccess(database, clock), SharedAccess(other_database, clock)
+        first.look()
+        sessions = [SignedSessions(3600, clock, b"a key", each) for each in (first, second)]
+        cookie = sessions[0].begin("nora", "operator")
+        server.signal(signal.SIGSTOP)
+        try:
+            sessions[0].end(cookie)
+        finally:
+            server.signal(signal.SIGCONT)
+
+        def is_heard_of() -> bool:
+            first.look()
+            assert sessions[0].find(cookie) is None
+            second.look()
+            return sessions[1].find(cookie) is None
+
+        wait_until(is_heard_of, 60, "the other replica hears of it")
+        database.close()
+        other_database.close()
 
 
 def test_a_sign_in_begun_at_one_replica_is_ended_at_another_once(replicas: list[SharedAccess], clock: Clock) -> None:

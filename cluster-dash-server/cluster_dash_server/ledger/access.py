@@ -56,8 +56,10 @@ class SharedAccess:
         self._monotonic = monotonic
         self._tokens: list[Token] = []
         self._times: int | None = None
+        self._read: object = object()  # another one whenever they were read: what was not kept counts no times
         self._has_written = False
         self._ended: frozenset[bytes] = frozenset()
+        self._ended_here: dict[bytes, float] = {}  # until they are seen in the database
         self._looked_at = float("-inf")
         self._why: str = "they were not read yet"
         self._alone = threading.local()
@@ -93,6 +95,7 @@ class SharedAccess:
             self._why = str(error)
             return
         self._looked_at = asked_at
+        self._tell_of_ended()
 
     def _take(self, db: Statements) -> None:
         (times,) = db.execute("SELECT times FROM token_writes").fetchone()
@@ -103,9 +106,11 @@ class SharedAccess:
                 Token(**{**each, "digest": bytes(each["digest"]), "scopes": tuple(each["scopes"].split())})
                 for each in found
             ]
-            self._times = times
+            self._times, self._read = times, object()
         ended = db.execute("SELECT digest FROM ended_sessions WHERE until > ?", (self._clock(),)).fetchall()
         self._ended = frozenset(bytes(digest) for (digest,) in ended)
+        for digest in self._ended:
+            self._ended_here.pop(digest, None)
 
     # --------------------------------------------------------------------------------------------------- tokens
 
@@ -120,7 +125,7 @@ class SharedAccess:
         if self._has_written:  # who wrote may remember something older beside it: it is read again
             self._has_written = False
             return object()
-        return self._times if self.trouble is None else "unknown"
+        return self._read if self.trouble is None else "unknown"
 
     def read(self) -> list[Token]:
         """See `TokenStore`; none where they are known no longer, and a command is told why."""
@@ -149,9 +154,9 @@ class SharedAccess:
                 yield db
             self._looked_at = asked_at
         except PostgresqlError as error:
-            self._times = None  # what was written may be there, or not
             raise TokensAway(f"tokens cannot be changed now: {error}") from error
         finally:
+            self._times = None  # what was written may be there, or not; another's change may get the same number
             self._alone.db = None
 
     def write(self, tokens: Iterable[Token], now: float) -> None:
@@ -178,24 +183,33 @@ class SharedAccess:
 
     def is_ended(self, digest: bytes) -> bool:
         """Say whether a session was ended at any replica."""
-        return digest in self._ended
+        return digest in self._ended or digest in self._ended_here
 
     def end_session(self, digest: bytes, until: float) -> None:
-        """Let all replicas know that a session is over; where that cannot be written, this one knows it.
+        """Let all replicas know that a session is over: where the database is away, once it is back.
 
         Args:
             digest: of what its cookie holds.
             until: when it would have ended (Unix s).
         """
-        self._ended |= {digest}
+        self._ended_here[digest] = until
+        self._tell_of_ended()
+
+    def _tell_of_ended(self) -> None:
+        """Let other replicas know of the sessions that were ended here; where they cannot hear of them, later."""
+        now = self._clock()
+        for digest, until in list(self._ended_here.items()):
+            if until <= now:
+                self._ended_here.pop(digest, None)
+        ended = list(self._ended_here.items())
+        if not ended:
+            return
         try:
             with self._db.transaction() as db:
-                db.execute("DELETE FROM ended_sessions WHERE until < ?", (self._clock(),))
-                db.execute(
-                    "INSERT INTO ended_sessions (digest, until) VALUES (?, ?) ON CONFLICT DO NOTHING", (digest, until)
-                )
+                db.execute("DELETE FROM ended_sessions WHERE until < ?", (now,))
+                db.executemany("INSERT INTO ended_sessions (digest, until) VALUES (?, ?) ON CONFLICT DO NOTHING", ended)
         except PostgresqlError as error:
-            log.warning("a session is ended here, and not at other replicas: %s", error)
+            log.warning("a session is ended here, and at other replicas later: %s", error)
 
     # -------------------------------------------------------------------------------------------- on the way in
 
