@@ -371,7 +371,10 @@ def create_app(settings: Settings | None = None, clock: Callable[[], float] = ti
         zone=zone,
         clock=clock,
         public_url=settings.server.public_url,
-        is_well=lambda: watch.trouble is None and clock() - (watch.evaluated_at or 0) < WELL_SECONDS,
+        # of replicas the one that evaluates: others cannot say whether it does
+        is_well=lambda: (
+            kept_book.leads() and watch.trouble is None and clock() - (watch.evaluated_at or 0) < WELL_SECONDS
+        ),
     )
     control.commands["notify-test"] = telling.test
     start.with_book.append(telling.start)

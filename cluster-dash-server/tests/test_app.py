@@ -11,6 +11,8 @@ from flask.testing import FlaskClient
 
 from cluster_dash_server.access.viewers import SCOPES, needs, scope_of
 from cluster_dash_server.app import VERSION, create_app
+from cluster_dash_server.ledger.kept import KeptBook
+from cluster_dash_server.notices.telling import Telling
 from cluster_dash_server.settings import IngestSettings, ServerSettings, Settings, SiteSettings, ViewerSettings
 
 
@@ -204,3 +206,21 @@ def test_flask_s_debugger_is_offered_on_loopback_only(
 
 def test_the_version_is_that_of_the_package() -> None:
     assert version("cluster-dash-server") == VERSION
+
+
+def test_of_replicas_the_one_that_evaluates_says_that_somebody_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Callable[[], bool]] = []
+
+    class Noted(Telling):
+        def __init__(self, *args: Any, is_well: Callable[[], bool], **named: Any) -> None:
+            asked.append(is_well)
+            super().__init__(*args, is_well=is_well, **named)
+
+    leads = [True]
+    monkeypatch.setattr("cluster_dash_server.app.Telling", Noted)
+    monkeypatch.setattr(KeptBook, "leads", lambda self: leads[0])
+    create_app(Settings(), clock=lambda: 10.0)
+    (is_well,) = asked
+    assert is_well()
+    leads[0] = False  # what it sees of alerts says nothing of whether they are evaluated
+    assert not is_well()
