@@ -117,7 +117,10 @@ class Lease:
 
     def _run(self) -> None:
         while not self._stops.is_set():
-            self.renew()
+            try:
+                self.renew()
+            except Exception:  # whatever it is: somebody must lead as long as servers live
+                log.exception("a fault in renewing the lease")
             self._stops.wait(RENEW_SECONDS if self.leads() else TRY_SECONDS)
 
     def renew(self) -> None:
