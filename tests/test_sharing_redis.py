@@ -16,7 +16,7 @@ import pytest
 
 from cluster_dash_server.commands.doctor import engine_of_the_live_view
 from cluster_dash_server.sharing.engine import Away, Offer, Order
-from cluster_dash_server.sharing.kinds import LiveSettings
+from cluster_dash_server.sharing.kinds import LiveSettings, problem
 from cluster_dash_server.sharing.redis import RedisEngine, client_of, without_secret
 from tests.processes import TOP, wait_until
 from tests.redis_servers import PASSWORD, RedisServer, Sentinels, running
@@ -189,6 +189,16 @@ def test_an_address_is_shown_without_its_secrets(url: str, shown: str) -> None:
 def test_an_address_of_sentinels_that_names_none_or_no_master_is_refused(url: str) -> None:
     with pytest.raises(ValueError, match="expected redis\\+sentinel://"):
         client_of(url)
+
+
+@pytest.mark.parametrize("sign", "/?#")
+def test_of_a_password_that_is_not_written_as_such_nothing_is_shown(sign: str) -> None:
+    settings = LiveSettings(kind="redis", url=f"redis://dash:first{sign}second@host:6379/0")
+    told = problem(settings)
+    assert told is not None
+    assert "%2F" in told
+    assert "first" not in told
+    assert "second" not in told
 
 
 @pytest.mark.needs("redis-sentinel")

@@ -187,6 +187,8 @@ def client_of(url: str) -> redis.Redis:
         "command_packer": _Packer(),
     }
     parts = urlsplit(url)
+    if "@" in parts.path + parts.query + parts.fragment:  # its first half would be taken for a port, and shown
+        raise ValueError("a password that holds / ? # or @ is written with %2F %3F %23 %40 for them")
     if parts.scheme == SENTINEL:
         return _behind_sentinel(parts, options)
     return redis.Redis.from_url(url, **options)
