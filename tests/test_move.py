@@ -16,7 +16,7 @@ from cluster_dash_server import app, free
 from cluster_dash_server.access.tokens import TokenFile, Tokens
 from cluster_dash_server.alerts.book import Silence
 from cluster_dash_server.cli import main
-from cluster_dash_server.history import remote
+from cluster_dash_server.history import moving, postgresql, remote
 from cluster_dash_server.history.kept import keep_of
 from cluster_dash_server.history.postgresql import PostgresqlLedger
 from cluster_dash_server.history.remote import RemoteHistory, RemoteStore
@@ -192,6 +192,9 @@ def test_a_move_that_was_stopped_goes_on_and_doubles_nothing(
         f'[history]\nkind = "remote"\nwrite_url = "{engine.access.write_url}"\n'
         f'[ledger]\nkind = "postgresql"\nurl = "{database_url}"\n',
     )
+    # an hour of a large site has far more rows than may wait
+    monkeypatch.setattr(moving, "ROWS_AT_ONCE", 50)
+    monkeypatch.setattr(postgresql, "MOST_ROW_BYTES", 40_000)
     engine.kill()
     assert main(["move", "-c", str(of_one), "--to", str(of_replicas)]) == 1
     engine.start()

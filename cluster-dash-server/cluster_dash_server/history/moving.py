@@ -118,8 +118,9 @@ def _put_rows(
             store.append(row)
             ledger.append(row)
             count += 1
-            if count % ROWS_AT_ONCE == 0:
+            if count % ROWS_AT_ONCE == 0:  # neither takes more than it has room for
                 store.flush()
+                ledger.write()
     ledger.flush()  # adds the hour up, and gives it to the store for the minutes of the cluster
     store.flush()
     return count

@@ -222,6 +222,17 @@ class PostgresqlLedger:
         Raises:
             StoreError: it cannot be.
         """
+        self.write()
+        if self._leads():
+            with Asking():
+                self._sum.add_up(at_once=True)
+
+    def write(self) -> None:
+        """Return when what was taken so far is written.
+
+        Raises:
+            StoreError: it cannot be.
+        """
         with self._wake:
             self._flushes += 1
             mine = self._flushes
@@ -230,9 +241,6 @@ class PostgresqlLedger:
                 self._wake.wait(0.1)
         if self.trouble is not None:
             raise StoreError(self.trouble)
-        if self._leads():
-            with Asking():
-                self._sum.add_up(at_once=True)
 
     def close(self) -> None:
         """Write what waits, once, and end."""
