@@ -18,11 +18,14 @@ from cluster_dash_server import free
 from cluster_dash_server.access.auth import Auth, AuthError, Caller, Passcode
 from cluster_dash_server.access.oidc import Pending
 from cluster_dash_server.access.tokens import TokenError, Tokens
+from cluster_dash_server.app import create_app
 from cluster_dash_server.ledger import access
 from cluster_dash_server.ledger.access import SharedAccess, SignedSessions
+from cluster_dash_server.ledger.kept import LedgerSettings
 from cluster_dash_server.ledger.keys import SharedKeys
 from cluster_dash_server.ledger.line import SharedLine
 from cluster_dash_server.postgresql import Database
+from cluster_dash_server.settings import ConfigError, ServerSettings, Settings
 from cluster_dash_server.waiting import WaitError, Waiting
 from tests import databases
 from tests.engines import running
@@ -175,6 +178,29 @@ def test_while_the_database_is_away_tokens_count_for_five_minutes(clock: Clock) 
             server.signal(signal.SIGCONT)
             shared.close()
             database.close()
+
+
+def with_database(url: str, data: Path) -> Settings:
+    return Settings(server=ServerSettings(data=str(data)), ledger=LedgerSettings(kind="postgresql", url=url))
+
+
+def test_a_server_starts_while_the_database_is_away(tmp_path: Path) -> None:
+    started = create_app(with_database("postgresql://dash:secret@127.0.0.1:1/dash", tmp_path))
+    auth = Auth(Passcode("a passcode of a test"), started.extensions["tokens"])
+    with pytest.raises(AuthError, match="tokens cannot be checked now"):
+        auth.admit("cdh_aaaaaaaa_secret", HOME, NOW)
+    assert auth.admit("a passcode of a test", HOME, NOW) is None
+
+
+def test_a_server_does_not_start_on_a_database_of_a_newer_release(
+    opened: Callable[[], Database], database_url: str, tmp_path: Path
+) -> None:
+    database = opened()
+    SharedAccess(database, time.time).look()
+    with database.transaction() as db:
+        db.execute("UPDATE schema_versions SET version = 99")
+    with pytest.raises(ConfigError, match="was written by a newer release"):
+        create_app(with_database(database_url, tmp_path))
 
 
 def test_who_signed_in_at_one_replica_is_signed_in_at_all_and_out_at_all(

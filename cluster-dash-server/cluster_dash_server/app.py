@@ -219,7 +219,7 @@ def create_app(settings: Settings | None = None, clock: Callable[[], float] = ti
 
     whole = cluster = Cluster(settings.states, settings.limits.max_hosts, witness, settings.limits.kept_bytes)
     passcode = Passcode(settings.ingest.passcode)
-    tokens = _tokens(TokenFile(folder) if commons is None else commons.access, clock)
+    tokens = _tokens(TokenFile(folder), clock) if commons is None else _shared_tokens(commons, clock)
     key_of = partial(privacy.kept_key, folder) if commons is None else commons.keys.key
     auth = Auth(
         passcode,
@@ -634,6 +634,14 @@ def _tokens(store: TokenStore, clock: Callable[[], float]) -> Tokens:
     except TokenError as error:
         raise ConfigError(str(error)) from None
     return tokens
+
+
+def _shared_tokens(commons: "Commons", clock: Callable[[], float]) -> Tokens:
+    """Return the tokens of replicas; while their database is away nobody is let in by one, until it is back."""
+    if commons.access.fault is not None:
+        commons.close()
+        raise ConfigError(commons.access.fault)
+    return Tokens(commons.access, clock)
 
 
 class _Start:

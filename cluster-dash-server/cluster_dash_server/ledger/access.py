@@ -62,6 +62,8 @@ class SharedAccess:
         self._ended_here: dict[bytes, float] = {}  # until they are seen in the database
         self._looked_at = float("-inf")
         self._why: str = "they were not read yet"
+        self.fault: str | None = None
+        """Why the database cannot be used though it answers, as one of a newer release; None: it can, or is away."""
         self._alone = threading.local()
         self._ends = threading.Event()
         self._thread: threading.Thread | None = None
@@ -93,8 +95,9 @@ class SharedAccess:
                 self._take(db)
         except PostgresqlError as error:
             self._why = str(error)
+            self.fault = None if error.is_away else self._why
             return
-        self._looked_at = asked_at
+        self._looked_at, self.fault = asked_at, None
         self._tell_of_ended()
 
     def _take(self, db: Statements) -> None:
