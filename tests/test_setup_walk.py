@@ -152,6 +152,14 @@ def with_those_above(block: Block) -> str:
     return "\n".join(line for header, section in lines.items() for line in (header, *section.values()))
 
 
+SECRETS = {
+    "chat-url": "https://chat.example.org/x",
+    "redis-url": "redis://10.0.0.21:6379/0",
+    "database-url": "postgresql://dash:secret@10.0.0.23/dash",
+}
+"""What stands in files of secrets whose settings are looked at; anything, in the others."""
+
+
 @pytest.mark.parametrize("block", TOML, ids=str)
 def test_each_example_of_a_configuration_loads(block: Block, tmp_path: Path) -> None:
     file = tmp_path / "example.toml"
@@ -165,7 +173,7 @@ def test_each_example_of_a_configuration_loads(block: Block, tmp_path: Path) -> 
         text = block.text if block.page != "docs/alerts.md" else with_those_above(block)
         file.write_text(text.replace("/etc/cluster-dash/", f"{tmp_path}/"))
         for secret in re.findall(r'_file = "(?:/etc/cluster-dash/)?([\w-]+)"', text):
-            (tmp_path / secret).write_text("https://chat.example.org/x" if "url" in secret else "a secret")
+            (tmp_path / secret).write_text(SECRETS.get(secret, "a secret"))
         settings.load(file, environment={"CREDENTIALS_DIRECTORY": str(tmp_path)})
 
 

@@ -104,6 +104,8 @@ class Told:
     late: list[tuple[Fault, float]] = field(default_factory=list)
 
 
+BETWEEN_SECONDS = 2.0
+"""From the end of one fault to the next: any one part may fail, and nginx asks a replica again after a second."""
 PARTS = ("replica 1", "replica 2", "nginx", "Redis", "VictoriaMetrics", "PostgreSQL")
 
 
@@ -157,6 +159,7 @@ def rage(folder: Path, faults: Sequence[Fault], *, moles: int, interval: float, 
                 returned_at = time.time()
                 wait_until(lambda since=returned_at: is_whole(site, moles, since), 60, f"whole after {fault}")  # type: ignore[misc]
                 late.append((fault, (time.time() - returned_at) / interval))
+                time.sleep(BETWEEN_SECONDS)
             newest: dict[str, int] = {}
             for who in list(crew.sent):
                 newest[who.hostname] = max(who.seq, newest.get(who.hostname, 0))
@@ -226,17 +229,17 @@ def is_whole(site: Site, moles: int, since: float) -> bool:
 
 
 def judge(told: Told) -> None:
-    """Fail where anything was lost, doubled, wrongly called durable, or refused for good."""
+    """Fail where anything was lost, doubled or wrongly called durable."""
     verdict = told.verdict
     assert (verdict.missing, verdict.double, verdict.changed, verdict.unsent) == ([], [], [], [])
     assert [who for who in verdict.lost if who.seq < told.oldest[who.hostname]] == []
     assert verdict.rows > 2 * len(told.oldest)
     assert told.uses == told.uses_wanted
     assert len(told.uses) > 2 * len(told.oldest)
-    assert set(told.statuses) <= {200, 429, 503, 0}, told.statuses
 
 
 @pytest.mark.slow
+@pytest.mark.clocked
 @pytest.mark.needs("redis-server")
 @pytest.mark.needs("victoria-metrics")
 @pytest.mark.needs("postgres")
@@ -255,5 +258,6 @@ def test_nothing_is_lost_or_doubled_whichever_part_is_killed_or_hangs(
 def test_the_same_five_times_each_and_the_view_is_whole_within_an_interval(tmp_path: Path) -> None:
     told = rage(tmp_path, each_part(5, 8.0, seed=2), moles=100, interval=5.0, sentinels=True)
     judge(told)
+    assert set(told.statuses) <= {200, 429, 503, 0}, told.statuses
     # a second for the tick, for the live view that is made once a second, and for this machine
     assert [(fault, late) for fault, late in told.late if late > 1.4] == []
