@@ -310,6 +310,7 @@ def users_of(store: RemoteHistory, moving: Any) -> set[str | None]:
     return {each.user for each in store.series(ask)}
 
 
+@pytest.mark.clocked
 def test_a_user_who_is_forgotten_is_in_no_row_of_the_engine(
     store: RemoteHistory, moving: Any, make_row: MakeRow
 ) -> None:
