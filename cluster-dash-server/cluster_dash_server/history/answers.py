@@ -7,6 +7,7 @@ from operator import add
 from typing import Any, cast
 
 from cluster_dash_server.history.exports import ExportError, Wish, rows_by
+from cluster_dash_server.history.gpu_hours import Key, hours_of, is_wanted, key_of, order, spans_of, usage_of
 from cluster_dash_server.history.numbered import KEPT_USAGE, PART, SCHEMA, USAGE, part_of
 from cluster_dash_server.history.rollups import DAY, HOUR, Share, Stretch, uses
 from cluster_dash_server.history.running import Sums
@@ -102,42 +103,27 @@ class Questions:
 
     def usage(self, ask: UsageQuery) -> list[Usage]:
         """See `Ledger`."""
-        first = int(ask.begin // HOUR) * HOUR
-        last = max(-int(-ask.end // HOUR) * HOUR, first + HOUR)
-        by_host = "host" in ask.by or ask.hosts is not None
-        hours, days = ("usage_hours", "usage_days") if by_host else ("user_hours", "user_days")
-        first_day, last_day = -(-first // DAY) * DAY, last // DAY * DAY
-        if "hour" in ask.by or first_day >= last_day:
-            parts = [(hours, "hour", first, last)]
-        else:
-            parts = [
-                (hours, "hour", first, first_day),
-                (days, "day", first_day, last_day),
-                (hours, "hour", last_day, last),
-            ]
-        sums: dict[tuple[Any, ...], Share] = {}
+        first, last = hours_of(ask)
+        sums: dict[Key, Share] = {}
 
-        def gather(key: tuple[Any, ...], share: Share) -> None:
+        def gather(key: Key, share: Share) -> None:
             was = sums.get(key)
             sums[key] = share if was is None else tuple(map(add, was, share))
 
         with Asking(), self._db.transaction() as db:
             db.execute(_SNAPSHOT)
-            for table, moment, begin, end in parts:
-                if begin < end:
-                    for row in db.execute(*_usage_of(table, moment, begin, end, ask)):
-                        if row[-1] is not None:
-                            gather(tuple(row[:5]), tuple(row[5:]))
+            for span in spans_of(ask):
+                for row in db.execute(*_usage_of(*span, ask)):
+                    if row[-1] is not None:
+                        gather(tuple(row[:5]), tuple(row[5:]))
             for hour, of_host in self._running_hours(db, first, last - 1, None):
                 for name, told in of_host.items():
                     if ask.hosts is not None and name not in ask.hosts:
                         continue
                     for (user, model), share in told.usage.items():
-                        if _is_wanted(ask, user, model):
-                            of = {"user": user, "host": name, "model": model, "hour": hour, "day": hour // DAY * DAY}
-                            key = tuple([of[part] if part in ask.by else None for part in of])
-                            gather(key, tuple(share[place] for place in KEPT_USAGE))
-        return [_usage(key, share) for key, share in sorted(sums.items(), key=lambda each: _order(each[0]))]
+                        if is_wanted(ask, user, model):
+                            gather(key_of(ask, user, name, model, hour), tuple(share[place] for place in KEPT_USAGE))
+        return [usage_of(key, *share) for key, share in sorted(sums.items(), key=lambda each: order(each[0]))]
 
     def uses(self, ask: UseQuery) -> list[Use]:
         """See `Ledger`; of the running hour what was added up, some half a minute ago."""
@@ -279,31 +265,3 @@ def _usage_of(table: str, moment: str, begin: int, end: int, ask: UsageQuery) ->
         + (f" GROUP BY {', '.join(groups)}" if groups else "")
     )
     return sql, values
-
-
-def _is_wanted(ask: UsageQuery, user: str, model: str) -> bool:
-    if ("user" in ask.by or ask.users is not None) == (user == ""):
-        return False
-    return (ask.users is None or user in ask.users) and (ask.models is None or model in ask.models)
-
-
-def _order(key: tuple[Any, ...]) -> tuple[tuple[bool, Any], ...]:
-    return tuple((part is not None, part or 0 if not isinstance(part, str) else part) for part in key)
-
-
-def _usage(key: tuple[Any, ...], share: Share) -> Usage:
-    user, host, model, hour, day = key
-    held, busy, idle, util, seen = share
-    return Usage(
-        user=user,
-        host=host,
-        model=model,
-        hour=hour,
-        day=day,
-        held_seconds=held,
-        busy_seconds=busy,
-        idle_seconds=idle,
-        allocated_seconds=None,
-        util_seconds=util,
-        seen_seconds=seen,
-    )

@@ -12,6 +12,16 @@ from typing import Any, cast
 
 from cluster_dash_server.history.chunks import Layout, Rows, Slots
 from cluster_dash_server.history.columns import Column
+from cluster_dash_server.history.gpu_hours import (
+    Key,
+    hours_of,
+    is_wanted,
+    key_of,
+    order,
+    parts_hosts,
+    spans_of,
+    usage_of,
+)
 from cluster_dash_server.history.lanes import least_sum_most
 from cluster_dash_server.history.opened import OpenHours
 from cluster_dash_server.history.rollups import (
@@ -268,39 +278,26 @@ class Reader:
 
     def usage(self, ask: UsageQuery) -> list[Usage]:
         """See `Ledger.usage`."""
-        first = int(ask.begin // HOUR) * HOUR
-        last = max(-int(-ask.end // HOUR) * HOUR, first + HOUR)
-        by_host = "host" in ask.by or ask.hosts is not None
-        hours, days = ("usage_hours", "usage_days") if by_host else ("user_hours", "user_days")
-        first_day, last_day = -(-first // DAY) * DAY, last // DAY * DAY
-        if "hour" in ask.by or first_day >= last_day:
-            parts = [(hours, "hour", first, last)]
-        else:
-            parts = [
-                (hours, "hour", first, first_day),
-                (days, "day", first_day, last_day),
-                (hours, "hour", last_day, last),
-            ]
-        sums: dict[tuple[Any, ...], list[float]] = {}
-        for table, moment, begin, end in parts:
-            if begin < end:
-                for key, share in self._usage_of(table, moment, begin, end, ask):
-                    _add_to(sums, key, share)
+        first, last = hours_of(ask)
+        sums: dict[Key, list[float]] = {}
+        for span in spans_of(ask):
+            for key, share in self._usage_of(*span, ask):
+                _add_to(sums, key, share)
         opened: Iterable[tuple[tuple[int, str | None], dict[UsageKey, Share]]]
-        if by_host:
+        if parts_hosts(ask):
             opened = self._open.usage_of_hosts().items()
         else:
             opened = [((hour, None), usage) for hour, usage in self._open.usage().items()]
         for (hour, name), usage in opened:
             if first <= hour < last and (ask.hosts is None or name in ask.hosts):
                 for (user, model), share in usage.items():
-                    if _is_wanted(ask, user, model):
-                        of = {"user": user, "host": name, "model": model, "hour": hour, "day": hour // DAY * DAY}
-                        _add_to(sums, tuple([of[part] if part in ask.by else None for part in of]), share)
+                    if is_wanted(ask, user, model):
+                        _add_to(sums, key_of(ask, user, name, model, hour), share)
         return [
-            _usage(key, share)
-            for key, share in sorted(sums.items(), key=lambda each: _order(each[0]))
-            if share[-1] > 1e-3  # what is left when all was taken out again
+            usage_of(key, held, busy, idle, util, seen)
+            # the fourth place is for what Slurm gave away; nothing fills it yet
+            for key, (held, busy, idle, _, util, seen) in sorted(sums.items(), key=lambda each: order(each[0]))
+            if seen > 1e-3  # what is left when all was taken out again
         ]
 
     def _usage_of(
@@ -580,34 +577,6 @@ def _without_host(series: Series) -> Series:
     )
 
 
-def _is_wanted(ask: UsageQuery, user: str, model: str) -> bool:
-    if ("user" in ask.by or ask.users is not None) == (user == ""):
-        return False
-    return (ask.users is None or user in ask.users) and (ask.models is None or model in ask.models)
-
-
-def _add_to(sums: dict[tuple[Any, ...], list[float]], key: tuple[Any, ...], share: Sequence[float]) -> None:
+def _add_to(sums: dict[Key, list[float]], key: Key, share: Sequence[float]) -> None:
     was = sums.get(key)
     sums[key] = list(share) if was is None else list(map(add, was, share))
-
-
-def _order(key: tuple[Any, ...]) -> tuple[tuple[bool, Any], ...]:
-    return tuple((part is not None, part or 0 if not isinstance(part, str) else part) for part in key)
-
-
-def _usage(key: tuple[Any, ...], share: Sequence[float]) -> Usage:
-    user, host, model, hour, day = key
-    held, busy, idle, _, util, seen = share  # the fourth place is for what Slurm gave away; nothing fills it yet
-    return Usage(
-        user=user,
-        host=host,
-        model=model,
-        hour=hour,
-        day=day,
-        held_seconds=held,
-        busy_seconds=busy,
-        idle_seconds=idle,
-        allocated_seconds=None,
-        util_seconds=util,
-        seen_seconds=seen,
-    )
