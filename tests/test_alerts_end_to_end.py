@@ -1,12 +1,13 @@
 """Alerts from posts of hosts to a real mail server and a real receiver of webhooks, over a kill of the server."""
 
 import json
+import sqlite3
 import subprocess
 import threading
 import urllib.request
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,12 @@ def subjects(mail: MailServer) -> list[str]:
     return [str(message["Subject"]) for _, message in mail.mails]
 
 
+def is_all_noted(folder: Path) -> bool:
+    """Say whether no notice waits, or is with its receiver and not noted as sent yet."""
+    with closing(sqlite3.connect(f"file:{folder / 'data' / 'alerts.db'}?mode=ro", uri=True)) as db:
+        return db.execute("SELECT 1 FROM outbox WHERE outcome IS NULL").fetchone() is None
+
+
 def command(*words: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run([BIN / "cluster-dash-server", *words], capture_output=True, text=True, check=False)
 
@@ -125,6 +132,8 @@ def test_faults_reach_mail_and_webhook_once_and_a_killed_server_says_nothing_new
                 assert "gpu03 until" in told.stdout
                 fleet.posting -= {"gpu01", "gpu03"}  # one is in maintenance
                 wait_until(lambda: len(mail.mails) == 2, 60)
+                # before it is noted, a kill doubles it: that is the next test
+                wait_until(lambda: is_all_noted(tmp_path), 60)
                 first.popen.kill()
                 first.popen.wait()
         with start_server("-c", file) as second:
