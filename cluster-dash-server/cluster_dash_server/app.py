@@ -15,12 +15,13 @@ import click
 from flask import Config, Flask, Response, render_template, request
 from werkzeug.exceptions import HTTPException
 
-from cluster_dash_server import __version__, alert_commands, digest_command, looking, privacy, restart, when
+from cluster_dash_server import __version__, looking, privacy, restart, when
 from cluster_dash_server import settings as settings_of_site
 from cluster_dash_server.access.auth import Auth, Limiter, Passcode, Proxies, names_loopback
 from cluster_dash_server.access.tokens import TokenError, TokenFile, Tokens, TokenStore
 from cluster_dash_server.access.viewers import Viewer, current, scope_of
 from cluster_dash_server.alerts import disks, rules
+from cluster_dash_server.alerts.commands import obey_maintenance, obey_reload
 from cluster_dash_server.alerts.watch import Watch
 from cluster_dash_server.cluster import Cluster, KnownHost
 from cluster_dash_server.control import Control, data_folder
@@ -35,7 +36,7 @@ from cluster_dash_server.ledger.kept import KeptBook, shared_of
 from cluster_dash_server.ledger.line import LineFile
 from cluster_dash_server.live import Live
 from cluster_dash_server.narrowed import Narrowed
-from cluster_dash_server.nights import Nights
+from cluster_dash_server.nights import Nights, obey_digest
 from cluster_dash_server.notices.receivers import PERSON, minute_of_day
 from cluster_dash_server.notices.telling import Telling, without_addresses
 from cluster_dash_server.owners import KEY_FILE as LINKS_KEY
@@ -49,6 +50,7 @@ from cluster_dash_server.sharing import kinds
 from cluster_dash_server.slurm import Slurm
 from cluster_dash_server.snapshot import Seen, checker
 from cluster_dash_server.store import StoreError
+from cluster_dash_server.summary import sentence_of
 from cluster_dash_server.waiting import Waiting
 from cluster_dash_server.web import alerts as alert_pages
 from cluster_dash_server.web import (
@@ -361,7 +363,8 @@ def create_app(settings: Settings | None = None, clock: Callable[[], float] = ti
         )
 
     all_nights = nights(whole, history, all_of_slurm, lambda: None)
-    control.commands["digest"] = lambda wish: digest_command.obey(all_nights, wish, clock())
+    control.commands["summary"] = lambda _: {"success": True, "text": sentence_of(whole.hosts(view_clock()))}
+    control.commands["digest"] = lambda wish: obey_digest(all_nights, wish, clock())
     app.register_blueprint(digest_page.blueprint(nights(cluster, past_of_all, slurm, current.get), clock))
 
     telling = Telling(
@@ -414,8 +417,8 @@ def create_app(settings: Settings | None = None, clock: Callable[[], float] = ti
         disks_before=lambda now: disks.remembered(history.series, now),
         public_url=settings.server.public_url,
     )
-    control.commands["maintenance"] = lambda wish: alert_commands.obey(kept_book.book, wish, clock(), zone)
-    control.commands["reload"] = lambda wish: alert_commands.obey_reload(watch)
+    control.commands["maintenance"] = lambda wish: obey_maintenance(kept_book.book, wish, clock(), zone)
+    control.commands["reload"] = lambda wish: obey_reload(watch)
     start.with_book.append(watch.start)
     if kept_book.shared is not None:
         kept_book.shared.lease.when_taken.append(watch.wake)

@@ -11,16 +11,19 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from cluster_dash_server import __version__, alert_commands, control, digest_command, logs
+from cluster_dash_server import __version__, control, logs
 from cluster_dash_server.access.users import UsersError
+from cluster_dash_server.commands import CommandError, UsageError
+from cluster_dash_server.commands import alerts as alert_commands
+from cluster_dash_server.commands import digest as digest_command
 from cluster_dash_server.commands import forget as forget_command
 from cluster_dash_server.commands import move as move_command
 from cluster_dash_server.commands import notify_test as notify_command
 from cluster_dash_server.commands import past as past_command
+from cluster_dash_server.commands import summary as summary_command
 from cluster_dash_server.commands import token as token_command
 from cluster_dash_server.commands import user as user_command
-from cluster_dash_server.hostlist import HostlistError
-from cluster_dash_server.settings import SERVERS, ConfigError, Settings
+from cluster_dash_server.settings import SERVERS, ConfigError, Reading, Settings
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +42,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         log.error("%s", error)
         return EXIT_CONFIG
+    except control.ControlError as error:
+        log.error("%s", error)
+        return EXIT_REFUSED if error.refused else EXIT_NO_SERVER
+    except UsageError as error:
+        log.error("%s", error)
+        return EXIT_USAGE
+    except (CommandError, move_command.MoveError, UsersError) as error:
+        log.error("%s", error)
+        return EXIT_PROBLEM
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -60,30 +72,29 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="settings (else $CLUSTER_DASH_CONFIG, ./server.toml, /etc/cluster-dash/server.toml)",
     )
+    kept = argparse.ArgumentParser(add_help=False, parents=[configured])
+    kept.add_argument("--data", metavar="DIR", help=DATA_HELP)
     for name, run, text in (
         ("check-config", check, "say which settings are in force, and where each comes from"),
         ("doctor", examine, "look at everything the server needs, and say what is wrong and how to mend it"),
+        ("summary", summary, "say in a sentence what is free and what is wrong, by the running server"),
     ):
-        command = commands.add_parser(name, parents=[configured], help=text, description=text.capitalize() + ".")
+        command = commands.add_parser(name, parents=[kept], help=text, description=text.capitalize() + ".")
         command.set_defaults(run=run)
-    command = commands.add_parser("serve", parents=[configured], help="run the server", description="Run the server.")
+    command = commands.add_parser("serve", parents=[kept], help="run the server", description="Run the server.")
     command.add_argument("--host", help="address to listen on (default 127.0.0.1; 0.0.0.0: all)")
     command.add_argument("--port", type=int, help="port to listen on (default 8080; 0: any free one)")
     command.add_argument("--server", choices=SERVERS, help="what serves (default waitress)")
     command.set_defaults(run=serve)
-    command.add_argument("--data", metavar="DIR", help=DATA_HELP)
     command = commands.add_parser(
         "forget",
-        parents=[configured],
+        parents=[kept],
         help="forget hosts, a missing GPU, or a user",
         description="Forget hosts, a missing GPU of theirs, or a user: by the running server, else in its data folder. "
         "A host that still posts comes back with its next snapshot, and so does a user who still has processes.",
     )
     forget_command.add_arguments(command)
-    command.add_argument("--data", metavar="DIR", help=DATA_HELP)
     command.set_defaults(run=forget)
-    kept = argparse.ArgumentParser(add_help=False, parents=[configured])
-    kept.add_argument("--data", metavar="DIR", help=DATA_HELP)
     command = commands.add_parser(
         "token",
         help="make, list, rotate and revoke tokens: secrets of one host each",
@@ -104,8 +115,8 @@ def _parser() -> argparse.ArgumentParser:
     move_command.add_arguments(command)
     command.set_defaults(run=move)
     alert_commands.add_commands(commands, [kept])
-    for name in ("maintenance", "reload"):
-        commands.choices[name].set_defaults(run=tell_alerts)
+    commands.choices["maintenance"].set_defaults(run=maintenance)
+    commands.choices["reload"].set_defaults(run=reload)
     digest_command.add_command(commands, [kept]).set_defaults(run=digest)
     command = commands.add_parser(
         "notify-test",
@@ -157,7 +168,7 @@ def check(options: argparse.Namespace) -> int:
     from cluster_dash_server import app
     from cluster_dash_server.commands import check_config
 
-    sys.stdout.write(check_config.report(app.read_settings(options.config)))
+    sys.stdout.write(check_config.report(_at_data(app.read_settings(options.config), options.data)))
     return EXIT_DONE
 
 
@@ -169,7 +180,7 @@ def examine(options: argparse.Namespace) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal without ✔ still gets the words
     try:
-        reading = app.read_settings(options.config)
+        reading = _at_data(app.read_settings(options.config), options.data)
     except ConfigError as error:
         sys.stdout.write(f"{doctor.unusable_settings(str(error))}\n")
         return EXIT_CONFIG
@@ -181,149 +192,73 @@ def examine(options: argparse.Namespace) -> int:
 
 
 def forget(options: argparse.Namespace) -> int:
-    """Forget hosts or a user, and print which.
-
-    Raises:
-        ConfigError: a setting that cannot be used.
-    """
-    misuse = forget_command.misuse(options)
-    if misuse is not None:
-        log.error("%s", misuse)
-        return EXIT_USAGE
+    """Forget hosts or a user, and print which."""
     settings = _load_settings(options)
-    try:
-        forget_command.run(options, settings, past_command.folder_of(options, settings))
-    except control.ControlError as error:
-        log.error("%s", error)
-        return EXIT_REFUSED if error.refused else EXIT_NO_SERVER
-    except HostlistError as error:
-        log.error("%s", error)
-        return EXIT_USAGE
-    except forget_command.ForgetError as error:
-        log.error("%s", error)
-        return EXIT_PROBLEM
+    forget_command.run(options, settings, past_command.folder_of(options, settings))
     return EXIT_DONE
 
 
 def token(options: argparse.Namespace) -> int:
-    """Make, list, rotate or revoke tokens.
-
-    Raises:
-        ConfigError: a setting that cannot be used.
-    """
-    wish = token_command.wish_of(options)
-    if "error" in wish:
-        log.error("%s", wish["error"])
-        return EXIT_USAGE
+    """Make, list, rotate or revoke tokens."""
     settings = _load_settings(options)
-    try:
-        answer = token_command.grant(past_command.folder_of(options, settings), wish, settings.ledger)
-    except control.ControlError as error:
-        log.error("%s", error)
-        return EXIT_REFUSED if error.refused else EXIT_NO_SERVER
-    if not answer["success"]:
-        log.error("%s", answer["msg"])
-        return EXIT_PROBLEM
-    token_command.show(answer, wish, options)
+    token_command.run(options, settings, past_command.folder_of(options, settings))
     return EXIT_DONE
 
 
-def tell_alerts(options: argparse.Namespace) -> int:
-    """Note maintenance of hosts, or have the rules of alerts taken up anew.
-
-    Raises:
-        ConfigError: a setting that cannot be used.
-    """
+def maintenance(options: argparse.Namespace) -> int:
+    """Note that somebody works on hosts, or say on which."""
+    wish = alert_commands.wish_of(options)
     settings = _load_settings(options)
-    folder = past_command.folder_of(options, settings)
-    try:
-        if options.command == "reload":
-            alert_commands.reload(folder)
-        else:
-            alert_commands.maintain(alert_commands.wish_of(options), settings, folder)
-    except control.ControlError as error:
-        log.error("%s", error)
-        return EXIT_REFUSED if error.refused else EXIT_NO_SERVER
-    except alert_commands.AlertCommandError as error:
-        log.error("%s", error)
-        return EXIT_PROBLEM
+    alert_commands.maintain(wish, settings, past_command.folder_of(options, settings))
+    return EXIT_DONE
+
+
+def reload(options: argparse.Namespace) -> int:
+    """Have the rules of alerts taken up anew."""
+    alert_commands.reload(past_command.folder_of(options, _load_settings(options)))
     return EXIT_DONE
 
 
 def notify_test(options: argparse.Namespace) -> int:
-    """Have the running server send a test message, and print what became of it.
-
-    Raises:
-        ConfigError: a setting that cannot be used.
-    """
-    folder = past_command.folder_of(options, _load_settings(options))
-    try:
-        answer = control.ask(folder, {"notify-test": {"receiver": options.receiver}})
-    except control.ControlError as error:
-        log.error("%s", error)
-        return EXIT_REFUSED if error.refused else EXIT_NO_SERVER
-    if not answer["success"]:
-        log.error("%s", answer["msg"])
-        return EXIT_PROBLEM
-    return EXIT_DONE if notify_command.show(answer) else EXIT_PROBLEM
+    """Have the running server send a test message, and print what became of it."""
+    is_with_all = notify_command.run(options, past_command.folder_of(options, _load_settings(options)))
+    return EXIT_DONE if is_with_all else EXIT_PROBLEM
 
 
 def past(options: argparse.Namespace) -> int:
-    """Export, back up, restore or prune what a server keeps.
-
-    Raises:
-        ConfigError: a setting that cannot be used.
-    """
+    """Export, back up, restore or prune what a server keeps."""
     settings = _load_settings(options)
     folder = past_command.folder_of(options, settings)
-    try:
-        match options.command:
-            case "export":
-                past_command.export(options, settings, folder)
-            case "backup":
-                past_command.backup(options, settings, folder)
-            case "restore":
-                past_command.restore(options, folder)
-            case _:
-                past_command.prune(settings, folder)
-    except past_command.PastError as error:
-        log.error("%s", error)
-        return EXIT_PROBLEM
+    match options.command:
+        case "export":
+            past_command.export(options, settings, folder)
+        case "backup":
+            past_command.backup(options, settings, folder)
+        case "restore":
+            past_command.restore(options, folder)
+        case _:
+            past_command.prune(settings, folder)
     return EXIT_DONE
 
 
 def move(options: argparse.Namespace) -> int:
-    """Take the site from files to engines, or back.
-
-    Raises:
-        ConfigError: a setting that cannot be used, here or there.
-    """
+    """Take the site from files to engines, or back."""
     from cluster_dash_server import app
 
     settings, target = _load_settings(options), app.load_settings(options.to)
-    try:
-        move_command.run(options, settings, target, past_command.folder_of(options, settings))
-    except move_command.MoveError as error:
-        log.error("%s", error)
-        return EXIT_PROBLEM
+    move_command.run(options, settings, target, past_command.folder_of(options, settings))
+    return EXIT_DONE
+
+
+def summary(options: argparse.Namespace) -> int:
+    """Print what is free and what is wrong."""
+    summary_command.run(past_command.folder_of(options, _load_settings(options)))
     return EXIT_DONE
 
 
 def digest(options: argparse.Namespace) -> int:
-    """Print what happened last night.
-
-    Raises:
-        ConfigError: a setting that cannot be used.
-    """
-    folder = past_command.folder_of(options, _load_settings(options))
-    try:
-        digest_command.run(options, folder)
-    except control.ControlError as error:
-        log.error("%s", error)
-        return EXIT_REFUSED if error.refused else EXIT_NO_SERVER
-    except digest_command.DigestError as error:
-        log.error("%s", error)
-        return EXIT_USAGE
+    """Print what happened last night."""
+    digest_command.run(options, past_command.folder_of(options, _load_settings(options)))
     return EXIT_DONE
 
 
@@ -331,17 +266,25 @@ def user(options: argparse.Namespace) -> int:
     """Add, remove or list people of the users file.
 
     Raises:
-        ConfigError: a setting that cannot be used, or no file is named.
+        ConfigError: no file is named.
     """
     file = options.file or _load_settings(options).viewers.users_file
     if file is None:
         raise ConfigError("no users file: name it by --file, or as [viewers] users_file")
-    try:
-        user_command.run(Path(file), options)
-    except UsersError as error:
-        log.error("%s", error)
-        return EXIT_PROBLEM
+    user_command.run(Path(file), options)
     return EXIT_DONE
+
+
+def _at_data(reading: Reading, data: str | None) -> Reading:
+    """Return the settings with the data folder that the command line names, where it names one."""
+    if data is None:
+        return reading
+    server = dataclasses.replace(reading.settings.server, data=data)
+    return dataclasses.replace(
+        reading,
+        settings=dataclasses.replace(reading.settings, server=server),
+        origins={**reading.origins, "server.data": "--data"},
+    )
 
 
 def _load_settings(options: argparse.Namespace) -> Settings:

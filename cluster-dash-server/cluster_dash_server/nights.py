@@ -9,13 +9,16 @@ from cluster_dash_server.digest import Digest, Night, mean_of, tell
 from cluster_dash_server.events import silences
 from cluster_dash_server.incidents import BEGINS, ENDS
 from cluster_dash_server.slurm import Picture
+from cluster_dash_server.snapshot import Json
 from cluster_dash_server.store import Event, EventQuery, Ledger, Series, SeriesQuery, Store, StoreError
-from cluster_dash_server.when import Span
+from cluster_dash_server.when import Span, WhenError, span
 
 BEFORE_SECONDS = 7 * 86_400.0
 """How far before the night one looks for the beginning of what was broken in it."""
 NOW_SECONDS = 3600.0
 """A night that ended longer ago than this is not told together with how things stand now."""
+MOST_SECONDS = 31 * 86_400.0
+"""The longest stretch of time that the command `digest` is told of."""
 
 
 def last_due(minute_of_day: int, now: float, zone: tzinfo) -> float:
@@ -109,3 +112,12 @@ class Nights:
 def _free(store: Store, span: Span) -> Series | None:
     ask = SeriesQuery(metric="free_gpus", begin=span.begin, end=span.end, by="cluster", step_seconds=3600)
     return next(iter(store.series(ask)), None)
+
+
+def obey_digest(nights: Nights, wish: Json, now: float) -> Json:
+    """Do what the command `digest` asks of the server: tell all names, as who may use its socket may know them."""
+    try:
+        asked = span(wish["begin"], wish["end"], now, nights.zone, most_seconds=MOST_SECONDS)
+    except WhenError as error:
+        return {"success": False, "msg": str(error)}
+    return {"success": True, "text": nights.told(asked, now).text}

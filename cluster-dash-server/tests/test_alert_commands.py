@@ -4,8 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from cluster_dash_server import alert_commands, control
-from cluster_dash_server.alert_commands import AlertCommandError, obey, until, wish_of
+from cluster_dash_server import control
+from cluster_dash_server.alerts.commands import obey_maintenance, until
+from cluster_dash_server.commands import UsageError
+from cluster_dash_server.commands import alerts as alert_commands
+from cluster_dash_server.commands.alerts import wish_of
 from cluster_dash_server.history import folder as data_folder
 from cluster_dash_server.ledger.sqlite import FILE, SqliteBook
 from cluster_dash_server.settings import Settings
@@ -41,9 +44,9 @@ def test_maintenance_is_kept_told_and_ended(tmp_path: Path) -> None:
     book = SqliteBook(tmp_path / FILE, lambda: NOW)
     wish = {"hosts": "gpu[01-02]", "until": "2h", "reason": "disks", "by": "nora"}
     told = {"hosts": "gpu[01-02]", "until": "2026-03-01 16:30", "by": "nora", "reason": "disks"}
-    assert obey(book, wish, NOW, UTC) == {"success": True, "maintenance": [told]}
-    assert obey(book, {}, NOW, UTC) == {"success": True, "maintenance": [told]}
-    assert obey(book, {**wish, "until": None}, NOW + 60, UTC) == {"success": True, "maintenance": []}
+    assert obey_maintenance(book, wish, NOW, UTC) == {"success": True, "maintenance": [told]}
+    assert obey_maintenance(book, {}, NOW, UTC) == {"success": True, "maintenance": [told]}
+    assert obey_maintenance(book, {**wish, "until": None}, NOW + 60, UTC) == {"success": True, "maintenance": []}
     book.close()
 
 
@@ -60,7 +63,7 @@ def test_maintenance_that_cannot_be_meant_is_refused_in_words(
     tmp_path: Path, wish: dict[str, str | None], why: str
 ) -> None:
     book = SqliteBook(tmp_path / FILE, lambda: NOW)
-    answer = obey(book, {"reason": "", "by": "nora", **wish}, NOW, UTC)
+    answer = obey_maintenance(book, {"reason": "", "by": "nora", **wish}, NOW, UTC)
     assert answer["success"] is False
     assert why in answer["msg"]
     assert book.maintenance(NOW) == []
@@ -86,7 +89,7 @@ def test_a_folder_of_a_server_that_does_not_answer_is_left_alone(tmp_path: Path)
 
 @pytest.mark.parametrize("options", [given(), given(hosts=None, until="2h"), given(hosts=None, end=True)])
 def test_a_command_line_that_does_not_fit_is_refused(options: argparse.Namespace) -> None:
-    with pytest.raises(AlertCommandError):
+    with pytest.raises(UsageError):
         wish_of(options)
 
 

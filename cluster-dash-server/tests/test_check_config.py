@@ -115,3 +115,14 @@ def test_a_receiver_of_a_rule_that_does_not_exist_is_refused(
     assert "alerts.receivers.hook.rules: no rule is called host-silence, did you mean host-silent?" in said
     file.write_text(f'{hook}rules = ["gpu-error", "host-silent"]\n')
     assert main(["check-config", "-c", str(file)]) == 0
+
+
+def test_the_data_folder_of_the_command_line_is_the_one_that_is_told_and_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "kept"
+    assert main(["check-config", "--data", str(folder)]) == 0
+    assert f'server.data = "{folder}"   # --data' in capsys.readouterr().out
+    main(["doctor", "--data", str(folder)])
+    assert f" data folder: {folder}" in capsys.readouterr().out

@@ -300,3 +300,13 @@ def test_the_command_prints_what_the_server_tells(
     assert cli.main(["digest", "--data", str(tmp_path)]) == 0
     assert "Now\n  1 of 1 GPU free: 1 × H100 80G.\n" in capsys.readouterr().out
     assert cli.main(["digest", "--from", "soon", "--data", str(tmp_path)]) == cli.EXIT_USAGE
+
+
+def test_the_command_summary_prints_the_sentence_of_the_overview(
+    app: Flask, clock: Any, make_snapshot: Any, make_gpu: MakeGpu, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["summary", "--data", str(tmp_path)]) == cli.EXIT_NO_SERVER
+    app.extensions["start"]()
+    post(app, make_snapshot("gpu01", [make_gpu(0), make_gpu(1, gpu_util=97.0)], timestamp=clock.now))
+    assert cli.main(["summary", "--data", str(tmp_path)]) == 0
+    assert capsys.readouterr().out == "1 of 2 GPUs free: 1 × H100 80G.\n"

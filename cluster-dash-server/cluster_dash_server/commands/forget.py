@@ -14,6 +14,7 @@ from typing import Any
 from cluster_dash_server import control, restart
 from cluster_dash_server.alerts.book import BookError
 from cluster_dash_server.cluster import Cluster
+from cluster_dash_server.commands import CommandError, UsageError
 from cluster_dash_server.commands.token import seconds
 from cluster_dash_server.events import EventLog
 from cluster_dash_server.history.kept import History
@@ -32,10 +33,6 @@ POLL_SECONDS = 0.2
 """How often the command asks how far the server is."""
 
 
-class ForgetError(Exception):
-    """Nothing was forgotten; the text says why."""
-
-
 def add_arguments(command: argparse.ArgumentParser) -> None:
     """Describe the arguments."""
     command.add_argument(
@@ -48,23 +45,25 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--gpu", metavar="UUID", help="forget this missing GPU of theirs only")
 
 
-def misuse(options: argparse.Namespace) -> str | None:
-    """Say what is wrong with the command line; None: nothing."""
+def _check(options: argparse.Namespace) -> None:
     if options.user is None:
-        return "name a HOST, or --user NAME" if options.hosts is None else None
-    if options.hosts is not None or options.gpu is not None or options.silent_for is not None:
-        return "--user goes alone: the name is taken out of the history of all hosts"
-    return None if options.user.strip() else "--user: got an empty name, expected one as it stands on the page"
+        if options.hosts is None:
+            raise UsageError("name a HOST, or --user NAME")
+    elif options.hosts is not None or options.gpu is not None or options.silent_for is not None:
+        raise UsageError("--user goes alone: the name is taken out of the history of all hosts")
+    elif not options.user.strip():
+        raise UsageError("--user: got an empty name, expected one as it stands on the page")
 
 
 def run(options: argparse.Namespace, settings: Settings, folder: Path) -> None:
     """Forget what is asked for: by the running server, else in its folder; print what was done.
 
     Raises:
-        ForgetError: there is nothing of the kind, or it cannot be written.
-        HostlistError: HOST cannot be read.
+        UsageError: the options do not go together, or HOST cannot be read.
+        CommandError: there is nothing of the kind, or it cannot be written.
         ControlError: a server does not let this user in, or there is neither a server nor anything that one has kept.
     """
+    _check(options)
     if options.user is not None:
         _forget_user(options.user, settings, folder)
     else:
@@ -76,7 +75,7 @@ def _forget_hosts(options: argparse.Namespace, settings: Settings, folder: Path)
     try:
         answer = control.ask(folder, {"forget": dataclasses.asdict(wish)})
         if not answer["success"]:
-            raise HostlistError(answer["msg"])
+            raise UsageError(str(answer["msg"]))
         forgotten = answer["forgotten"]
     except control.ControlError as error:
         if wish.gpu is not None:  # it is missing only in the eyes of who has seen it
@@ -85,14 +84,17 @@ def _forget_hosts(options: argparse.Namespace, settings: Settings, folder: Path)
             cluster, log = Cluster(settings.states), EventLog(settings.states, ledger=history)
             cluster.begin_with(restart.recall(last_seen))
             log.begin_with(events, time.time())
-            forgotten = control.forget(wish, cluster, log, time.time())
+            try:
+                forgotten = control.forget(wish, cluster, log, time.time())
+            except HostlistError as unreadable:
+                raise UsageError(str(unreadable)) from None
             _written(history.flush)
     for host in forgotten:
         sys.stdout.write(f"forgot {printable(host)}{'' if options.gpu is None else f' GPU {options.gpu}'}\n")
     if not forgotten:
         what = "no such host is known" if options.gpu is None else "no such GPU is missing on such a host"
         since = "" if options.silent_for is None else " that is silent for so long"
-        raise ForgetError(f"{options.hosts}: {what}{since}")
+        raise CommandError(f"{options.hosts}: {what}{since}")
 
 
 def _forget_user(user: str, settings: Settings, folder: Path) -> None:
@@ -133,11 +135,11 @@ def _forget_in_alerts(user: str, settings: Settings, folder: Path) -> None:
         if line.path.exists():
             line.write(without(line.read(), user))
     except (BookError, WaitError) as error:
-        raise ForgetError(str(error)) from None
+        raise CommandError(str(error)) from None
     finally:
         kept.close()
     if kept.trouble is not None:
-        raise ForgetError(kept.trouble)
+        raise CommandError(kept.trouble)
 
 
 def _by_the_server(user: str, folder: Path) -> Json:
@@ -145,7 +147,7 @@ def _by_the_server(user: str, folder: Path) -> Json:
     while True:
         answer = control.ask(folder, {"forget_user": command})
         if not answer["success"]:
-            raise ForgetError(str(answer["msg"]))
+            raise CommandError(str(answer["msg"]))
         told: Json = answer["unnamed"]
         if told is not None and not told["hosts_left"]:
             return told
@@ -160,7 +162,7 @@ def _opened(
     """Open the history of a folder that no server has.
 
     Raises:
-        ForgetError: it cannot be written.
+        CommandError: it cannot be written.
         ControlError: a server is there and refuses, or nothing is kept in the folder.
     """
     if no_server.refused or not (folder / FILE).exists():
@@ -171,7 +173,7 @@ def _opened(
     try:
         last_seen, events = _written(history.start)
         if not history.keeps or history.trouble is not None:
-            raise ForgetError(history.trouble or "no history is kept: [history] kind is none")
+            raise CommandError(history.trouble or "no history is kept: [history] kind is none")
         yield history, last_seen, events
     finally:
         history.close()
@@ -181,4 +183,4 @@ def _written(do: Callable[[], Any]) -> Any:
     try:
         return do()
     except StoreError as error:
-        raise ForgetError(str(error)) from None
+        raise CommandError(str(error)) from None

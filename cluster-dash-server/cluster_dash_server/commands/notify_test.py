@@ -2,7 +2,10 @@
 
 import argparse
 import sys
+from pathlib import Path
 
+from cluster_dash_server import control
+from cluster_dash_server.commands import CommandError
 from cluster_dash_server.snapshot import Json, printable
 
 
@@ -11,6 +14,19 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "receiver", nargs="?", metavar="RECEIVER", help="its name in the settings, or mailto:ADDRESS; else all"
     )
+
+
+def run(options: argparse.Namespace, folder: Path) -> bool:
+    """Have the running server send it, and print what became of it; returns whether all receivers have it.
+
+    Raises:
+        CommandError: it was not sent.
+        ControlError: no server answers.
+    """
+    answer = control.ask(folder, {"notify-test": {"receiver": options.receiver}})
+    if not answer["success"]:
+        raise CommandError(str(answer["msg"]))
+    return show(answer)
 
 
 def show(answer: Json) -> bool:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TextIO
 
 from cluster_dash_server import control
+from cluster_dash_server.commands import CommandError
 from cluster_dash_server.history import backups, exports
 from cluster_dash_server.history.exports import COLUMNS, ExportError, Wish
 from cluster_dash_server.history.kept import History
@@ -19,10 +20,6 @@ from cluster_dash_server.store import StoreError
 from cluster_dash_server.when import GRAMMAR, WhenError, span, zone
 
 log = logging.getLogger(__name__)
-
-
-class PastError(Exception):
-    """A command that could not be done; the text says why."""
 
 
 def add_commands(
@@ -64,27 +61,27 @@ def export(options: argparse.Namespace, settings: Settings, folder: Path) -> Non
     """Write what was asked for.
 
     Raises:
-        PastError: it cannot be read or written.
+        CommandError: it cannot be read or written.
     """
     if options.what == "figures" and settings.history.kind == "remote":
-        raise PastError("figures are in the engine, [history] kind is remote: ask it for them, see docs/history.md")
+        raise CommandError("figures are in the engine, [history] kind is remote: ask it for them, see docs/history.md")
     try:
         asked = span(options.begin, options.end, time.time(), zone(settings.site.timezone))
         wish = Wish(what=options.what, span=asked, hosts=options.host, step_seconds=max(1.0, options.step))
         found = exports.checked(_rows(folder, wish, settings))
         if options.format == "parquet":
             if options.output is None:
-                raise PastError("parquet: name a file: -o FILE")
+                raise CommandError("parquet: name a file: -o FILE")
             count = exports.write_parquet(options.output, options.what, found)
         else:
             with _out(options.output) as out:
                 count = exports.write_csv(out, options.what, found)
     except WhenError as error:
-        raise PastError(f"--{error}") from None
+        raise CommandError(f"--{error}") from None
     except ExportError as error:
-        raise PastError(str(error)) from None
+        raise CommandError(str(error)) from None
     except OSError as error:
-        raise PastError(f"{options.output or 'standard output'}: {error.strerror}") from None
+        raise CommandError(f"{options.output or 'standard output'}: {error.strerror}") from None
     log.info("%d rows", count)
 
 
@@ -105,12 +102,12 @@ def backup(options: argparse.Namespace, settings: Settings, folder: Path) -> Non
     """Make a backup.
 
     Raises:
-        PastError: it cannot be made.
+        CommandError: it cannot be made.
     """
     try:
         names = backups.backup(folder, options.file)
     except backups.BackupError as error:
-        raise PastError(str(error)) from None
+        raise CommandError(str(error)) from None
     size = options.file.stat().st_size / 2**20
     sys.stdout.write(f"{options.file}: {size:.1f} MiB, with {', '.join(names)}; it holds secrets\n")
     elsewhere = [
@@ -129,12 +126,12 @@ def restore(options: argparse.Namespace, folder: Path) -> None:
     """Make a data folder of a backup.
 
     Raises:
-        PastError: it cannot be restored.
+        CommandError: it cannot be restored.
     """
     try:
         names = backups.restore(options.file, folder)
     except backups.BackupError as error:
-        raise PastError(str(error)) from None
+        raise CommandError(str(error)) from None
     sys.stdout.write(f"{folder}: {', '.join(names)} of {options.file}\n")
 
 
@@ -142,26 +139,26 @@ def prune(settings: Settings, folder: Path) -> None:
     """Drop what is too old: by the running server, else in its folder.
 
     Raises:
-        PastError: it cannot be done.
+        CommandError: it cannot be done.
         ConfigError: the file is of a newer release.
     """
     try:
         answer = control.ask(folder, {"prune": {}})
         if not answer["success"]:
-            raise PastError(str(answer["msg"]))
+            raise CommandError(str(answer["msg"]))
         return
     except control.ControlError as error:
         if error.refused:
-            raise PastError(str(error)) from None
+            raise CommandError(str(error)) from None
     if settings.history.kind == "remote" and settings.ledger.kind == "postgresql":
-        raise PastError("no replica answers here; the one that leads drops what is too old each hour")
+        raise CommandError("no replica answers here; the one that leads drops what is too old each hour")
     history = History(
         folder, settings=settings.history, privacy=settings.privacy, clock=time.time, last_seen=lambda hosts: ()
     )
     try:
         history.start()
         if not history.keeps:
-            raise PastError(history.trouble or "no history is kept: [history] kind is none")
+            raise CommandError(history.trouble or "no history is kept: [history] kind is none")
         history.prune(time.time())
     except StoreError as error:
         raise ConfigError(str(error)) from None

@@ -11,8 +11,10 @@ from pathlib import Path
 
 from cluster_dash_server import control
 from cluster_dash_server.access.tokens import READ_SCOPES, TokenFile, Tokens, obey
+from cluster_dash_server.commands import CommandError, UsageError
 from cluster_dash_server.history import folder as data_folder
 from cluster_dash_server.ledger.kept import LedgerSettings
+from cluster_dash_server.settings import Settings
 from cluster_dash_server.snapshot import Json, printable
 
 log = logging.getLogger(__name__)
@@ -62,14 +64,18 @@ def add_arguments(parser: argparse.ArgumentParser, parents: list[argparse.Argume
 
 
 def wish_of(options: argparse.Namespace) -> Json:
-    """Return what is wished, as the server understands it; {"error": text} where the options do not fit."""
+    """Return what is wished, as the server understands it.
+
+    Raises:
+        UsageError: the options do not go together.
+    """
     if options.what != "new":
         return {options.what: getattr(options, "which", {})}
     only = {"--max": options.max, "--names": options.names} if not options.enrol else {}
     only |= {"--scopes": options.scopes} if options.read is None else {}
     misplaced = [name for name, value in only.items() if value is not None]
     if misplaced:
-        return {"error": f"{misplaced[0]} goes with {'--read' if misplaced[0] == '--scopes' else '--enrol'} only"}
+        raise UsageError(f"{misplaced[0]} goes with {'--read' if misplaced[0] == '--scopes' else '--enrol'} only")
     if options.enrol:
         new = {"kind": "enrol", "hosts": options.names or "*", "uses": 200 if options.max is None else options.max}
         return {"new": {**new, "ttl_seconds": 3600.0 if options.ttl is None else options.ttl}}
@@ -77,6 +83,21 @@ def wish_of(options: argparse.Namespace) -> Json:
         scopes = (options.scopes or "state:read,history:read").split(",")
         return {"new": {"kind": "read", "hosts": options.read, "scopes": scopes, "ttl_seconds": options.ttl}}
     return {"new": {"kind": "host", "hosts": options.host, "ttl_seconds": options.ttl}}
+
+
+def run(options: argparse.Namespace, settings: Settings, folder: Path) -> None:
+    """Make, list, rotate or revoke tokens, and print what came of it.
+
+    Raises:
+        UsageError: the options do not go together.
+        CommandError: it was not done.
+        ControlError: see `grant`.
+    """
+    wish = wish_of(options)
+    answer = grant(folder, wish, settings.ledger)
+    if not answer["success"]:
+        raise CommandError(str(answer["msg"]))
+    show(answer, wish, options)
 
 
 def grant(folder: Path, wish: Json, ledger: LedgerSettings) -> Json:

@@ -5,16 +5,9 @@ import sys
 from pathlib import Path
 
 from cluster_dash_server import control
-from cluster_dash_server.nights import Nights
-from cluster_dash_server.snapshot import Json, printable
-from cluster_dash_server.when import GRAMMAR, WhenError, span
-
-MOST_SECONDS = 31 * 86_400.0
-"""A longer night is none."""
-
-
-class DigestError(Exception):
-    """The server cannot tell this night; the text says why."""
+from cluster_dash_server.commands import UsageError
+from cluster_dash_server.snapshot import printable
+from cluster_dash_server.when import GRAMMAR
 
 
 def add_command(
@@ -34,19 +27,10 @@ def run(options: argparse.Namespace, folder: Path) -> None:
     """Print the digest.
 
     Raises:
-        DigestError: the stretch of time cannot be understood.
+        UsageError: the stretch of time cannot be understood.
         ControlError: no server answers.
     """
     answer = control.ask(folder, {"digest": {"begin": options.begin, "end": options.end}})
     if not answer["success"]:
-        raise DigestError(f"--{answer['msg']}")
+        raise UsageError(f"--{answer['msg']}")
     sys.stdout.write("".join(f"{printable(line, 1000)}\n" for line in answer["text"].splitlines()))
-
-
-def obey(nights: Nights, wish: Json, now: float) -> Json:
-    """Do what the command asks of the server: tell all names, as who may use its socket may know them."""
-    try:
-        asked = span(wish["begin"], wish["end"], now, nights.zone, most_seconds=MOST_SECONDS)
-    except WhenError as error:
-        return {"success": False, "msg": str(error)}
-    return {"success": True, "text": nights.told(asked, now).text}

@@ -3,32 +3,21 @@
 import argparse
 import getpass
 import os
-import re
 import sys
 import time
-from collections.abc import Mapping
 from contextlib import closing
-from datetime import datetime, timedelta, tzinfo
 from pathlib import Path
 
 from cluster_dash_server import control
-from cluster_dash_server.alerts.book import Book, BookError, Maintenance
-from cluster_dash_server.alerts.rules import RulesError
-from cluster_dash_server.alerts.watch import Watch
-from cluster_dash_server.filters import seconds
+from cluster_dash_server.alerts.book import BookError
+from cluster_dash_server.alerts.commands import obey_maintenance
+from cluster_dash_server.commands import CommandError, UsageError
 from cluster_dash_server.history import folder as data_folder
-from cluster_dash_server.hostlist import HostlistError, matcher
 from cluster_dash_server.ledger.kept import shared_of
 from cluster_dash_server.ledger.sqlite import FILE, SqliteBook
 from cluster_dash_server.settings import Settings
 from cluster_dash_server.snapshot import Json, printable
-from cluster_dash_server.when import GRAMMAR, WhenError, moment, zone
-
-_CLOCK = re.compile(r"([01]?\d|2[0-3]):([0-5]\d)", re.ASCII)
-
-
-class AlertCommandError(Exception):
-    """What was asked for was not done; the text says why."""
+from cluster_dash_server.when import GRAMMAR, zone
 
 
 def add_commands(
@@ -61,14 +50,14 @@ def wish_of(options: argparse.Namespace) -> Json:
     """Return what is wished of `maintenance`, as the server understands it.
 
     Raises:
-        AlertCommandError: the command line does not fit.
+        UsageError: the command line does not fit.
     """
     if options.hosts is None:
         if options.until is not None or options.end:
-            raise AlertCommandError("name a HOST")
+            raise UsageError("name a HOST")
         return {}
     if options.until is None and not options.end:
-        raise AlertCommandError("say until when: --until 2h, or --end")
+        raise UsageError("say until when: --until 2h, or --end")
     return {"hosts": options.hosts, "until": options.until, "reason": options.reason, "by": _who()}
 
 
@@ -84,7 +73,7 @@ def maintain(wish: Json, settings: Settings, folder: Path) -> None:
     """Have the running server note it, or where there is none, note it in its folder; print what holds.
 
     Raises:
-        AlertCommandError: it cannot be understood or kept.
+        CommandError: it cannot be understood or kept.
         ControlError: a server is there and does not let this user in, or it has the folder and does not answer.
     """
     try:
@@ -94,7 +83,7 @@ def maintain(wish: Json, settings: Settings, folder: Path) -> None:
             raise
         answer = _without_server(wish, settings, folder)
     if not answer["success"]:
-        raise AlertCommandError(str(answer["msg"]))
+        raise CommandError(str(answer["msg"]))
     for each in answer["maintenance"]:
         reason = f": {each['reason']}" if each["reason"] else ""
         sys.stdout.write(f"{printable(each['hosts'])} until {each['until']}, by {printable(each['by'] + reason)}\n")
@@ -106,7 +95,7 @@ def _without_server(wish: Json, settings: Settings, folder: Path) -> Json:
     shared = shared_of(settings.ledger)
     if shared is not None:
         with closing(shared.book(time.time, settings.privacy.user_days * 86_400.0)) as of_all:
-            return obey(of_all, wish, time.time(), zone(settings.site.timezone))
+            return obey_maintenance(of_all, wish, time.time(), zone(settings.site.timezone))
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         lock = data_folder.take(folder)
@@ -121,7 +110,7 @@ def _without_server(wish: Json, settings: Settings, folder: Path) -> Json:
                 owner = folder.stat()
                 for each in (lock, folder / FILE):
                     os.chown(each, owner.st_uid, owner.st_gid)
-            return obey(book, wish, time.time(), zone(settings.site.timezone))
+            return obey_maintenance(book, wish, time.time(), zone(settings.site.timezone))
         finally:
             book.close()
     except BookError as error:
@@ -130,71 +119,14 @@ def _without_server(wish: Json, settings: Settings, folder: Path) -> Json:
         os.close(lock)
 
 
-def obey(book: Book, wish: Json, now: float, site_zone: tzinfo) -> Json:
-    """Do what `maintenance` asks of the server; returns what holds after it."""
-    try:
-        if "hosts" in wish:
-            hosts = str(wish["hosts"])
-            matcher(hosts)
-            if wish["until"] is None:
-                if not book.end_maintenance(hosts, wish["by"], now):
-                    named = ", ".join(each.hosts for each in book.maintenance(now)) or "none"
-                    return {"success": False, "msg": f"{hosts} is in no maintenance; what is: {named}"}
-            else:
-                ends_at = until(wish["until"], now, site_zone)
-                if ends_at <= now:
-                    return {"success": False, "msg": f"--until: {wish['until']} is past"}
-                book.maintain(
-                    Maintenance(hosts=hosts, by=wish["by"], reason=wish["reason"], begins_at=now, ends_at=ends_at)
-                )
-        return {"success": True, "maintenance": [_told(each, site_zone) for each in book.maintenance(now)]}
-    except (WhenError, HostlistError, BookError) as error:
-        return {"success": False, "msg": f"--until: {error}" if isinstance(error, WhenError) else str(error)}
-
-
-def _told(maintenance: Maintenance, site_zone: tzinfo) -> Mapping[str, str]:
-    ends = datetime.fromtimestamp(maintenance.ends_at, site_zone).strftime("%Y-%m-%d %H:%M")
-    return {"hosts": maintenance.hosts, "until": ends, "by": maintenance.by, "reason": maintenance.reason}
-
-
-def until(text: str, now: float, site_zone: tzinfo) -> float:
-    """Read until when: `2h`, `18:00` (the next one), or a moment.
-
-    Raises:
-        WhenError: it says no moment.
-    """
-    span = seconds(text)
-    if span is not None:
-        return now + span
-    clock = _CLOCK.fullmatch(text.strip())
-    if clock is not None:
-        here = datetime.fromtimestamp(now, site_zone)
-        then = here.replace(hour=int(clock[1]), minute=int(clock[2]), second=0, microsecond=0)
-        return (then if then > here else then + timedelta(days=1)).timestamp()
-    try:
-        return moment(text, now, site_zone)
-    except WhenError as error:
-        raise WhenError(f"got {text!r}, {error}, or 2h, or 18:00") from None
-
-
 def reload(folder: Path) -> None:
     """Have the running server take up its rules anew, and print how many are on.
 
     Raises:
-        AlertCommandError: they are wrong.
+        CommandError: they are wrong.
         ControlError: no server answers.
     """
     answer = control.ask(folder, {"reload": {}})
     if not answer["success"]:
-        raise AlertCommandError(str(answer["msg"]))
+        raise CommandError(str(answer["msg"]))
     sys.stdout.write(f"{answer['rules']} rules are on\n")
-
-
-def obey_reload(watch: Watch) -> Json:
-    """Do what `reload` asks of the server."""
-    try:
-        return {"success": True, "rules": len(watch.reload())}
-    except RulesError as error:
-        return {"success": False, "msg": f"{error}; the rules from before are still in force"}
-    except BookError as error:
-        return {"success": False, "msg": f"they are in force on this replica alone: {error}"}
