@@ -3,7 +3,9 @@
 import dataclasses
 import re
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tomllib
@@ -86,6 +88,16 @@ def test_the_shipped_mole_toml_holds_every_setting(tmp_path: Path) -> None:
             commented = f"#{field.name} = " in text and f"\n{field.name} = " not in text
             free = field.default is None  # has no default to compare with
             assert free or not commented or raw[name][field.name] == field.default, field.name
+
+
+def test_a_variable_for_one_half_may_stand_in_the_environment_of_the_other(tmp_path: Path) -> None:
+    def variables(sections: Mapping[str, Any]) -> dict[str, str]:
+        keys = [(name, field.name) for name, kind in sections.items() for field in dataclasses.fields(kind)]
+        return {f"CLUSTER_DASH_{name.upper()}__{key.upper()}": "unlike anything" for name, key in keys}
+
+    settings.load(environment=variables(mole_config.SECTIONS))
+    (tmp_path / "config.toml").write_text("")
+    mole_config.load(tmp_path / "config.toml", variables(SERVER_SECTIONS))
 
 
 @pytest.mark.parametrize("name", ["config.toml", "config_example-host.toml"])

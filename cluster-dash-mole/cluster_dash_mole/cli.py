@@ -406,6 +406,8 @@ def _once(config: Config) -> int:
         except SendError as error:
             log.error("%s: %s", sender.name, error)
             code = UNREACHABLE if error.row in (Row.TROUBLE, Row.NOT_NOW) else REFUSED
+        else:
+            log.info("%s: the snapshot was taken", sender.name)
     return code
 
 

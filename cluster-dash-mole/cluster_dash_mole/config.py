@@ -133,6 +133,8 @@ SECTIONS: dict[str, type] = {
     "Host": HostSettings,
 }
 LABELS = "Labels"
+OF_SERVERS = {("Slurm", "hosts")}
+"""Keys that the server reads in a section of the same name: as variables, both may stand in one environment."""
 ALONE_SECONDS = 5.0
 """Between two looks of a mole that has no file: what every file we ship says."""
 
@@ -237,7 +239,9 @@ def _from_environ(environ: Mapping[str, str]) -> list[tuple[str, str, str]]:
     for variable, text in environ.items():
         section, double, key = variable.removeprefix(PREFIX).partition("__")
         if variable.startswith(PREFIX) and double and section.upper() in sections:
-            settings.append((sections[section.upper()], key.lower(), text))
+            ours = sections[section.upper()], key.lower()
+            if ours not in OF_SERVERS:
+                settings.append((*ours, text))
     return settings
 
 

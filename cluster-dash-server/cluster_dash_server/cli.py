@@ -34,7 +34,7 @@ DATA_HELP = "folder for what the server keeps; the socket for commands is in it"
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    options = _parser().parse_args(arguments)
+    options = _parser().parse_args(arguments, argparse.Namespace(verbose=False, log_format="text"))
     logs.setup(_log_options(options))
     try:
         code: int = options.run(options)
@@ -54,13 +54,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    shared = argparse.ArgumentParser(add_help=False)
+    # they may stand before the command and behind it, so what does not stand there sets nothing
+    shared = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
     shared.add_argument("-v", "--verbose", action="store_true", help="log more")
-    shared.add_argument(
-        "--log-format", choices=("text", "json"), default="text", help="one line of text or JSON an event"
-    )
+    shared.add_argument("--log-format", choices=("text", "json"), help="one line of text or JSON an event")
     parser = argparse.ArgumentParser(
-        prog="cluster-dash-server", description="The server of cluster-dash: takes snapshots, shows the cluster."
+        prog="cluster-dash-server",
+        description="The server of cluster-dash: takes snapshots, shows the cluster.",
+        parents=[shared],
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -149,7 +150,7 @@ def serve(options: argparse.Namespace) -> int:
     given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     settings = dataclasses.replace(settings, server=dataclasses.replace(settings.server, **given))
     if not 0 <= settings.server.port <= 65535:
-        raise ConfigError(f"--port: got {settings.server.port}, expected a whole number >= 0 <= 65535")
+        raise ConfigError(f"--port: got {settings.server.port}, expected a whole number >= 0 and <= 65535")
     serving.allow_open_files(settings.limits.max_hosts)
     try:
         serving.SERVERS[settings.server.server](settings, _log_options(options))

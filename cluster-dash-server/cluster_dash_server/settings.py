@@ -33,6 +33,8 @@ from cluster_dash_server.states import Thresholds
 ENVIRONMENT_PREFIX = "CLUSTER_DASH_"
 SERVERS = ("waitress", "granian")
 """What can serve; `serving` knows how."""
+OF_MOLES = {"slurm": ("use", "interval_in_secs", "bin_folder")}
+"""Keys that moles read in a section of the same name: as variables, both may stand in one environment."""
 
 
 class ConfigError(Exception):
@@ -523,7 +525,7 @@ def _section(
     prefix = _variable_prefix(name)
     for variable in environment:
         key = variable.removeprefix(prefix).lower()
-        if variable.startswith(prefix) and key.partition("__")[0] not in fields:
+        if variable.startswith(prefix) and key.partition("__")[0] not in (*fields, *OF_MOLES.get(name, ())):
             raise ConfigError(f"{variable}: unknown key {key}{_nearest(key, list(fields))}")
     for key, each in fields.items():
         variable = f"{prefix}{key.upper()}"
@@ -613,8 +615,8 @@ def _value(value: object, hint: object, metadata: Mapping[str, Any], where: str)
     ):
         return value
     word = "a whole number" if kind is int else "a number"
-    bounds = "".join(f" {sign} {bound}" for sign, bound in ((">=", low), ("<=", high)) if bound is not None)
-    raise ConfigError(f"{where}: got {shown}, expected {word}{bounds}")
+    bounds = " and ".join(f"{sign} {bound}" for sign, bound in ((">=", low), ("<=", high)) if bound is not None)
+    raise ConfigError(f"{where}: got {shown}, expected {word} {bounds}".rstrip())
 
 
 def _with_passcode(ingest: IngestSettings, site: Mapping[str, object]) -> IngestSettings:

@@ -1,10 +1,12 @@
 """What `check-config` says of the settings in force."""
 
+import json
+import logging
 from pathlib import Path
 
 import pytest
 
-from cluster_dash_server.cli import main
+from cluster_dash_server.cli import EXIT_USAGE, main
 from cluster_dash_server.commands.check_config import report
 from cluster_dash_server.settings import read
 
@@ -126,3 +128,10 @@ def test_the_data_folder_of_the_command_line_is_the_one_that_is_told_and_looked_
     assert f'server.data = "{folder}"   # --data' in capsys.readouterr().out
     main(["doctor", "--data", str(folder)])
     assert f" data folder: {folder}" in capsys.readouterr().out
+
+
+def test_how_to_log_may_stand_before_the_command_and_behind_it(capsys: pytest.CaptureFixture[str]) -> None:
+    for line in (["-v", "--log-format", "json", "forget"], ["forget", "-v", "--log-format", "json"]):
+        assert main(line) == EXIT_USAGE
+        assert json.loads(capsys.readouterr().err)["msg"] == "name a HOST, or --user NAME"
+        assert logging.getLogger().level == logging.DEBUG
