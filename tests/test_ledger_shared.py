@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 
 from cluster_dash_server import free
@@ -295,9 +296,22 @@ def test_who_waits_waits_at_all_replicas_in_one_order(opened: Callable[[], Datab
         put=lambda notices, now: None,
         link=lambda path: None,
     )
-    with pytest.raises(WaitError, match="who waits cannot be kept now") as refused:
+    with pytest.raises(WaitError, match="who waits cannot be read now") as refused:
         gone.waits(NOW)
     assert refused.value.status == 503
+
+
+def test_who_only_looks_at_the_line_waits_for_nobody_who_changes_it(
+    opened: Callable[[], Database], database_url: str
+) -> None:
+    waiting = Waiting(SharedLine(opened()), allowed=("#gpu",), put=lambda notices, now: None, link=lambda path: None)
+    wish = free.Wish(count=1, free_mem=0, model="")
+    wait, key = waiting.add(wish, q="", to="#gpu", until=NOW + 60, now=NOW)
+    with psycopg.connect(database_url) as other:  # another replica, which sleeps
+        other.execute("SELECT line FROM line FOR UPDATE")
+        assert waiting.waits(NOW) == (wait,)
+        assert waiting.find(wait.id, key, NOW) == wait
+        assert waiting.round(list, NOW) == []
 
 
 def test_tokens_are_asked_for_within_five_seconds() -> None:

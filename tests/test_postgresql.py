@@ -6,12 +6,14 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
+import psycopg
 import pytest
 
 from cluster_dash_server.commands.doctor import database_of_ledger
 from cluster_dash_server.ledger.kept import LedgerSettings
-from cluster_dash_server.postgresql import REST_SECONDS, Database, PostgresqlError
+from cluster_dash_server.postgresql import ASKING, REST_SECONDS, Database, PostgresqlError
 from tests import databases
 from tests.processes import wait_until
 
@@ -187,6 +189,69 @@ def _answers(database: Database) -> bool:
     except PostgresqlError:
         return False
     return True
+
+
+def test_who_asks_for_much_leaves_a_connection_to_who_writes(database_url: str) -> None:
+    database = Database(database_url, seconds=60)
+    database.expects("things", STEPS)
+    put(database, "a")
+    with psycopg.connect(database_url) as other:  # as a question that takes the database long
+        other.execute("LOCK TABLE things IN ACCESS EXCLUSIVE MODE")
+        with ThreadPoolExecutor(8) as pool:
+            answers = [pool.submit(asked, database, "SELECT name FROM things") for _ in range(8)]
+            wait_until(lambda: waiting_in(database_url) >= ASKING, 60, "as many ask as may")
+            with database.transaction() as db:
+                db.execute("CREATE TABLE others (n INTEGER)")
+            assert waiting_in(database_url) == ASKING
+            other.rollback()
+            assert [answer.result() for answer in answers] == [[("a",)]] * 8
+    database.close()
+
+
+def test_a_question_that_takes_too_long_is_ended_and_nobody_else_hears_of_it(database_url: str) -> None:
+    database = Database(database_url, seconds=1)
+    database.expects("things", STEPS)
+    put(database, "a")
+    with pytest.raises(PostgresqlError, match="it took too long and was ended"):
+        asked(database, "SELECT pg_sleep(60)")
+    assert names(database) == ["a"]
+    assert asked(database, "SELECT COUNT(*) FROM pg_stat_activity WHERE query LIKE 'SELECT pg_sl%'") == [(0,)]
+    database.close()
+
+
+def test_where_too_many_ask_for_much_the_others_are_told_so(database_url: str) -> None:
+    database = Database(database_url, asking=1, seconds=0.2)
+    with database.asking(), pytest.raises(PostgresqlError, match="all connections are busy: try again later") as busy:
+        asked(database, "SELECT 1")
+    assert busy.value.is_away
+    assert asked(database, "SELECT 1") == [(1,)]
+    database.close()
+
+
+def test_who_asks_writes_nothing_and_sees_one_moment(database: Database) -> None:
+    put(database, "a")
+    with database.asking() as db:
+        before = db.execute("SELECT COUNT(*) FROM things").fetchall()
+        put(database, "b")
+        assert db.execute("SELECT COUNT(*) FROM things").fetchall() == before
+    with pytest.raises(PostgresqlError, match="read-only"):
+        asked(database, "DELETE FROM things")
+    assert names(database) == ["a", "b"]
+
+
+def waiting_in(url: str) -> int:
+    """Return how many statements of a database wait for a lock."""
+    with psycopg.connect(url) as connection:
+        found = connection.execute(
+            "SELECT COUNT(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+        ).fetchone()
+        assert found is not None
+        return int(found[0])
+
+
+def asked(database: Database, sql: str) -> list[tuple[object, ...]]:
+    with database.asking() as db:
+        return db.execute(sql).fetchall()
 
 
 def test_the_doctor_says_what_a_database_is_good_for(postgresql: databases.Postgresql, database_url: str) -> None:

@@ -19,12 +19,18 @@ from psycopg import conninfo
 OLDEST = 13
 """The oldest PostgreSQL that is known to do."""
 CONNECTIONS = 4
+ASKING = 2
+"""So many of them at most are with pages that ask for much: who writes finds another one."""
 SECONDS = 5.0
 """How long a statement may take: a database that was stopped never answers, and pages wait for it."""
+ANSWER_SECONDS = 1.0
+"""How long the database has to say that it ended a statement which took longer: then the connection still stands."""
 CONNECT_SECONDS = 3
 MIGRATE_SECONDS = 120.0
 IDLE_SECONDS = 3
 """A transaction whose server fell asleep in it is ended by the database: it holds locks that others wait for."""
+READER_IDLE_SECONDS = 60
+"""The same where it only reads, and adds up what it has read: nobody waits for that."""
 REST_SECONDS = 1.0
 """After the database was away it is asked again only then: who asks meanwhile is told so at once."""
 _SAID_ALREADY = re.compile(
@@ -32,6 +38,7 @@ _SAID_ALREADY = re.compile(
     r" Is the server running on that host and accepting TCP/IP connections\?"
 )
 """What libpq says of where it tried, and what it asks its reader."""
+_ASK = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
 _MIGRATING = 0x636C6162  # "clab": the advisory lock of who brings a schema up to date
 
 
@@ -97,10 +104,13 @@ class Database:
         url: where it is, as `postgresql://dash:secret@db1,db2:5432/dash?sslmode=verify-full`; of several hosts the one
             that can be written is used.
         connections: how many there are at most.
+        asking: how many of them may be asked for much at once.
         seconds: how long a statement may take, and how long a connection is waited for.
     """
 
-    def __init__(self, url: str, *, connections: int = CONNECTIONS, seconds: float = SECONDS) -> None:
+    def __init__(
+        self, url: str, *, connections: int = CONNECTIONS, asking: int = ASKING, seconds: float = SECONDS
+    ) -> None:
         parts: Mapping[str, Any] = conninfo.conninfo_to_dict(url)
         self._url = conninfo.make_conninfo(
             **{
@@ -118,6 +128,7 @@ class Database:
         """What is said of where it is."""
         self._seconds = seconds
         self._turns = threading.BoundedSemaphore(connections)
+        self._asking = threading.BoundedSemaphore(asking)
         self._lock = threading.Lock()
         self._idle: list[_Connection] = []
         self._parts: dict[str, Sequence[str]] = {}
@@ -167,6 +178,20 @@ class Database:
             yield connection
 
     @contextlib.contextmanager
+    def asking(self) -> Iterator[Statements]:
+        """Give a connection to one who asks for much, as pages of the past do, and sees all as of one moment.
+
+        Only a few may at once, so that who writes need not wait for them; the database ends what takes too long.
+
+        Raises:
+            PostgresqlError: it cannot be asked, or refuses; or too many ask.
+        """
+        with self._connection(self._seconds, self._asking) as connection:
+            self._prepare(connection)
+            with _in_transaction(connection, self._seconds, _ASK, READER_IDLE_SECONDS):
+                yield connection
+
+    @contextlib.contextmanager
     def transaction(self) -> Iterator[Statements]:
         """Give a connection in a transaction: all of it is kept, or nothing.
 
@@ -189,8 +214,8 @@ class Database:
     # --------------------------------------------------------------------------------------------------- connections
 
     @contextlib.contextmanager
-    def _connection(self, seconds: float) -> "Iterator[_Connection]":
-        with self._turn(seconds):
+    def _connection(self, seconds: float, *limits: threading.Semaphore) -> "Iterator[_Connection]":
+        with self._turn(seconds, (*limits, self._turns)):
             connection = None
             try:
                 connection = self._kept() or _Connection.open(self._url)
@@ -210,20 +235,20 @@ class Database:
                         self._idle.append(connection)
 
     @contextlib.contextmanager
-    def _turn(self, seconds: float) -> Iterator[None]:
+    def _turn(self, seconds: float, limits: Iterable[threading.Semaphore]) -> Iterator[None]:
         """Wait for a turn; where the database was away, one alone tries, and the others hear so at once."""
         trouble = self._trouble
         if trouble is not None and (time.monotonic() < trouble[0] or not self._trying.acquire(blocking=False)):
             raise PostgresqlError(trouble[1], is_away=True)
         try:
-            if not self._turns.acquire(timeout=seconds):
-                raise PostgresqlError(f"{self.where}: all connections are busy", is_away=True)
-            try:
+            with contextlib.ExitStack() as held:
+                for limit in limits:
+                    if not limit.acquire(timeout=seconds):
+                        raise PostgresqlError(f"{self.where}: all connections are busy: try again later", is_away=True)
+                    held.callback(limit.release)
                 if trouble is None and self._trouble is not None:  # it went while this one waited
                     raise PostgresqlError(self._trouble[1], is_away=True)
                 yield
-            finally:
-                self._turns.release()
         finally:
             if trouble is not None:
                 self._trying.release()
@@ -240,7 +265,8 @@ class Database:
             connection.close()
 
     def _failed(self, error: psycopg.Error, connection: "_Connection | None") -> PostgresqlError:
-        why = f"{self.where}: {_in_one_line(error)}"
+        is_ended = isinstance(error, psycopg.errors.QueryCanceled)
+        why = f"{self.where}: {'it took too long and was ended' if is_ended else _in_one_line(error)}"
         is_lost = connection is None or not connection.is_at_rest
         is_of_values = not is_lost and _is_of_values(error)
         is_away = is_lost or (isinstance(error, psycopg.OperationalError) and not is_of_values)
@@ -288,11 +314,14 @@ class Database:
 
 
 @contextlib.contextmanager
-def _in_transaction(connection: "_Connection", seconds: float) -> Iterator[None]:
+def _in_transaction(
+    connection: "_Connection", seconds: float, begin: str = "BEGIN", idle_seconds: int = IDLE_SECONDS
+) -> Iterator[None]:
+    connection.may_take(seconds + ANSWER_SECONDS)
     # said for this transaction alone: a pooler such as PgBouncer may give each to another connection of its own
     connection.execute(
-        f"BEGIN; SET LOCAL statement_timeout = '{seconds:g}s'; SET LOCAL lock_timeout = '{seconds:g}s'; "
-        f"SET LOCAL idle_in_transaction_session_timeout = '{IDLE_SECONDS}s'"
+        f"{begin}; SET LOCAL statement_timeout = '{seconds:g}s'; SET LOCAL lock_timeout = '{seconds:g}s'; "
+        f"SET LOCAL idle_in_transaction_session_timeout = '{idle_seconds}s'"
     )
     try:
         yield

@@ -151,7 +151,7 @@ class KeptLine(Protocol):
     """Whether others may have changed it since it was read."""
 
     def alone(self) -> AbstractContextManager[None]:
-        """Let nobody else read or write it meanwhile.
+        """Let nobody else change it meanwhile.
 
         Raises:
             WaitError: 503: it cannot be had, or what was written cannot be kept.
@@ -409,8 +409,7 @@ class Waiting:
         Raises:
             WaitError: 503.
         """
-        with self._alone():
-            line = self._current(now)
+        line = self._seen(now)
         known: tuple[Wait | Told, ...] = (*line.waits, *line.told)
         return next((each for each in known if each.id == id_ and each.is_of(key)), None)
 
@@ -420,8 +419,7 @@ class Waiting:
         Raises:
             WaitError: 503.
         """
-        with self._alone():
-            return self._current(now).waits
+        return self._seen(now).waits
 
     def round(self, hosts: Callable[[], Sequence[HostView]], now: float) -> list[Found]:
         """Tell whoever's turn it is; call it every few seconds.
@@ -430,11 +428,15 @@ class Waiting:
             BookError: the outbox takes nothing now.
             WaitError: 503.
         """
+        line = self._seen(now)
+        if not line.waits and not line.called:
+            return []
+        views = hosts()
+        called = tuple(_kept_back(line.called, views, now))
+        if called == line.called and not serve(line, views, now):
+            return []
         with self._alone():
             line = self._current(now)
-            if not line.waits and not line.called:
-                return []
-            views = hosts()
             called = tuple(_kept_back(line.called, views, now))
             if called != line.called:  # somebody took one, or nobody did: it is no longer kept for who was told of it
                 line = replace(line, called=called)
@@ -489,6 +491,13 @@ class Waiting:
             if self._kept.is_shared:
                 self._read = None
             yield
+
+    def _seen(self, now: float) -> Line:
+        """Return the line for one who changes nothing, and so waits for no other replica that does."""
+        with self._lock:
+            if self._kept.is_shared:
+                self._read = None
+            return self._current(now)
 
     def _current(self, now: float) -> Line:
         """Return the line without those who wait no longer."""

@@ -201,8 +201,7 @@ def _to_files(options: argparse.Namespace, settings: Settings, target: Settings,
             file.close()
         tokens = commons.access.read()
         TokenFile(there).write(tokens, time.time())
-        with commons.line.alone():
-            line = commons.line.read()
+        line = commons.line.read()
         if line != Line():
             LineFile(there).write(line)
         for name in tables.keys(commons.database, KEYS):

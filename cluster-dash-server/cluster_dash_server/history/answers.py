@@ -32,8 +32,6 @@ from cluster_dash_server.store import (
 )
 
 EVENT = "at, host, gpu, kind, code, text, told, boot_id, seq"
-_SNAPSHOT = "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY"
-"""So that an hour that becomes another table's meanwhile is neither missed nor counted twice."""
 
 
 class Asking:
@@ -82,7 +80,7 @@ class Questions:
             if wanted is not None:
                 where.append(f"{column} = ANY(?)")
                 values.append(list(wanted))  # type: ignore[arg-type]
-        with Asking(), self._db.reading() as db:
+        with Asking(), self._db.asking() as db:
             found = db.execute(
                 f"SELECT {EVENT} FROM events WHERE {' AND '.join(where)} ORDER BY at DESC, id DESC LIMIT ?",  # noqa: S608 - names of ours
                 (*values, ask.most),
@@ -96,7 +94,7 @@ class Questions:
             UsageQuery(begin=steps.begin, end=steps.end, by=("user", "hour"), users=ask.users, hosts=ask.hosts)
         )
         measured = self.usage(UsageQuery(begin=steps.begin, end=steps.end, by=("hour",), hosts=ask.hosts))
-        with Asking(), self._db.reading() as db:
+        with Asking(), self._db.asking() as db:
             (counted_to,) = db.execute("SELECT COALESCE(MAX(counted_to), 0) FROM running").fetchone()
         now = self._clock()
         return user_series(found, measured, ask.metric, steps, counted_to if now - counted_to < HOUR else now)
@@ -110,8 +108,7 @@ class Questions:
             was = sums.get(key)
             sums[key] = share if was is None else tuple(map(add, was, share))
 
-        with Asking(), self._db.transaction() as db:
-            db.execute(_SNAPSHOT)
+        with Asking(), self._db.asking() as db:
             for span in spans_of(ask):
                 for row in db.execute(*_usage_of(*span, ask)):
                     if row[-1] is not None:
@@ -138,8 +135,7 @@ class Questions:
         if hosts is not None:
             where, values = " AND name = ANY(?)", [list(hosts)]
         of_host: dict[str, list[tuple[int, list[Stretch]]]] = {}
-        with Asking(), self._db.transaction() as db:
-            db.execute(_SNAPSHOT)
+        with Asking(), self._db.asking() as db:
             for name, hour, blob in db.execute(
                 "SELECT name, hour, stretches FROM uses JOIN hosts ON hosts.id = uses.host "  # noqa: S608 - ours
                 f"WHERE hour >= ? AND hour <= ?{where}",

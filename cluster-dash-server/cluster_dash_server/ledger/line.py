@@ -12,7 +12,7 @@ from cluster_dash_server.free import Wish
 from cluster_dash_server.waiting import Called, Line, Told, Wait, WaitError
 
 if TYPE_CHECKING:
-    from cluster_dash_server.postgresql import Database
+    from cluster_dash_server.postgresql import Database, Statements
 
 FILE = "waiting.json"
 FORMAT = 2
@@ -102,8 +102,18 @@ class SharedLine:
             self._alone.db = None
 
     def read(self) -> Line:
-        """See `KeptLine`; within `alone`."""
-        (kept,) = self._alone.db.execute("SELECT line FROM line FOR UPDATE").fetchone()
+        """See `KeptLine`; who is not `alone` waits for nobody."""
+        from cluster_dash_server.postgresql import PostgresqlError  # what it needs is an extra
+
+        held: Statements | None = getattr(self._alone, "db", None)
+        try:
+            if held is not None:
+                (kept,) = held.execute("SELECT line FROM line FOR UPDATE").fetchone()
+            else:
+                with self._db.reading() as db:
+                    (kept,) = db.execute("SELECT line FROM line").fetchone()
+        except PostgresqlError as error:
+            raise WaitError(503, f"who waits cannot be read now: {error}") from error
         try:
             return Line() if kept is None else _line(json.loads(kept))
         except (_Newer, ValueError, KeyError, TypeError) as error:
