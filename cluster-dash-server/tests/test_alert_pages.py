@@ -210,6 +210,10 @@ def test_programs_acknowledge_and_silence_by_json(site: Flask, client: FlaskClie
     assert client.delete("/api/v1/alerts/a1/acknowledgement", json={}).status_code == 404
     made: Any = client.post("/api/v1/silences", json={"filter": "host:gpu01", "reason": "moved"}).json
     assert json_of(client, "/api/v1/silences")["silences"][0]["id"] == made["id"]
+    table = client.get("/api/v1/silences?format=csv").text.splitlines()
+    assert table[0] == "id,filter,by,reason,begins_at,ends_at"
+    assert table[1].startswith(f"{made['id']},host:gpu01,")
+    assert client.get("/api/v1/silences?format=pdf").status_code == 400
     unwritable = '{"filter": "host:gpu02", "reason": "\\ud800"}'
     assert client.post("/api/v1/silences", data=unwritable, content_type="application/json").status_code == 400
     assert client.delete(f"/api/v1/silences/{made['id']}", json={}).status_code == 200

@@ -442,6 +442,8 @@ def test_curl_asks_and_one_notice_goes_out_when_it_holds(
     listed = told(client.get("/api/v1/waiting"))
     assert listed["waiting"][0]["text"] == "2 on one host, h100, 40 GiB free on each"
     assert "key" not in listed["waiting"][0]
+    table = client.get("/api/v1/waiting?format=csv").text.splitlines()
+    assert (table[0], len(table)) == (",".join(listed["waiting"][0]), 2)
     for _ in range(2):
         body = {"auth_code": "lab_cluster_2025", **make_snapshot("gpu01", [make_gpu(0), make_gpu(1)])}
         assert client.post("/", json=body).status_code == 200

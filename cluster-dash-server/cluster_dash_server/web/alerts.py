@@ -33,6 +33,7 @@ COLUMNS = (
     *("id", "state", "rule", "severity", "title", "host", "gpu", "user", "began_at", "ended_at"),
     *("acknowledged", "silenced_until", "facts", "labels"),
 )
+SILENCE_COLUMNS = ("id", "filter", "by", "reason", "begins_at", "ends_at")
 STATE_OF = {"critical": "error", "warning": "held", "info": "busy"}
 """The colours of a state in which a severity is shown; the word stands beside it."""
 HISTORY_SECONDS = 86_400.0
@@ -187,8 +188,11 @@ def blueprint(
     @routes.get("/api/v1/silences")
     @needs("state:read")
     def silences() -> Response:
-        now = clock()
-        return json_response({"at": now, "silences": [_silence(each, current.get()) for each in book.silences(now)]})
+        form, now = views.choice("format", ("json", "csv")), clock()
+        rows = [_silence(each, current.get()) for each in book.silences(now)]
+        if form == "csv":
+            return csv_response(SILENCE_COLUMNS, ([row[column] for column in SILENCE_COLUMNS] for row in rows))
+        return json_response({"at": now, "silences": rows})
 
     @routes.get("/alerts")
     @needs("state:read")

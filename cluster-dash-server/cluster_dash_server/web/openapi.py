@@ -115,7 +115,11 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
         says="Take that back.", gives=("success",), refusals=(404, 503)
     ),
     ("get", "/api/v1/silences"): Operation(
-        says="Silences that hold now or will.", gives=("at", "silences"), refusals=(503,)
+        says="Silences that hold now or will.",
+        query={"format": ("json", "csv")},
+        gives=("at", "silences"),
+        types=(CSV,),
+        refusals=(400, 503),
     ),
     ("post", "/api/v1/silences"): Operation(
         says="Let nobody be told of some alerts for a while.",
@@ -129,7 +133,11 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
     ),
     ("delete", "/api/v1/silences/{number}"): Operation(says="End a silence.", gives=("success",), refusals=(404, 503)),
     ("get", "/api/v1/waiting"): Operation(
-        says="Who waits for free GPUs, in the order in which they are told.", gives=("at", "waiting"), refusals=(503,)
+        says="Who waits for free GPUs, in the order in which they are told.",
+        query={"format": ("json", "csv")},
+        gives=("at", "waiting"),
+        types=(CSV,),
+        refusals=(400, 503),
     ),
     ("post", "/api/v1/waiting"): Operation(
         says="Tell me when GPUs are free: one message, once they have been free for a minute.",

@@ -15,12 +15,14 @@ from cluster_dash_server.snapshot import Json, printable
 from cluster_dash_server.waiting import DEFAULT_HOURS, Told, Wait, WaitError, Waiting, shown, words_of
 from cluster_dash_server.web.api import failure, json_response
 from cluster_dash_server.web.edge import caller_of
+from cluster_dash_server.web.export import csv_response
 from cluster_dash_server.web.history import html
 from cluster_dash_server.web.lists import count, moment, size_mib
-from cluster_dash_server.web.views import QueryError, json_object
+from cluster_dash_server.web.views import QueryError, choice, json_object
 
 log = logging.getLogger(__name__)
 
+COLUMNS = ("id", "asked_at", "until", "count", "model", "free_mem", "q", "to", "client", "text")
 A_MINUTE = 10
 """Wishes of one client in a minute."""
 EVERYBODY = "*"
@@ -79,8 +81,11 @@ def blueprint(waiting: Waiting, clock: Callable[[], float], proxies: Proxies, zo
     @routes.get("/api/v1/waiting")
     @needs("state:read")
     def those_who_wait() -> Response:
-        now = clock()
-        return json_response({"at": now, "waiting": [_row(each, current.get()) for each in waiting.waits(now)]})
+        form, now = choice("format", ("json", "csv")), clock()
+        rows = [_row(each, current.get()) for each in waiting.waits(now)]
+        if form == "csv":
+            return csv_response(COLUMNS, ([row[column] for column in COLUMNS] for row in rows))
+        return json_response({"at": now, "waiting": rows})
 
     @routes.post("/api/v1/waiting")
     @needs("state:read")
