@@ -12,7 +12,7 @@ from itertools import groupby
 from operator import mul
 from typing import NamedTuple
 
-from cluster_dash_server.store import GPU_METRICS, HOST_METRICS, Figures, GpuId
+from cluster_dash_server.store import GPU_METRICS, HOST_METRICS, Figures
 
 MIB, GIB = 2.0**20, 2.0**30
 PERCENT = 0.01
@@ -81,7 +81,8 @@ def series(labels: Labels, value: float, at_ms: int) -> bytes:
         value: its value.
         at_ms: Unix ms.
     """
-    return _head(labels) + struct.pack(f"<{_SAMPLE}", value, _moment(at_ms))
+    of_labels = b"".join([_label(name, value) for name, value in labels])
+    return _head(of_labels) + struct.pack(f"<{_SAMPLE}", value, _moment(at_ms))
 
 
 class Encoder:
@@ -136,16 +137,21 @@ class _Template:
             if not known:
                 self._gaps.append((part, plain[part]))
             place += count
-        names = [name for name, known in zip(_names(row.gpus), is_known, strict=True) if known]
-        self._heads = [_head(_labels(cluster, row.host, name, gpu)) for name, gpu, _ in names]
-        self._scales = [scale for _, _, scale in names]
+        of_cluster, of_host = _often("cluster", cluster), _label("host", row.host)
+        names = _names(tuple([gpu.gpu for gpu in row.gpus]))
+        known_names = [name for name, known in zip(names, is_known, strict=True) if known]
+        self._heads = [_head(b"".join((name, of_cluster, gpu, of_host))) for name, gpu, _ in known_names]
+        self._scales = [scale for _, _, scale in known_names]
         self._fixed: list[bytes] = []
         for gpu in row.gpus:
-            self._fixed.append(_head(_info(cluster, row.host, gpu)) + struct.pack("<d", 1.0))
+            of_gpu = of_cluster + _often("gpu", str(gpu.gpu)) + of_host
+            more = [_label(name, value) for name, value in (("model", gpu.model), ("uuid", gpu.uuid)) if value]
+            head = _head(b"".join((_often("__name__", INFO), of_gpu, *more)))
+            self._fixed.append(head + struct.pack("<d", 1.0))
             if gpu.total_mem is not None:
-                head = _head(_labels(cluster, row.host, TOTAL_MEM, str(gpu.gpu)))
+                head = _head(_often("__name__", TOTAL_MEM) + of_gpu)
                 self._fixed.append(head + struct.pack("<d", gpu.total_mem * MIB))
-        self._last = _head(_labels(cluster, row.host, SNAPSHOT_AT, None))
+        self._last = _head(_often("__name__", SNAPSHOT_AT) + of_cluster + of_host)
         of_figures = [f"{len(head)}s{_SAMPLE}" for head in self._heads]
         of_others = [*(f"{len(part)}s7s" for part in self._fixed), f"{len(self._last)}s{_SAMPLE}"]
         self._pack = _struct("<" + "".join(of_figures + of_others)).pack
@@ -193,33 +199,31 @@ def _struct(form: str) -> struct.Struct:
     return struct.Struct(form)
 
 
-def _names(gpus: Sequence[GpuId]) -> list[tuple[str, str | None, float]]:
-    """Return of each value of a row what it is called, the GPU, and its scale."""
+@lru_cache(256)
+def _names(gpus: tuple[int, ...]) -> list[tuple[bytes, bytes, float]]:
+    """Return of each value of a row the label of its name, the one of its GPU, and its scale."""
     of_gpus = [
-        (PREFIX + NAMES[metric].name, str(gpu.gpu), NAMES[metric].scale) for metric in GPU_METRICS for gpu in gpus
+        (_often("__name__", PREFIX + NAMES[metric].name), _often("gpu", str(gpu)), NAMES[metric].scale)
+        for metric in GPU_METRICS
+        for gpu in gpus
     ]
-    return of_gpus + [(PREFIX + NAMES[metric].name, None, NAMES[metric].scale) for metric in HOST_METRICS]
+    of_host = [(_often("__name__", PREFIX + NAMES[metric].name), b"", NAMES[metric].scale) for metric in HOST_METRICS]
+    return of_gpus + of_host
 
 
-def _labels(cluster: str, host: str, name: str, gpu: str | None) -> Labels:
-    of_gpu = [] if gpu is None else [("gpu", gpu)]
-    return [("__name__", name), ("cluster", cluster), *of_gpu, ("host", host)]
+def _label(name: str, value: str) -> bytes:
+    return b"\x0a" + _sized(b"\x0a" + _sized(name.encode()) + b"\x12" + _sized(value.encode("utf-8", "replace")))
 
 
-def _info(cluster: str, host: str, gpu: GpuId) -> Labels:
-    labels = _labels(cluster, host, INFO, str(gpu.gpu))
-    more = [(name, value) for name, value in (("model", gpu.model), ("uuid", gpu.uuid)) if value]
-    return [*labels, *more]
+_often = lru_cache(1024)(_label)
+"""For labels that many series have: a fleet's templates are made in a tenth of the time."""
 
 
-def _head(labels: Labels) -> bytes:
+def _head(labels: bytes) -> bytes:
     """Return a series with one sample up to the sample's value."""
-    of_labels = b"".join(
-        b"\x0a" + _sized(b"\x0a" + _sized(name.encode()) + b"\x12" + _sized(value.encode("utf-8", "replace")))
-        for name, value in labels
+    return b"".join(
+        (b"\x0a", _varint(len(labels) + 2 + _SAMPLE_BYTES), labels, b"\x12", bytes((_SAMPLE_BYTES,)), b"\x09")
     )
-    size = len(of_labels) + 2 + _SAMPLE_BYTES
-    return b"\x0a" + _varint(size) + of_labels + b"\x12" + bytes((_SAMPLE_BYTES,)) + b"\x09"
 
 
 def _moment(at_ms: int) -> bytes:
@@ -239,6 +243,7 @@ def _sized(part: bytes) -> bytes:
     return _varint(len(part)) + part
 
 
+@lru_cache(1024)
 def _varint(number: int) -> bytes:
     found = bytearray()
     while number > 127:
