@@ -331,6 +331,21 @@ def test_the_database_is_killed_and_put_to_sleep_again_and_again(
         assert len(replicas.told()) == 20
 
 
+@pytest.mark.soak
+def test_a_leader_that_may_not_write_lets_the_other_one_lead(replicas: Replicas) -> None:
+    leader = wait_until(replicas.leader, 60)
+    with replicas.database() as db:
+        db.execute(
+            "CREATE FUNCTION refuse() RETURNS TRIGGER LANGUAGE plpgsql AS "
+            f"$$ BEGIN RAISE EXCEPTION 'not {leader}'; END $$;"
+            "CREATE TRIGGER refuse BEFORE INSERT ON alerts FOR EACH ROW "
+            f"WHEN (current_setting('application_name') = '{leader}') EXECUTE FUNCTION refuse();".encode()
+        )
+    replicas.lost.add("gpu01")
+    wait_until(lambda: replicas.titles("firing"), 600, "the other one tells of it")
+    assert replicas.leader() == other_than(leader)
+
+
 def test_what_people_do_on_any_replica_counts_on_all(replicas: Replicas) -> None:
     leader = wait_until(replicas.leader, 60)
     follower = other_than(leader)

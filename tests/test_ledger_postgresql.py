@@ -298,6 +298,43 @@ def test_who_cannot_renew_leads_no_longer_than_the_database_says(own: databases.
     database.close()
 
 
+@pytest.mark.usefixtures("long_leases")
+def test_who_leads_and_ends_no_round_lets_another_one_lead(open_database: Callable[[], Database]) -> None:
+    clock = Hands(0.0)
+    one, two = (Lease(open_database(), EVALUATOR, name, clock=clock) for name in ("one", "two"))
+
+    def pass_time(seconds: float) -> list[bool]:
+        for _ in range(int(seconds)):
+            clock.at += 1
+            one.renew()
+            two.renew()
+        return [one.leads(), two.leads()]
+
+    one.renew()
+    assert pass_time(lease.STUCK_SECONDS - 1) == [True, False]
+    one.well()
+    assert pass_time(lease.STUCK_SECONDS - 1) == [True, False]
+    assert pass_time(1) == [False, True]
+    two.well()
+    assert pass_time(lease.STUCK_SECONDS - 1) == [False, True]
+    two.well()
+    two._give_up()
+    assert pass_time(1) == [True, False]  # it has rested, and tries again
+
+
+@pytest.mark.usefixtures("long_leases")
+def test_where_nobody_gets_a_round_done_they_take_turns(open_database: Callable[[], Database]) -> None:
+    clock = Hands(0.0)
+    alone = Lease(open_database(), EVALUATOR, "alone", clock=clock)
+    led = []
+    for _ in range(int(2 * (lease.STUCK_SECONDS + lease.REST_SECONDS))):
+        alone.renew()
+        led.append(alone.leads())
+        clock.at += 1
+    turns = [True] * int(lease.STUCK_SECONDS) + [False] * int(lease.REST_SECONDS)
+    assert led == turns * 2
+
+
 class Replica:
     """A replica that sleeps when it is told to, in the middle of whatever it does."""
 

@@ -414,6 +414,7 @@ def create_app(settings: Settings | None = None, clock: Callable[[], float] = ti
         owners=owners.route,
         said=said,
         fence=kept_book.fence,
+        done=kept_book.well,
         disks_before=lambda now: disks.remembered(history.series, now),
         public_url=settings.server.public_url,
     )

@@ -55,6 +55,7 @@ class Watch:
         public_url: where people reach the dashboard.
         fence: what a round is kept with; None: another replica evaluates, and this one only follows; where it changes,
             what is kept is read anew.
+        done: called when a round was done and kept.
 
     Raises:
         RulesError: rules that cannot be used.
@@ -75,6 +76,7 @@ class Watch:
         disks_before: Callable[[float], Mapping[str, Before]] = lambda now: {},
         public_url: str | None = None,
         fence: Callable[[], int | None] = lambda: 0,
+        done: Callable[[], None] = lambda: None,
     ) -> None:
         self.trouble: str | None = None
         """Why nothing is evaluated now; None: it is."""
@@ -96,6 +98,7 @@ class Watch:
         self._read_rules = read_rules
         self._new_rules: Sequence[Rule] | None = read_rules()
         self._fence = fence
+        self._done = done
         self._state: State | None = None
         self._kept_with: int | None = None  # the fence of what the state goes on from; None: it is to be read
         self._listening_since = float("-inf")
@@ -222,6 +225,7 @@ class Watch:
                 self._kept_with = fence
             self._state = state
         self.evaluated_at = now
+        self._done()
 
     def _take_up(self, fence: int, now: float) -> None:
         """Go on from what is kept, and from what this replica has seen to wait for its time."""

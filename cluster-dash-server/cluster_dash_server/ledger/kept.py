@@ -91,6 +91,11 @@ class KeptBook:
         """Say whether this is the one server that does what is to be done once."""
         return self.fence() is not None
 
+    def well(self) -> None:
+        """Note that alerts were evaluated: a replica that leads and does not lets another one lead."""
+        if self.shared is not None:
+            self.shared.lease.well()
+
     def start(self, *, has_folder: bool) -> None:
         """Open it, once, in the process that serves.
 

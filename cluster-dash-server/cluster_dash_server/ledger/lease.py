@@ -25,6 +25,10 @@ SECONDS = 5.0
 RENEW_SECONDS = 1.0
 TRY_SECONDS = 0.5
 """How often another one tries to take its place."""
+STUCK_SECONDS = 30.0
+"""Who leads and ends no round for so long, whether its rounds fail or hang, lets another one try."""
+REST_SECONDS = 30.0
+"""For so long it does not lead again, even if nobody else does."""
 
 _TAKE = (
     "INSERT INTO lease AS held (name, holder, token, expires_at) "
@@ -81,6 +85,8 @@ class Lease:
         self._holder = holder
         self._clock = clock
         self._held: tuple[int, float] | None = None  # the fence, and until when it surely is ours
+        self._well_at = float("-inf")  # when a round was ended, or this replica began to lead
+        self._rests_until = float("-inf")
         self._stops = threading.Event()
         self._thread: threading.Thread | None = None
         self.when_taken: list[Callable[[], None]] = []
@@ -96,6 +102,10 @@ class Lease:
         """Say whether this replica leads."""
         return self.fence() is not None
 
+    def well(self) -> None:
+        """Note that a round of what is led was done and kept."""
+        self._well_at = self._clock()
+
     def start(self) -> None:
         """Begin."""
         self._thread = threading.Thread(target=self._run, name="lease", daemon=True)
@@ -106,6 +116,10 @@ class Lease:
         self._stops.set()
         if self._thread is not None:
             self._thread.join()
+        self._give_up()
+        self._database.close()
+
+    def _give_up(self) -> None:
         held, self._held = self._held, None
         if held is not None:
             try:
@@ -113,7 +127,6 @@ class Lease:
                     give_up(db, self._name, self._holder)
             except PostgresqlError as error:
                 log.info("%s: the lease runs out by itself: %s", self._name, error)
-        self._database.close()
 
     def _run(self) -> None:
         while not self._stops.is_set():
@@ -124,8 +137,17 @@ class Lease:
             self._stops.wait(RENEW_SECONDS if self.leads() else TRY_SECONDS)
 
     def renew(self) -> None:
-        """Take the lease or renew it, once; never raises."""
+        """Take the lease or renew it, once, or give it up where nothing comes of leading; never raises."""
         asked_at = self._clock()
+        if asked_at < self._rests_until:
+            return
+        if not self.leads():
+            self._well_at = asked_at
+        elif asked_at - self._well_at >= STUCK_SECONDS:
+            log.error("%s: no round ended for %.0f s: another replica may lead", self._name, asked_at - self._well_at)
+            self._rests_until = asked_at + REST_SECONDS
+            self._give_up()
+            return
         try:
             with self._database.reading() as db:
                 fence = take(db, self._name, self._holder, SECONDS)

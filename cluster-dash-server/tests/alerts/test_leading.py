@@ -102,6 +102,26 @@ def test_what_is_refused_is_judged_anew_from_what_is_kept(site: Any, make_gpu: G
     assert site.titles[1:] == ["resolved as another wrote it"]
 
 
+def test_only_a_round_that_was_kept_is_noted_as_done(site: Any, make_gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[float] = []
+    monkeypatch.setattr(site.watch, "_done", lambda: done.append(site.now))
+    site.fence = 1
+    site.round()
+    assert done == [site.now]
+    site.host("gpu01", [hot(make_gpu)])
+
+    def refuse(transitions: list[Transition], fence: int) -> None:
+        raise BookError("this replica may not write")
+
+    monkeypatch.setattr(site.book, "commit", refuse)
+    with pytest.raises(BookError):
+        site.run(600)
+    rounds = len(done)
+    with pytest.raises(BookError):
+        site.round()
+    assert len(done) == rounds
+
+
 def test_rules_are_read_anew_with_each_new_fence(site: Any, make_gpu: Gpu) -> None:
     site.fence = 1
     site.host("gpu01", [hot(make_gpu)])
