@@ -3,7 +3,7 @@
 import { go, here, listen } from "./address.js";
 import { draw, onZoom, save } from "./charts.js";
 import { live, momentOf as momentOfPage, redraw } from "./frame.js";
-import { figureOf, momentOf } from "./timeline.js";
+import { figuresOf, momentOf } from "./timeline.js";
 
 const SAID_MS = 1500;
 const copyMoment = () => document.getElementById("copy-moment");
@@ -13,9 +13,11 @@ let shown = location.href;
 let depth = 0;
 
 function show() {
-  for (const place of document.querySelectorAll(".timeline .plot")) {
-    const drawing = JSON.parse(place.parentElement.querySelector(".drawing").textContent);
-    draw(place, figureOf(drawing, place.clientWidth));
+  const places = [...document.querySelectorAll(".timeline .plot")];
+  const drawings = places.map((place) => JSON.parse(place.parentElement.querySelector(".drawing").textContent));
+  for (const [number, figure] of figuresOf(drawings, places[0]?.clientWidth).entries()) {
+    const place = places[number];
+    draw(place, figure);
     onZoom(place, closer, back);
   }
 }

@@ -10,6 +10,19 @@ const LABEL_PX = 13;
 const MOST_LABELS = 40;
 /** Room for the names at the ends of lines, of which one letter takes so many pixels. */
 const LETTER_PX = 7;
+const LONGEST_NAME = 18;
+/** Room for the numbers at the left of lines; the same in all figures, so that their times stand below each other. */
+const LEFT_PX = 48;
+/** Room for a time or a day below a figure. */
+const TICK_PX = 90;
+const NARROW_PX = 600;
+/** A moment on an axis, by how far (ms) its ticks are apart; as the sentences write it. */
+const TICKS = [
+  { dtickrange: [null, 59_999], value: "%H:%M:%S\n%-d %b" },
+  { dtickrange: [60_000, 86_399_999], value: "%H:%M\n%-d %b" },
+  { dtickrange: [86_400_000, "M1"], value: "%-d %b\n%Y" },
+  { dtickrange: ["M1", null], value: "%b\n%Y" },
+];
 
 /** In which zone times are shown: the viewer's own, or UTC by `tz=UTC` in the address. */
 export const isUtc = () => new URLSearchParams(location.search).get("tz") === "UTC";
@@ -23,18 +36,32 @@ export function wall(at, utc = isUtc()) {
 /** What `wall` made, back to Unix s. */
 export const momentOf = (text, utc = isUtc()) => Date.parse(text.replace(" ", "T") + (utc ? "Z" : "")) / 1000;
 
+/** Pixels at the right of all these figures with lines, for the longest name at the end of one. */
+function roomFor(drawings, width) {
+  const names = drawings.flatMap(({ lines }) => (lines?.length > 1 ? lines.map(({ name }) => cut(name, LONGEST_NAME)) : []));
+  return names.length ? Math.min(width * 0.4, 12 + LETTER_PX * Math.max(...names.map(({ length }) => length))) : 16;
+}
+
 /**
- * @param {Object} drawing what stands in the page
- * @param {number} width pixels of its place
- * @returns {{data: Object[], layout: Object, zooms: boolean}}
+ * @param {Object[]} drawings what stands in the page
+ * @param {number} width pixels of the place of each
+ * @returns {{data: Object[], layout: Object, zooms: boolean}[]}
  */
-export function figureOf(drawing, width) {
+export function figuresOf(drawings, width) {
+  // on a phone there is no room to spare for names that another figure has
+  return drawings.map((drawing) => figureOf(drawing, roomFor(width < NARROW_PX ? [drawing] : drawings, width), width));
+}
+
+function figureOf(drawing, right, width) {
   const x = Array.from({ length: drawing.count }, (_, place) => wall(drawing.t0 + place * drawing.step));
-  const figure = drawing.kind === "cells" ? map(drawing, x) : lines(drawing, x, width);
+  const figure = drawing.kind === "cells" ? map(drawing, x) : lines(drawing, x, right);
   figure.layout.xaxis = {
     type: "date",
     range: [wall(drawing.begin), wall(drawing.end)],
     showgrid: false,
+    nticks: Math.ceil((width - right) / TICK_PX),
+    tickangle: 0,
+    tickformatstops: TICKS,
     ...figure.layout.xaxis,
   };
   figure.layout.uirevision = `${drawing.begin} ${drawing.end}`;
@@ -43,7 +70,7 @@ export function figureOf(drawing, width) {
 
 const said = (value, unit) => `${short(value)} ${unit}`.trimEnd();
 
-function lines(drawing, x, width) {
+function lines(drawing, x, right) {
   const top = drawing.top ?? highest(drawing) * 1.08;
   const data = drawing.lines.flatMap((line, number) => [
     ...(line.min ? band(line, x, number) : []),
@@ -60,13 +87,12 @@ function lines(drawing, x, width) {
   ]);
   if (drawing.band) data.unshift(...band(drawing.band, x, null));
   const labels = drawing.lines.length > 1 ? labelsOf(drawing, x, top) : [];
-  const longest = Math.max(0, ...labels.map(({ text }) => text.length));
   return {
     data,
     layout: {
       height: LINES_PX,
       hovermode: "x unified",
-      margin: { r: labels.length ? Math.min(width * 0.4, 12 + longest * LETTER_PX) : 16, t: drawing.marks.length ? 18 : 8 },
+      margin: { l: LEFT_PX, r: right, t: drawing.marks.length ? 18 : 8 },
       yaxis: { range: [0, top], fixedrange: true, nticks: 5 },
       shapes: [...drawing.gaps.map(gap), ...drawing.marks.map(mark)],
       annotations: [...labels, ...drawing.marks.map(flag)],
@@ -122,7 +148,7 @@ function labelsOf({ lines }, x, top) {
     yref: "paper",
     y: Math.min(1, y - lowest),
     yanchor: "middle",
-    text: escape(cut(line.name, 18)),
+    text: escape(cut(line.name, LONGEST_NAME)),
     showarrow: false,
   }));
 }
