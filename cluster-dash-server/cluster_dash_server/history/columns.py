@@ -79,6 +79,12 @@ class Column(NamedTuple):
         is_integers = isinstance(self.numbers, array) and self.numbers.typecode == "i"
         return is_integers or (total := sum(self.numbers)) == total
 
+    def stays(self) -> bool:
+        """Say whether it is one figure all along, or all unknown."""
+        if self.known is not None:
+            return not any(self.known)
+        return isinstance(self.numbers, array) and stays(self.numbers)
+
     def floats(self) -> list[float]:
         """Return the figures, NaN where unknown."""
         values = list(self.numbers) if self.scale == 1 else list(map(truediv, self.numbers, repeat(self.scale)))
@@ -90,7 +96,7 @@ class Column(NamedTuple):
 def encode(columns: "Sequence[array[float]]") -> bytes:
     """Pack columns of equal length, of one metric: float32, NaN where unknown."""
     whole = columns[0] if len(columns) == 1 else array("f", b"".join([column.tobytes() for column in columns]))
-    if _stays(whole):
+    if stays(whole):
         return bytes((_CONSTANT,)) + struct.pack("<f", whole[0]) if whole[0] == whole[0] else bytes((_EMPTY,))
     length, known = len(whole) // len(columns), None
     small = _as_bytes(little(whole))
@@ -124,7 +130,7 @@ def extended(packed: bytes, length: int, new: "array[float]") -> bytes:
         StoreError: these bytes are damaged.
     """
     kind, columns = packed[0], len(new)
-    if _stays(new) and (
+    if stays(new) and (
         new[0] != new[0] if kind == _EMPTY else kind == _CONSTANT and packed[1:] == struct.pack("<f", new[0])
     ):
         return packed
@@ -297,7 +303,7 @@ def _as_integers(whole: "array[float]", length: int) -> tuple[int, bytes]:
         OverflowError: there are none.
     """
     columns = [whole[start : start + length] for start in range(0, len(whole), length)]
-    kept = [column[:1] if _stays(column) else column for column in columns]
+    kept = [column[:1] if stays(column) else column for column in columns]
     place, plain = _scaled(array("f", b"".join([column.tobytes() for column in kept])))
     found, at = [], 0
     for column in kept:
@@ -307,7 +313,8 @@ def _as_integers(whole: "array[float]", length: int) -> tuple[int, bytes]:
     return place, b"".join(found)
 
 
-def _stays(column: "array[float]") -> bool:
+def stays(column: "array[Any]") -> bool:
+    """Say whether all of a column is the same, unknown ones too."""
     return column.tobytes() == column[:1].tobytes() * len(column)
 
 

@@ -9,17 +9,19 @@ import sqlite3
 from array import array
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from itertools import groupby
 from operator import add, sub
 from typing import Any
 
 from cluster_dash_server.history.chunks import (
+    Day,
     Layout,
     Rows,
     Slot,
     Slots,
     by_layout,
     columns_of,
+    minutes_of,
+    pack_day,
     pack_rows,
     pack_slots,
     slot_of,
@@ -361,13 +363,22 @@ def make_room(db: sqlite3.Connection, names: Names, now: float) -> bool:
 
 def fold_day(db: sqlite3.Connection, names: Names, host: int, day: int) -> None:
     """Make minutes of a day of sealed hours of a host, and drop the hours."""
-    name = names.host_name(host)
-    of_layout: dict[tuple[GpuId, ...], dict[int, Slot]] = {}
-    for hour in range(day, day + DAY, HOUR):
-        for gpus, rows in by_layout(sealed_rows(db, names, host, hour, name)).items():
-            slots = of_layout.setdefault(gpus, {})
-            for minute, part in groupby(rows, key=lambda row: int(row.at - day) // 60):
-                slots[minute] = slot_of(columns_of([row.values for row in part]))
-    for gpus, slots in of_layout.items():
-        put_slots(db, names, "minutes", host, day, gpus, slots)
+    days: dict[tuple[GpuId, ...], Day] = {}
+    for layout_id, blob in db.execute(
+        "SELECT layout, rows FROM sealed WHERE host = ? AND hour >= ? AND hour < ? ORDER BY hour",
+        (host, day, day + DAY),
+    ).fetchall():
+        layout = names.layout_of(layout_id)
+        with suppress(StoreError):  # what is damaged is left out
+            minutes = minutes_of(blob, layout, day)
+            if layout.gpus in days:
+                days[layout.gpus].extend(minutes)
+            else:
+                days[layout.gpus] = minutes
+    for gpus, minutes in days.items():
+        key = (host, day, names.layout(gpus))
+        if db.execute("SELECT 1 FROM minutes WHERE host = ? AND day = ? AND layout = ?", key).fetchone():
+            put_slots(db, names, "minutes", host, day, gpus, minutes.slots())  # rows of it came late
+        else:
+            db.execute("INSERT INTO minutes VALUES (?, ?, ?, ?)", (*key, pack_day(minutes, len(gpus))))
     db.execute("DELETE FROM sealed WHERE host = ? AND hour >= ? AND hour < ?", (host, day, day + DAY))

@@ -2,16 +2,26 @@ import random
 import struct
 from array import array
 from collections.abc import Callable
+from itertools import groupby
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cluster_dash_server.history.chunks import Layout, Rows, Slots, columns_of, pack_rows, pack_slots, slot_of
+from cluster_dash_server.history.chunks import (
+    Layout,
+    Rows,
+    Slots,
+    columns_of,
+    minutes_of,
+    pack_rows,
+    pack_slots,
+    slot_of,
+)
 from cluster_dash_server.history.columns import NAN, Frames, bind, decode, encode, extended
 from cluster_dash_server.history.rollups import roll
 from cluster_dash_server.history.seqs import Seqs
-from cluster_dash_server.store import GPU_METRICS, HOST_METRICS, Figures, StoreError
+from cluster_dash_server.store import GPU_METRICS, HOST_METRICS, Figures, GpuId, StoreError
 
 MakeFleet = Callable[[int, int, float, float], list[Figures]]
 BEGIN = 1_699_999_200.0
@@ -120,6 +130,60 @@ def test_steps_of_a_day_come_back(make_fleet: MakeFleet) -> None:
         assert _bits(found[place].mean) == _bits(slot.mean)
         assert _bits(found[place].least) == _bits(slot.least)
         assert _bits(found[place].most) == _bits(slot.most)
+
+
+@pytest.mark.parametrize("rows_of", [(4, 4, 4), (1, 1), (12, 12), (4, 3, 4), (2, 0, 5)])
+@pytest.mark.parametrize("seed", range(5))
+def test_minutes_are_the_same_column_by_column_as_row_by_row(rows_of: tuple[int, ...], seed: int) -> None:
+    rng = random.Random(seed)
+    times = [BEGIN + 60 * minute + number for minute, count in enumerate(rows_of) for number in range(count)]
+    columns = [of_gpu for _ in GPU_METRICS for of_gpu in _columns(rng, 2, len(times))]
+    columns += [of_host for _ in HOST_METRICS for of_host in _columns(rng, 1, len(times))]
+    gpus = tuple(GpuId(place, f"GPU-{place}", "H100", 80_000.0) for place in range(2))
+    rows = [
+        Figures(
+            host="gpu01",
+            at=at,
+            boot_id=None,
+            seq=None,
+            oldest_seq=None,
+            gpus=gpus,
+            values=array("f", values),
+            holders=(),
+            holder_mem=array("f"),
+        )
+        for at, values in zip(times, zip(*columns, strict=True), strict=True)
+    ]
+    day = int(BEGIN) - 22 * 3600
+    blob = pack_rows(rows, columns_of([row.values for row in rows]))
+
+    found = minutes_of(blob, Layout(gpus), day).slots()
+
+    wanted = {
+        place: slot_of(columns_of([row.values for row in of_minute]))
+        for place, of_minute in groupby(rows, key=lambda row: int(row.at - day) // 60)
+    }
+    assert found.keys() == wanted.keys()
+    for place, slot in wanted.items():
+        assert found[place].rows == slot.rows
+        assert _bits(found[place].least) == _bits(slot.least)
+        assert _bits(found[place].most) == _bits(slot.most)
+        # half a hundredth may go up in one of them and down in the other
+        assert list(found[place].mean) == pytest.approx(list(slot.mean), rel=1e-6, abs=0.0125, nan_ok=True)
+
+
+def _columns(rng: random.Random, count: int, rows: int) -> list[list[float]]:
+    """Make columns of one metric: of whole numbers, tenths, thousandths, anything with gaps, or what stays the same."""
+    stays = rng.choice((0.0, 97.0, 0.126, NAN))
+    makes: tuple[Callable[[], float], ...] = (
+        lambda: float(rng.randrange(101)),
+        lambda: rng.randrange(-5_000, 90_000) / 10,
+        lambda: rng.randrange(9_000) / 1000,
+        lambda: rng.choice((NAN, rng.uniform(-1e9, 1e9), 0.5)),
+        lambda: stays,
+    )
+    make = rng.choice(makes)
+    return [[make() for _ in range(rows)] for _ in range(count)]
 
 
 def test_a_day_of_steps_is_continued_without_packing_it_anew(make_fleet: MakeFleet) -> None:
