@@ -120,6 +120,17 @@ def test_the_routes_page_and_the_server_name_the_same_routes() -> None:
     assert named == routes
 
 
+@pytest.mark.parametrize("half", ["mole", "server"])
+def test_every_module_is_on_the_map(half: str) -> None:
+    package = TOP / f"cluster-dash-{half}" / f"cluster_dash_{half}"
+    page = (TOP / "docs" / "architecture.md").read_text()
+    _, _, table = page.partition(f"`cluster_dash_{half}/`")
+    cells = table.partition("\n\n|")[2].partition("\n\n")[0]
+    named = {each.partition("/")[0] for each in re.findall(r"`([\w/]+)`", cells)}
+    found = [each.stem for each in package.iterdir() if each.suffix == ".py" or (each / "__init__.py").exists()]
+    assert [name for name in sorted(found) if name not in named and not name.startswith("__")] == []
+
+
 def test_every_state_is_explained() -> None:
     rows = re.findall(r"^\| (\w+) \| ", (TOP / "docs" / "states.md").read_text(), re.MULTILINE)
     assert tuple(row for row in rows if row != "state") == STATES
