@@ -260,7 +260,7 @@ def create_app(settings: Settings | None = None, clock: Callable[[], float] = ti
         )
         replica.forgets.append(events.forget)
         replica.errands["forget_user"] = lambda user: control.forget_user(user, begin=True)
-        control.forgets.append(partial(replica.tell, "forget_user"))
+        control.forgets["the live view of other replicas"] = partial(replica.tell, "forget_user")
     errands = Errands({}, clock, kept_book.leads)
     start = _Start(history, kept_book, cluster, events, control, slurm, errands, clock)
     if replica is not None:
@@ -444,10 +444,8 @@ def create_app(settings: Settings | None = None, clock: Callable[[], float] = ti
         minute_of_day=minute_of_day(settings.alerts.digest_at),
         link=link,
     )
-    control.forgets += [
-        lambda user: watch.between_rounds(lambda: kept_book.forget_user(user)),
-        waiting.forget_user,
-    ]
+    control.forgets["alerts"] = lambda user: watch.between_rounds(lambda: kept_book.forget_user(user))
+    control.forgets["who waits"] = waiting.forget_user
     errands.rounds["tell me when free"] = lambda now: waiting.round(lambda: whole.hosts(now), now)
     errands.rounds["the digest"] = morning.round
     app.register_blueprint(alert_pages.blueprint(kept_book.book, clock, zone, watch.coming))

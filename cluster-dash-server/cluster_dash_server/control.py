@@ -32,7 +32,9 @@ log = logging.getLogger(__name__)
 
 SOCKET = "control.sock"
 SECONDS = 10.0
-"""How long each side waits for the other."""
+"""How long a server waits for a command, and a command for a server to listen."""
+ANSWER_SECONDS = 60.0
+"""How long a command waits for what it asked for: where a database is away, each part of it takes seconds to say so."""
 LINE_BYTES = 65_536
 _CREDENTIALS = struct.Struct("iII")  # pid, uid, gid
 
@@ -118,7 +120,7 @@ class Control:
 
     Attributes:
         commands: further ones by name, each a function of what the command says.
-        forgets: what forgets a user besides.
+        forgets: what forgets a user besides, by the name of what it is.
     """
 
     def __init__(
@@ -132,7 +134,7 @@ class Control:
         slurm: Slurm,
     ) -> None:
         self._slurm = slurm
-        self.forgets: list[Callable[[str], None]] = []
+        self.forgets: dict[str, Callable[[str], None]] = {}
         self.commands: dict[str, Callable[[Json], Json]] = {}
         self._tokens = tokens
         self._history = history
@@ -194,18 +196,40 @@ class Control:
         return {"success": True, "forgotten": forgotten}
 
     def forget_user(self, user: str, *, begin: bool) -> Json:
-        """Begin to forget a user, and say how far that has come."""
+        """Begin to forget a user, and say how far that has come; what cannot be done now keeps nothing else from it."""
+        done, failed = list[str](), list[str]()
+        parts = {"the live view": self._forget_live, **self.forgets, "history": self._forget_past}
         if begin:
-            for name in self._cluster.names():
-                self._cluster.amend(name, partial(unnamed, user=user))
-            self._slurm.amend(partial(unnamed_block, user=user))
-            self._events.forget_user(user)
-            for forget_there in self.forgets:
-                forget_there(user)
-            self._history.forget_user(user, partial(stripped, user=user))
+            for part, forget_there in parts.items():
+                try:
+                    forget_there(user)
+                    done.append(part)
+                except (StoreError, BookError, WaitError) as error:
+                    failed.append(f"{part}: {error}")
             log.info("a user is being forgotten")
-        told = self._history.unnamed(user)
+        told = None
+        if not failed:
+            try:
+                told = self._history.unnamed(user)
+            except StoreError as error:
+                done = [part for part in done if part != "history"]
+                failed.append(f"history: {error}")
+        if failed:
+            so_far = f"taken out of {', '.join(done)}; " if done else ""
+            return {
+                "success": False,
+                "msg": f"{so_far}still to be done: {'; '.join(failed)}. The same command again does the rest",
+            }
         return {"success": True, "unnamed": None if told is None else asdict(told)}
+
+    def _forget_live(self, user: str) -> None:
+        for name in self._cluster.names():
+            self._cluster.amend(name, partial(unnamed, user=user))
+        self._slurm.amend(partial(unnamed_block, user=user))
+        self._events.forget_user(user)
+
+    def _forget_past(self, user: str) -> None:
+        self._history.forget_user(user, partial(stripped, user=user))
 
 
 class _Server(socketserver.UnixStreamServer):
@@ -252,6 +276,7 @@ def ask(folder: Path, command: Json) -> Json:
         connection.settimeout(SECONDS)
         try:
             connection.connect(str(path))
+            connection.settimeout(ANSWER_SECONDS)
             connection.sendall(json.dumps(command).encode() + b"\n")
             with connection.makefile("rb") as lines:
                 answer = json.loads(lines.readline(2**24))

@@ -12,6 +12,7 @@ import pytest
 
 from cluster_dash_server import cli, control
 from cluster_dash_server.access.tokens import TokenFile, Tokens
+from cluster_dash_server.alerts.book import BookError
 from cluster_dash_server.app import create_app
 from cluster_dash_server.cluster import Cluster
 from cluster_dash_server.control import Control, ControlError, Forget, ask, data_folder, forget
@@ -21,6 +22,7 @@ from cluster_dash_server.settings import Settings
 from cluster_dash_server.slurm import Slurm
 from cluster_dash_server.snapshot import Seen
 from cluster_dash_server.states import Thresholds
+from cluster_dash_server.store import StoreError
 
 MakeSeen = Callable[..., Seen]
 MakeGpu = Callable[..., dict[str, Any]]
@@ -117,6 +119,48 @@ def test_a_user_is_forgotten_by_the_running_server_in_what_is_live_and_what_is_k
     assert before is not None
     assert after is not None
     assert after.seen is before.seen
+
+
+def test_a_part_that_cannot_forget_a_user_now_is_named_and_a_repeat_does_the_rest(
+    running: Control, folder: Path, cluster: Cluster, make_seen: MakeSeen, make_gpu: MakeGpu
+) -> None:
+    cluster.offer(make_seen("gpu03", [{**make_gpu(0), "users": {"zoe": {"4711": {"used_mem": 100}}}}], received_at=NOW))
+    is_away = [True]
+    forgotten: list[str] = []
+
+    def forget_in_alerts(user: str) -> None:
+        if is_away[0]:
+            raise BookError("alerts cannot be kept: the database dash at db: Connection refused")
+        forgotten.append(user)
+
+    running.forgets["alerts"] = forget_in_alerts
+    running.forgets["who waits"] = forgotten.append
+    told = ask(folder, {"forget_user": {"user": "zoe", "begin": True}})
+    assert told == {
+        "success": False,
+        "msg": "taken out of the live view, who waits, history; still to be done: alerts: alerts cannot be kept: the "
+        "database dash at db: Connection refused. The same command again does the rest",
+    }
+    assert forgotten == ["zoe"]
+    host = cluster.host("gpu03", NOW)
+    assert host is not None
+    assert host.gpus[0].gpu.users == {"unknown": 1}
+    is_away[0] = False
+    assert ask(folder, {"forget_user": {"user": "zoe", "begin": True}})["unnamed"]["hosts_left"] == 0
+    assert forgotten == ["zoe"] * 3
+
+
+def test_history_that_cannot_say_how_far_it_is_is_named(
+    running: Control, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(history: MemoryStore, user: str) -> None:
+        raise StoreError("the ledger cannot be read: the database dash at db: Connection refused")
+
+    monkeypatch.setattr(MemoryStore, "unnamed", away)
+    left = "still to be done: history: the ledger cannot be read: the database dash at db: Connection refused"
+    for begin, so_far in ((True, "taken out of the live view; "), (False, "")):
+        told = ask(folder, {"forget_user": {"user": "zoe", "begin": begin}})
+        assert told["msg"] == f"{so_far}{left}. The same command again does the rest"
 
 
 def test_only_the_server_s_user_may_open_the_socket(running: Control, folder: Path) -> None:
