@@ -12,7 +12,7 @@ from cluster_dash_server import control
 from cluster_dash_server.alerts.book import BookError
 from cluster_dash_server.alerts.commands import obey_maintenance
 from cluster_dash_server.commands import CommandError, UsageError
-from cluster_dash_server.history import folder as data_folder
+from cluster_dash_server.commands.folder import taken
 from cluster_dash_server.ledger.kept import shared_of
 from cluster_dash_server.ledger.sqlite import FILE, SqliteBook
 from cluster_dash_server.settings import Settings
@@ -97,26 +97,16 @@ def _without_server(wish: Json, settings: Settings, folder: Path) -> Json:
         with closing(shared.book(time.time, settings.privacy.user_days * 86_400.0)) as of_all:
             return obey_maintenance(of_all, wish, time.time(), zone(settings.site.timezone))
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        lock = data_folder.take(folder)
-    except data_folder.FolderHeld as error:
-        raise control.ControlError(f"{error}, and it does not answer on its socket") from None
-    except OSError as error:
-        raise control.ControlError(f"{folder}: {error.strerror}") from None
-    try:
-        book = SqliteBook(folder / FILE, time.time)
-        try:
-            if os.geteuid() == 0:  # root may type the command; the server must still be able to write
-                owner = folder.stat()
-                for each in (lock, folder / FILE):
-                    os.chown(each, owner.st_uid, owner.st_gid)
-            return obey_maintenance(book, wish, time.time(), zone(settings.site.timezone))
-        finally:
-            book.close()
+        with taken(folder) as owner:
+            book = SqliteBook(folder / FILE, time.time)
+            try:
+                if os.geteuid() == 0:
+                    os.chown(folder / FILE, owner.st_uid, owner.st_gid)
+                return obey_maintenance(book, wish, time.time(), zone(settings.site.timezone))
+            finally:
+                book.close()
     except BookError as error:
         return {"success": False, "msg": str(error)}
-    finally:
-        os.close(lock)
 
 
 def reload(folder: Path) -> None:

@@ -3,7 +3,6 @@
 import argparse
 import json
 import logging
-import os
 import re
 import sys
 import time
@@ -12,7 +11,7 @@ from pathlib import Path
 from cluster_dash_server import control
 from cluster_dash_server.access.tokens import READ_SCOPES, TokenFile, Tokens, obey
 from cluster_dash_server.commands import CommandError, UsageError
-from cluster_dash_server.history import folder as data_folder
+from cluster_dash_server.commands.folder import taken
 from cluster_dash_server.ledger.kept import LedgerSettings
 from cluster_dash_server.settings import Settings
 from cluster_dash_server.snapshot import Json, printable
@@ -119,20 +118,8 @@ def grant(folder: Path, wish: Json, ledger: LedgerSettings) -> Json:
     tokens = Tokens(TokenFile(folder), time.time)
     if "list" in wish:
         return obey(tokens, wish)
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        lock = data_folder.take(folder)
-    except data_folder.FolderHeld as error:
-        raise control.ControlError(f"{error}, and it does not answer on its socket") from None
-    except OSError as error:
-        raise control.ControlError(f"{folder}: {error.strerror}") from None
-    try:
-        if os.geteuid() == 0:  # root may type the command; the server must still be able to take the lock
-            owner = folder.stat()
-            os.fchown(lock, owner.st_uid, owner.st_gid)
+    with taken(folder):
         return obey(tokens, wish)
-    finally:
-        os.close(lock)
 
 
 def show(answer: Json, wish: Json, options: argparse.Namespace) -> None:
