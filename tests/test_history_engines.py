@@ -1,6 +1,5 @@
 """History behind real engines: the suite that all kinds of store pass, and what only engines can get wrong."""
 
-import importlib.util
 import inspect
 import json
 import subprocess
@@ -13,7 +12,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -23,24 +21,11 @@ from cluster_dash_server.history.remote import Pace, RemoteHistory, RemoteStore
 from cluster_dash_server.history.rollups import HOUR
 from cluster_dash_server.history.sqlite import SqliteStore
 from cluster_dash_server.store import HOST_METRICS, Figures, GpuId, SeriesQuery, UsageQuery
+from tests import suites
 from tests.engines import KINDS, Engine, running
-from tests.processes import BIN, TOP, snapshot, start_server, wait_until
+from tests.processes import BIN, snapshot, start_server, wait_until
 
-SUITE = TOP / "cluster-dash-server" / "tests" / "history"
-
-
-def load(name: str) -> ModuleType:
-    """Load a module of the suite, which lies in no package."""
-    spec = importlib.util.spec_from_file_location(f"suite_of_stores_{name}", SUITE / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-suite, rows_of = load("test_stores"), load("conftest")
+suite, rows_of = suites.load("history", "test_stores"), suites.load("history", "conftest")
 BEGIN: float = suite.BEGIN
 PASSCODE = "a passcode of a test"
 globals().update(

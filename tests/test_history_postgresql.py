@@ -5,15 +5,12 @@ replicas that end in the middle.
 """
 
 import contextlib
-import importlib.util
 import random
-import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -37,24 +34,10 @@ from cluster_dash_server.store import (
     UsageQuery,
     UseQuery,
 )
-from tests import databases, engines
-from tests.processes import TOP, wait_until
+from tests import databases, engines, suites
+from tests.processes import wait_until
 
-SUITE = TOP / "cluster-dash-server" / "tests" / "history"
-
-
-def load(name: str) -> ModuleType:
-    """Load a module of the suite, which lies in no package."""
-    spec = importlib.util.spec_from_file_location(f"suite_of_ledgers_{name}", SUITE / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-suite, rows_of = load("test_stores"), load("conftest")
+suite, rows_of = suites.load("history", "test_stores"), suites.load("history", "conftest")
 moving, make_row, make_fleet = suite.moving, rows_of.make_row, rows_of.make_fleet
 BEGIN: float = suite.BEGIN
 MakeRow = Callable[..., Figures]

@@ -1,13 +1,10 @@
 """The book of alerts in a real PostgreSQL: the suite that all kinds of book pass, and what only replicas can do."""
 
-import importlib.util
 import inspect
 import random
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from types import ModuleType
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -18,23 +15,10 @@ from cluster_dash_server.ledger import lease
 from cluster_dash_server.ledger.lease import EVALUATOR, Lease
 from cluster_dash_server.ledger.postgresql import WELL_SECONDS, PostgresqlBook
 from cluster_dash_server.postgresql import Database
-from tests import databases
-from tests.processes import TOP, wait_until
+from tests import databases, suites
+from tests.processes import wait_until
 
-
-def load() -> ModuleType:
-    """Load the suite, which lies in no package."""
-    path = TOP / "cluster-dash-server" / "tests" / "ledger" / "test_book.py"
-    spec = importlib.util.spec_from_file_location("suite_of_books", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-suite = load()
+suite = suites.load("ledger", "test_book")
 FIXTURES = {"book", "again"}
 """What the suite asks for; what asks for more is about files."""
 NOW: float = suite.NOW

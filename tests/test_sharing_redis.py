@@ -1,6 +1,5 @@
 """The shared live view on a real Redis: the suites of the seam, and what only a Redis can do wrong."""
 
-import importlib.util
 import inspect
 import signal
 import subprocess
@@ -8,7 +7,6 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
-from types import ModuleType
 from typing import Any
 from urllib.parse import quote
 
@@ -18,29 +16,21 @@ from cluster_dash_server.commands.doctor import engine_of_the_live_view
 from cluster_dash_server.sharing.engine import Away, Offer, Order
 from cluster_dash_server.sharing.kinds import LiveSettings, problem
 from cluster_dash_server.sharing.redis import RedisEngine, client_of, without_secret
-from tests.processes import TOP, wait_until
+from tests import suites
+from tests.processes import wait_until
 from tests.redis_servers import PASSWORD, RedisServer, Sentinels, running
 
 pytestmark = pytest.mark.needs("redis-server")
-SUITE = TOP / "cluster-dash-server" / "tests" / "sharing"
 
-
-def load(name: str) -> ModuleType:
-    """Load a module of the suite, which lies in no package."""
-    spec = importlib.util.spec_from_file_location(f"suite_of_sharing_{name}", SUITE / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-common = load("conftest")
-snapshots = load("../conftest")
+common = suites.load("sharing", "conftest")
+snapshots = suites.load("", "conftest")
 clock, make_gpu, make_snapshot = snapshots.clock, snapshots.make_gpu, snapshots.make_snapshot
 make_seen, make_server = snapshots.make_seen, common.make_server
-for suite in (load("test_engines"), load("test_replica"), load("test_settled")):
+for suite in (
+    suites.load("sharing", "test_engines"),
+    suites.load("sharing", "test_replica"),
+    suites.load("sharing", "test_settled"),
+):
     globals().update(
         {
             name: found
