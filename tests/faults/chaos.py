@@ -29,7 +29,8 @@ SERVER = (
 ACKNOWLEDGE_BEFORE_COMMIT = (
     "from cluster_dash_server.history import sqlite;"
     " sqlite.SqliteStore.durable_seq = lambda self, host, boot, oldest:"
-    " self._taken[host, boot].last_from(oldest) if (host, boot) in self._taken else None;"
+    " self._snapshots._hosts[host][boot].taken.last_from(oldest)"
+    " if boot in self._snapshots._hosts.get(host, ()) else None;"
 )
 """A bug to plant: what is only taken counts as durable."""
 

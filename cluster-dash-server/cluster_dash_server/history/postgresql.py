@@ -21,10 +21,10 @@ from typing import Literal
 
 from cluster_dash_server.history.adding import HostHour, Retention, Sum
 from cluster_dash_server.history.answers import EVENT, Asking, Questions, kept_of
+from cluster_dash_server.history.boots import Boots
 from cluster_dash_server.history.numbered import PART, SCHEMA, Names, part_of
 from cluster_dash_server.history.rollups import HOUR
 from cluster_dash_server.history.segments import Row, packed
-from cluster_dash_server.history.seqs import Seqs
 from cluster_dash_server.history.settled import Identity
 from cluster_dash_server.postgresql import Database, PostgresqlError, Statements
 from cluster_dash_server.privacy import unnamed
@@ -118,8 +118,8 @@ class PostgresqlLedger:
         self._batch = _Batch()
         self._notes = 0
         self._row_bytes = 0
-        self._taken: dict[tuple[str, str], Seqs] = {}
-        self._written: dict[tuple[str, str], Seqs] = {}
+        self._snapshots = Boots()
+        self._untold: list[Identity] = []
         self._flushes = self._flushed = 0
         self._ends = False
         self._ordinals: dict[str, tuple[tuple[str, int] | None, Counter[bytes]]] = {}
@@ -146,24 +146,25 @@ class PostgresqlLedger:
         with self._wake:
             if self._row_bytes + size > MOST_ROW_BYTES:
                 return
-            if figures.boot_id is not None and figures.seq is not None:
-                seqs = self._taken.setdefault((figures.host, figures.boot_id), Seqs())
-                if not seqs.add(figures.seq):
-                    return
+            boot_id, seq = figures.boot_id, figures.seq
+            if (
+                boot_id is not None
+                and seq is not None
+                and not self._snapshots.take(figures.host, boot_id, seq, figures.at)
+            ):
+                return
             self._batch.rows.append(figures)
             self._row_bytes += size
 
     def knows(self, host: str, boot_id: str, seq: int) -> bool:
         """Say whether this replica took the snapshot: it is written, or waits to be."""
         with self._wake:
-            seqs = self._taken.get((host, boot_id))
-            return seqs is not None and seq in seqs
+            return self._snapshots.knows(host, boot_id, seq)
 
     def durable_seq(self, host: str, boot_id: str, oldest_seq: int | None) -> int | None:
         """Return up to which seq all is written that this replica took; see `Store`."""
         with self._wake:
-            seqs = self._written.get((host, boot_id))
-            return None if seqs is None else seqs.last_from(oldest_seq)
+            return self._snapshots.last_from(host, boot_id, oldest_seq)
 
     @property
     def refusal(self) -> str | None:
@@ -342,24 +343,30 @@ class PostgresqlLedger:
         return [(uuid.uuid4(), hour, part, packed(found)) for (hour, part), found in of.items()]
 
     def _is_written(self, batch: _Batch) -> None:
-        written = [
-            Identity(row.host, row.boot_id, row.seq)
-            for row in batch.rows
-            if row.boot_id is not None and row.seq is not None
-        ]
         with self._wake:
             self._notes -= len(batch.items)
             self._row_bytes -= sum(300 + 4 * len(row.values) for row in batch.rows)
-            for host, boot_id, seq in written:
-                self._written.setdefault((host, boot_id), Seqs()).add(seq)
-        if written:
-            self.settled(written)
+            for row in batch.rows:
+                if row.boot_id is not None and row.seq is not None:
+                    self._snapshots.write(row.host, row.boot_id, row.seq, row.at)
+                    self._untold.append(Identity(row.host, row.boot_id, row.seq))
+        if self._untold:
+            try:
+                self.settled(self._untold)
+            except Exception:  # whatever it is: it is told with the next ones, and writing goes on
+                log.exception("a fault in telling what is written")
+            else:
+                self._untold = []
 
     def has_settled(self, snapshot: Identity) -> bool:
         """Say whether a snapshot that this replica took is written."""
         with self._wake:
-            seqs = self._written.get((snapshot.host, snapshot.boot_id))
-            return seqs is not None and snapshot.seq in seqs
+            return self._snapshots.has_written(*snapshot)
+
+    def let_go(self, snapshots: Iterable[Identity]) -> None:
+        """Forget snapshots: what is settled everywhere is known elsewhere."""
+        with self._wake:
+            self._snapshots.let_go(snapshots)
 
     # ------------------------------------------------------------------------------------------------ adding up
 
@@ -370,6 +377,8 @@ class PostgresqlLedger:
                 if self._wake.wait_for(lambda: self._ends, ADD_UP_SECONDS):
                     return
             try:
+                with self._wake:
+                    self._snapshots.forget_before(self._clock() - self._keep.rows_seconds)
                 if self._leads():
                     self._sum.add_up(at_once=False)
                 else:

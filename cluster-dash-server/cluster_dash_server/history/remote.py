@@ -12,14 +12,16 @@ from itertools import chain
 from typing import Protocol
 
 from cluster_dash_server.history import sending
+from cluster_dash_server.history.boots import Boots
 from cluster_dash_server.history.encoding import Encoder
 from cluster_dash_server.history.engine import Access, AccessError, Connection, EngineError, access_of, refusal
 from cluster_dash_server.history.kept import HistorySettings
 from cluster_dash_server.history.promql import Asker
 from cluster_dash_server.history.recording import Recorder
+from cluster_dash_server.history.rollups import DAY
 from cluster_dash_server.history.sending import Item, Minute, Sender, Snapshot
-from cluster_dash_server.history.seqs import Seqs
-from cluster_dash_server.history.settled import Identity, Settled
+from cluster_dash_server.history.settled import FORGET_SECONDS, SETTLED_SECONDS, Identity, Settled
+from cluster_dash_server.snapshot import printable
 from cluster_dash_server.store import (
     GPU_METRICS,
     HOST_METRICS,
@@ -56,11 +58,13 @@ class Pace:
         flush_seconds: how long they wait for others.
         settle_seconds: how long a connection must live on after the engine's yes before they are durable.
         window_seconds: how old a figure may be that the engine takes; None: of any age.
+        rows_seconds: how long it is known which snapshots came, at least.
     """
 
     flush_seconds: float
     settle_seconds: float
     window_seconds: float | None
+    rows_seconds: float = SETTLED_SECONDS
 
 
 class RemoteStore:
@@ -84,11 +88,12 @@ class RemoteStore:
         self._recorder = Recorder(cluster)
         self._wake = threading.Condition()  # guards what follows
         self._queue: list[Figures] = []
-        self._taken: dict[tuple[str, str], Seqs] = {}
-        self._written: dict[tuple[str, str], Seqs] = {}
+        self._snapshots = Boots()
         self._ends = False
         self._flushes = self._flushed = 0
         self._read_trouble: str | None = None
+        self._fault: str | None = None
+        self._forgot_at = clock()
         self.settled: Callable[[list[Identity]], None] = lambda settled: None
         """Told of snapshots that are settled here."""
         self._of_all: list[Figures] = []
@@ -108,7 +113,7 @@ class RemoteStore:
     @property
     def trouble(self) -> str | None:
         """Why nothing is written now, in words; None: it is."""
-        return self._sender.trouble
+        return self._fault or self._sender.trouble
 
     # --------------------------------------------------------------------------------------------------- taking
 
@@ -117,13 +122,10 @@ class RemoteStore:
         item = Snapshot.of(figures)
         with self._wake:
             if figures.boot_id is not None and figures.seq is not None:
-                key = (figures.host, figures.boot_id)
-                seqs = self._taken.get(key)
-                if seqs is None:
-                    seqs = self._taken[key] = Seqs()
-                if figures.seq in seqs or not self._sender.reserve(item.size):
+                of = figures.host, figures.boot_id, figures.seq
+                if self._snapshots.knows(*of) or not self._sender.reserve(item.size):
                     return
-                seqs.add(figures.seq)
+                self._snapshots.take(*of, figures.at)
             elif not self._sender.reserve(item.size):
                 return
             self._queue.append(figures)
@@ -131,30 +133,30 @@ class RemoteStore:
     def knows(self, host: str, boot_id: str, seq: int) -> bool:
         """See `Store`."""
         with self._wake:
-            seqs = self._taken.get((host, boot_id))
-            return seqs is not None and seq in seqs
+            return self._snapshots.knows(host, boot_id, seq)
 
     def durable_seq(self, host: str, boot_id: str, oldest_seq: int | None) -> int | None:
         """See `Store`."""
         with self._wake:
-            seqs = self._written.get((host, boot_id))
-            return None if seqs is None else seqs.last_from(oldest_seq)
+            return self._snapshots.last_from(host, boot_id, oldest_seq)
 
     def has_settled(self, snapshot: Identity) -> bool:
         """Say whether a snapshot is settled here."""
         with self._wake:
-            seqs = self._written.get((snapshot.host, snapshot.boot_id))
-            return seqs is not None and snapshot.seq in seqs
+            return self._snapshots.has_written(*snapshot)
+
+    def let_go(self, snapshots: Iterable[Identity]) -> None:
+        """Forget snapshots: what is settled everywhere is known elsewhere."""
+        with self._wake:
+            self._snapshots.let_go(snapshots)
 
     def _are_settled(self, items: Iterable[Item]) -> None:
-        settled = [
-            Identity(row.host, row.boot_id, row.seq)
-            for item in items
-            if isinstance(item, Snapshot) and (row := item.row).boot_id is not None and row.seq is not None
-        ]
+        settled = []
         with self._wake:
-            for host, boot_id, seq in settled:
-                self._written.setdefault((host, boot_id), Seqs()).add(seq)
+            for item in items:
+                if isinstance(item, Snapshot) and (row := item.row).boot_id is not None and row.seq is not None:
+                    self._snapshots.write(row.host, row.boot_id, row.seq, row.at)
+                    settled.append(Identity(row.host, row.boot_id, row.seq))
         self.settled(settled)
 
     def add_up(self, rows: Sequence[Figures]) -> None:
@@ -193,8 +195,8 @@ class RemoteStore:
             self._wake.notify_all()
             while self._flushed < mine and self._thread.is_alive():
                 self._wake.wait(0.1)
-        if self._sender.trouble is not None:
-            raise StoreError(self._sender.trouble)
+        if self.trouble is not None:
+            raise StoreError(self.trouble)
         if self._read_trouble is not None:
             raise StoreError(self._read_trouble)
 
@@ -229,15 +231,29 @@ class RemoteStore:
                     self._recorder.forget_user(user)
                 wait = self._sender.send(is_last_try=ends or self._flushed < flushes)
                 self._delete(leaving)
+                self._fault = None
             except Exception:  # whatever it is: history must not end for good while the server lives
-                log.exception("a fault in writing history")
+                log.exception("a fault in writing history: what was on its way is to come again")
+                self._fault = "a fault of this server: see its log"
+                self._begin_anew()
                 wait = self._pace.flush_seconds
+            if self._clock() - self._forgot_at > FORGET_SECONDS:
+                self._forgot_at = self._clock()
+                with self._wake:
+                    self._snapshots.forget_before(self._forgot_at - self._pace.rows_seconds)
             with self._wake:
                 self._flushed = flushes
                 self._wake.notify_all()
                 if ends:
                     break
         self._sender.close()
+
+    def _begin_anew(self) -> None:
+        """Let go of all that is not written: nobody knows what a fault left half done, and moles hold all of it."""
+        with self._wake:
+            self._queue, self._of_all, self._minutes = [], [], []
+            self._sender.begin_anew()
+            self._snapshots.let_go_unwritten()
 
     def _is_asked(self) -> bool:
         return self._ends or self._flushed < self._flushes
@@ -270,7 +286,10 @@ class RemoteStore:
     def _record(self, rows: list[Figures], *, also_late: bool) -> None:
         """Add rows up, and pass on the minutes that they made whole."""
         for row in rows:
-            self._recorder.take(row)
+            try:
+                self._recorder.take(row)
+            except Exception:  # whatever it is: the minute lacks that row, and no other one
+                log.exception("%s: a fault in adding up its figures", printable(row.host, 64))
         now = self._clock()
         minutes = self._recorder.due(now, also_late=also_late)
         if not minutes:
@@ -309,6 +328,7 @@ def of(settings: HistorySettings, clock: Callable[[], float], *, sees_all: bool 
         flush_seconds=settings.flush_seconds,
         settle_seconds=settings.settle_seconds,
         window_seconds=settings.window_seconds,
+        rows_seconds=settings.rows_days * DAY,
     )
     return RemoteStore(access_of(settings), settings.cluster, pace, clock, sees_all=sees_all)
 
@@ -394,6 +414,9 @@ class SharedLedger(OwnLedger, Protocol):
     def has_settled(self, snapshot: Identity) -> bool:
         """Say whether a snapshot is settled there."""
 
+    def let_go(self, snapshots: Iterable[Identity]) -> None:
+        """Forget snapshots: others know them."""
+
 
 def shared(store: RemoteStore, ledger: SharedLedger, settled: Settled) -> "RemoteHistory":
     """Return the history of one of several replicas: a snapshot is settled once the engine and the ledger have it.
@@ -405,7 +428,11 @@ def shared(store: RemoteStore, ledger: SharedLedger, settled: Settled) -> "Remot
     """
 
     def note(snapshots: list[Identity]) -> None:
-        settled.add([each for each in snapshots if store.has_settled(each) and ledger.has_settled(each)])
+        both = [each for each in snapshots if store.has_settled(each) and ledger.has_settled(each)]
+        settled.add(both)
+        # each replica takes some of a host's posts: what it took itself would be ever more ranges of numbers
+        store.let_go(both)
+        ledger.let_go(both)
 
     store.settled = ledger.settled = note
     return RemoteHistory(store, ledger, settled, lambda: ledger.refusal)
@@ -470,7 +497,9 @@ class RemoteHistory:
 
     def knows(self, host: str, boot_id: str, seq: int) -> bool:
         """See `Store`: what only one of both took must come again."""
-        return self._store.knows(host, boot_id, seq) and self._ledger.knows(host, boot_id, seq)
+        if self._store.knows(host, boot_id, seq) and self._ledger.knows(host, boot_id, seq):
+            return True
+        return self._settled is not None and self._settled.knows(host, boot_id, seq)
 
     def durable_seq(self, host: str, boot_id: str, oldest_seq: int | None) -> int | None:
         """See `Store`."""

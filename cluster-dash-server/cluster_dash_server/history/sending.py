@@ -226,6 +226,15 @@ class Sender:
             self._say(f"{self.too_old} snapshots so far are not sent: older than window_seconds, or of a year far off")
             self._done(gone)
 
+    def begin_anew(self) -> None:
+        """Let go of all that is here, and of the room that it has, that of items too that were not put yet."""
+        self._connection.close()
+        self._lanes = (_Lane(), _Lane())
+        self._on_trial.clear()
+        self._left.clear()
+        with self._lock:
+            self._bytes = 0
+
     @property
     def is_idle(self) -> bool:
         """Whether all was sent that is here."""
@@ -297,9 +306,9 @@ class Sender:
             try:
                 bodies.append(piece.item.encoded(self._encoder) if piece.body is None else piece.body)
                 left.append(piece)
-            except ValueError as error:
+            except Exception as error:  # whatever it is that is odd in one: the others must not wait for it
                 self.refused += 1
-                self._say(f"a snapshot cannot be written: {error}")
+                self._say(f"a snapshot cannot be written: {error!r}")
                 self._finish([piece])
         batch.pieces = left
         return b"".join(bodies)

@@ -1,6 +1,6 @@
 """Which snapshots of one boot of a host are known: a set of numbers, nearly all of them in one row. Pure."""
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable
 
 
@@ -53,8 +53,30 @@ class Seqs:
                 lasts.append(last)
         self._firsts, self._lasts = firsts, lasts
 
+    @property
+    def count(self) -> int:
+        """How many ranges there are."""
+        return len(self._firsts)
+
+    def begin_of_last(self, most: int) -> int:
+        """Return the number with which the last so many ranges begin; 0 where there are no more."""
+        return self._firsts[-most] if len(self._firsts) > most else 0
+
+    def drop_before(self, begin: int) -> None:
+        """Take out all numbers below one."""
+        place = bisect_left(self._lasts, begin)
+        del self._firsts[:place], self._lasts[:place]
+        if self._firsts and self._firsts[0] < begin:
+            self._firsts[0] = begin
+
     def discard(self, seq: int) -> None:
         """Take a number out."""
+        if len(self._firsts) == 1 and self._firsts[0] == seq:  # nearly always: the oldest
+            if self._lasts[0] == seq:
+                self._firsts, self._lasts = [], []
+            else:
+                self._firsts[0] = seq + 1
+            return
         place = bisect_right(self._firsts, seq) - 1
         if place < 0 or seq > self._lasts[place]:
             return

@@ -16,11 +16,13 @@ from pathlib import Path
 from typing import Literal
 
 from cluster_dash_server.history import first_version, schema, unnaming
+from cluster_dash_server.history.boots import MOST_BOOTS, Boots
 from cluster_dash_server.history.opened import OpenHours
 from cluster_dash_server.history.questions import Reader
 from cluster_dash_server.history.rollups import HOUR
 from cluster_dash_server.history.sealing import Names, Sums, drop_old, fold_day, make_room, oldest_day, seal
 from cluster_dash_server.history.seqs import Seqs
+from cluster_dash_server.history.settled import Identity
 from cluster_dash_server.store import (
     Event,
     EventQuery,
@@ -112,8 +114,7 @@ class SqliteStore:
         self._wal = wal
         self._wake = threading.Condition()  # guards what follows
         self._queue: list[_Item] = []
-        self._taken: dict[tuple[str, str], Seqs] = {}
-        self._written: dict[tuple[str, str], Seqs] = {}
+        self._snapshots = Boots()
         self._unnamed: dict[str, Unnamed | None] = {}
         self._ends = False
         self._flushes = 0
@@ -146,12 +147,10 @@ class SqliteStore:
     def append(self, figures: Figures) -> None:
         """See `Store`."""
         with self._wake:
-            if figures.boot_id is not None and figures.seq is not None:
-                key = (figures.host, figures.boot_id)
-                seqs = self._taken.get(key)
-                if seqs is None:
-                    seqs = self._taken[key] = Seqs()
-                if len(self._queue) >= WAITING_ROWS or not seqs.add(figures.seq):
+            boot_id, seq = figures.boot_id, figures.seq
+            if boot_id is not None and seq is not None:
+                has_room = len(self._queue) < WAITING_ROWS
+                if not (has_room and self._snapshots.take(figures.host, boot_id, seq, figures.at)):
                     return
             self._put(("figures", figures))
 
@@ -192,19 +191,13 @@ class SqliteStore:
 
     def knows(self, host: str, boot_id: str, seq: int) -> bool:
         """See `Store`."""
-        seqs = self._taken.get((host, boot_id))
-        if seqs is None:
-            return False
         with self._wake:
-            return seq in seqs
+            return self._snapshots.knows(host, boot_id, seq)
 
     def durable_seq(self, host: str, boot_id: str, oldest_seq: int | None) -> int | None:
         """See `Store`."""
-        seqs = self._written.get((host, boot_id))
-        if seqs is None:
-            return None
         with self._wake:
-            return seqs.last_from(oldest_seq)
+            return self._snapshots.last_from(host, boot_id, oldest_seq)
 
     def flush(self) -> None:
         """See `Store`."""
@@ -309,8 +302,8 @@ class SqliteStore:
                 if row.boot_id is not None and row.seq is not None:
                     key = (row.host, row.boot_id)
                     if key not in new:
-                        written = self._written.get(key)
-                        new[key] = (Seqs(written.ranges() if written else ()), row.at)
+                        with self._wake:
+                            new[key] = (self._snapshots.written(*key), row.at)
                     new[key][0].add(row.seq)
                     new[key] = (new[key][0], max(new[key][1], row.at))
             for key, (seqs, newest_at) in new.items():
@@ -331,8 +324,9 @@ class SqliteStore:
                 )
             begun = [self._begin_unnaming(db, *wish) for wish in wishes]
         with self._wake:
-            for key, (seqs, _) in new.items():
-                self._written[key] = seqs
+            for row in settled:
+                if row.boot_id is not None and row.seq is not None:
+                    self._snapshots.write(row.host, row.boot_id, row.seq, row.at)
         now = time.monotonic()
         for each in hot:
             self._hot[each[0], each[1]] = now  # type: ignore[index]
@@ -459,6 +453,14 @@ class SqliteStore:
                 hours=now - keep.hours_seconds,
                 users=now - keep.users_seconds,
             )
+            db.execute(
+                "DELETE FROM boots WHERE id IN (SELECT id FROM (SELECT id, row_number() OVER "
+                "(PARTITION BY host ORDER BY newest_at DESC) AS place FROM boots) WHERE place > ?) "
+                "AND id NOT IN (SELECT boot FROM hot WHERE boot NOT NULL)",
+                (MOST_BOOTS,),
+            )
+        with self._wake:
+            self._snapshots.forget_before(now - keep.rows_seconds)
         names.forget_holdings()
         self._generation += 1  # ids of holdings are given anew: readers must not remember them
         self._boots.clear()
@@ -520,7 +522,7 @@ class SqliteStore:
             self.loss = f"the file of history was damaged ({error}) and is now {aside.name}; a new one was begun"
             log.error("%s", self.loss)
             with self._wake:
-                self._written.clear()
+                self._snapshots.begin_anew(())
             self._open = OpenHours()
             return
         if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_IOERR:
@@ -541,7 +543,7 @@ class SqliteStore:
         with self._wake:
             for item in gone:
                 if item[0] == "figures" and item[1].boot_id is not None and item[1].seq is not None:
-                    self._taken[item[1].host, item[1].boot_id].discard(item[1].seq)
+                    self._snapshots.let_go([Identity(item[1].host, item[1].boot_id, item[1].seq)])
         return waiting[-WAITING_ROWS:]
 
     # ------------------------------------------------------------------------------------------------- the file
@@ -565,18 +567,15 @@ class SqliteStore:
             self._failed(error)
             db = self._opened()
         self._db, self._names = db, Names(db)
-        written = {
-            (name, boot_id): Seqs([(first, last) for first, last in json.loads(seqs)])
-            for name, boot_id, seqs in db.execute(
-                "SELECT name, boot_id, seqs FROM boots JOIN hosts ON hosts.id = boots.host"
-            )
-        }
+        found = db.execute(
+            "SELECT name, boot_id, seqs, newest_at FROM boots JOIN hosts ON hosts.id = boots.host ORDER BY newest_at"
+        )
+        written = [
+            (name, boot_id, [(first, last) for first, last in json.loads(seqs)], newest_at)
+            for name, boot_id, seqs, newest_at in found
+        ]
         with self._wake:
-            self._written = written
-            for key, seqs in written.items():
-                taken = self._taken.get(key)
-                if taken is None:
-                    self._taken[key] = Seqs(seqs.ranges())
+            self._snapshots.begin_anew(written)
         hot = db.execute("SELECT DISTINCT host, hour FROM hot").fetchall()
         for host, hour in hot:
             self._hot.setdefault((host, hour), 0.0)

@@ -77,7 +77,9 @@ class MemoryEngine:
                 raise Away("memory: away")
             for key, order in orders.items():
                 if key in self._rows and self._rows[key][1] == order:
-                    self._whole_from = max(self._whole_from, self._rows.pop(key)[0])
+                    version, *_ = self._rows.pop(key)
+                    if "/" not in key:  # of hosts alone views must know which went
+                        self._whole_from = max(self._whole_from, version)
 
     def close(self) -> None:
         """See `Engine`."""

@@ -156,7 +156,9 @@ local whole_from = tonumber(redis.call('HGET', KEYS[1], 'whole_from')) or 0
 for place = 1, #ARGV, 2 do
   local key = ARGV[place]
   if redis.call('HGET', KEYS[3], key) == ARGV[place + 1] then
-    whole_from = math.max(whole_from, tonumber(redis.call('ZSCORE', KEYS[4], key) or 0))
+    if not string.find(key, '/', 1, true) then  -- of hosts alone views must know which went
+      whole_from = math.max(whole_from, tonumber(redis.call('ZSCORE', KEYS[4], key) or 0))
+    end
     redis.call('HDEL', KEYS[2], key)
     redis.call('HDEL', KEYS[3], key)
     redis.call('ZREM', KEYS[4], key)

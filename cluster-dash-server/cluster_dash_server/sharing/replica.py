@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from cluster_dash_server.cluster import Cluster, KnownHost
+from cluster_dash_server.history.settled import SETTLED_SECONDS
 from cluster_dash_server.inflate import InflateError, unpack
 from cluster_dash_server.sharing import rows
 from cluster_dash_server.sharing.clock import LATE_SECONDS, EngineClock
@@ -28,7 +29,7 @@ OF_SLURM, OF_ERRAND = "slurm/", "errand/"
 """How keys begin that are no names of hosts, which hold no slash."""
 FORGOTTEN_SECONDS = 90 * 86_400.0
 """For so long a host stays forgotten though a replica comes back that was away and knows it."""
-DEPARTED_SECONDS, ERRAND_SECONDS, SETTLED_SECONDS = 86_400.0, 3600.0, 7 * 86_400.0
+DEPARTED_SECONDS, ERRAND_SECONDS = 86_400.0, 3600.0
 SWEEP_SECONDS = 10.0
 WARN_SECONDS = 60.0
 AT_ONCE = 16
@@ -473,6 +474,15 @@ class Replica:
             self._errands.pop(key, None)
             self._orders.pop(key, None)
             self._settled.forget(key)
+        self._drop_boots()
+
+    def _drop_boots(self) -> None:
+        """Drop what was settled of boots of which their host has too many newer ones: it can invent any number."""
+        dropped = {key: self._orders[key] for key in self._settled.dropped() if key in self._orders}
+        if dropped:
+            self._engine.drop(dropped)  # where it is away they go once they are old
+        for key in dropped:
+            del self._orders[key]
 
     # -------------------------------------------------------------------------------------------------- viewers
 

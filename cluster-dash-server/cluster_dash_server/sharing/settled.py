@@ -7,6 +7,7 @@ is lost with the engine of the live view is told again by who is left, or settle
 import threading
 from collections.abc import Iterable
 
+from cluster_dash_server.history.boots import MOST_BOOTS
 from cluster_dash_server.history.seqs import Seqs
 from cluster_dash_server.history.settled import Identity
 
@@ -49,12 +50,13 @@ def joined(known: bytes | None, told: bytes) -> bytes | None:
 
 
 class SharedSettled:
-    """A `Settled` of all replicas; thread-safe."""
+    """A `Settled` of all replicas; thread-safe. Of each host the boots last heard of are known, as `Boots` has it."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._seqs: dict[str, Seqs] = {}
+        self._hosts: dict[str, dict[str, Seqs]] = {}
         self._changed: dict[str, None] = {}
+        self._dropped: dict[str, None] = {}
 
     # ------------------------------------------------------------------------------------------------- history
 
@@ -62,18 +64,38 @@ class SharedSettled:
         """See `Settled`."""
         with self._lock:
             for host, boot_id, seq in settled:
-                key = _key(host, boot_id)
-                seqs = self._seqs.get(key)
-                if seqs is None:
-                    seqs = self._seqs[key] = Seqs()
+                seqs = self._heard_of(host, boot_id)
                 if seqs.add(seq):
-                    self._changed[key] = None
+                    _trim(seqs)
+                    self._changed[_key(host, boot_id)] = None
+
+    def knows(self, host: str, boot_id: str, seq: int) -> bool:
+        """See `Settled`."""
+        with self._lock:
+            seqs = self._hosts.get(host, {}).get(boot_id)
+            return seqs is not None and seq in seqs
 
     def last_from(self, host: str, boot_id: str, oldest_seq: int | None) -> int | None:
         """See `Settled`."""
         with self._lock:
-            seqs = self._seqs.get(_key(host, boot_id))
+            seqs = self._hosts.get(host, {}).get(boot_id)
             return None if seqs is None else seqs.last_from(oldest_seq)
+
+    def _heard_of(self, host: str, boot_id: str) -> Seqs:
+        boots = self._hosts.get(host)
+        if boots is None:
+            boots = self._hosts[host] = {}
+        seqs = boots.get(boot_id)
+        if seqs is None:
+            seqs = boots[boot_id] = Seqs()
+            self._dropped.pop(_key(host, boot_id), None)
+            if len(boots) > MOST_BOOTS:
+                oldest = next(iter(boots))
+                del boots[oldest]
+                self._dropped[_key(host, oldest)] = None
+        elif len(boots) > 1:  # the last one heard of stands last
+            boots[boot_id] = boots.pop(boot_id)
+        return seqs
 
     # ------------------------------------------------------------------------------------------------- sharing
 
@@ -83,15 +105,22 @@ class SharedSettled:
             changed, self._changed = self._changed, {}
             return changed
 
+    def dropped(self) -> dict[str, None]:
+        """Return the keys of boots that were dropped since the last call, for their host has newer ones."""
+        with self._lock:
+            dropped, self._dropped = self._dropped, {}
+            return dropped
+
     def keys(self) -> list[str]:
         """Return the keys of all that is known."""
         with self._lock:
-            return list(self._seqs)
+            return [_key(host, boot_id) for host, boots in self._hosts.items() for boot_id in boots]
 
     def row(self, key: str, at: float) -> bytes | None:
         """Return what to tell of a key; None: nothing."""
+        host, boot_id = _of(key)
         with self._lock:
-            seqs = self._seqs.get(key)
+            seqs = self._hosts.get(host, {}).get(boot_id)
             ranges = [] if seqs is None else [each for each in seqs.ranges() if each[1] < MOST_SEQ]
         return to_row(at, ranges[-MOST_RANGES:]) if ranges else None
 
@@ -103,14 +132,30 @@ class SharedSettled:
         """
         at, ranges = from_row(row)
         with self._lock:
-            self._seqs.setdefault(key, Seqs()).join(ranges)
+            seqs = self._heard_of(*_of(key))
+            seqs.join(ranges)
+            _trim(seqs)
         return at
 
     def forget(self, key: str) -> None:
         """Forget a boot that ended long ago."""
+        host, boot_id = _of(key)
         with self._lock:
-            self._seqs.pop(key, None)
+            boots = self._hosts.get(host, {})
+            boots.pop(boot_id, None)
+            if not boots:
+                self._hosts.pop(host, None)
+
+
+def _trim(seqs: Seqs) -> None:
+    if seqs.count > 2 * MOST_RANGES:
+        seqs.drop_before(seqs.begin_of_last(MOST_RANGES))
 
 
 def _key(host: str, boot_id: str) -> str:
     return f"{OF_SETTLED}{host}/{boot_id}"
+
+
+def _of(key: str) -> tuple[str, str]:
+    host, _, boot_id = key.removeprefix(OF_SETTLED).partition("/")
+    return host, boot_id

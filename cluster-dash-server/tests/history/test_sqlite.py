@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from cluster_dash_server.history import schema, sqlite
+from cluster_dash_server.history.boots import MOST_BOOTS
 from cluster_dash_server.history.rollups import DAY, HOUR
 from cluster_dash_server.history.sqlite import Keep, SqliteStore
 from cluster_dash_server.store import Figures, LastSeen, SeriesQuery, StoreError, UsageQuery, UseQuery
@@ -322,3 +323,29 @@ def test_answers_do_not_change_while_hours_are_sealed_and_sums_stay(
         (sealed,), (after,) = store.usage(usage), store.series(cluster)
     assert opened.held_seconds == pytest.approx(sealed.held_seconds) == pytest.approx(3 * HOUR)
     assert list(line.mean[:180]) == pytest.approx(list(after.mean[:180])) == [1] * 180
+
+
+def test_boots_that_a_host_invents_leave_the_file_but_for_the_last(
+    tmp_path: Path, moving: Clock, make_row: MakeRow, quick: None
+) -> None:
+    store = SqliteStore(tmp_path, clock=moving, keep=KEEP)
+    for number in range(3 * MOST_BOOTS):
+        row = make_row(at=BEGIN + number, seq=number)
+        row.boot_id = f"boot{number}"
+        store.append(row)
+    store.seal_all()
+    store.prune(moving())
+    with closing(sqlite3.connect(tmp_path / "history.db")) as db:
+        assert db.execute("SELECT COUNT(*) FROM boots").fetchone() == (MOST_BOOTS,)
+    assert not store.knows("gpu01", "boot0", 0)
+    assert store.durable_seq("gpu01", "boot0", None) is None
+    last = 3 * MOST_BOOTS - 1
+    assert store.durable_seq("gpu01", f"boot{last}", last) == last
+    store.close()
+
+    store = SqliteStore(tmp_path, clock=moving, keep=KEEP)
+    assert [store.knows("gpu01", f"boot{number}", number) for number in (0, last)] == [False, True]
+    moving.now += KEEP.rows_seconds + HOUR
+    store.prune(moving())
+    assert not store.knows("gpu01", f"boot{last}", last)
+    store.close()

@@ -108,6 +108,7 @@ def make_server(kind: Kind, monkeypatch: pytest.MonkeyPatch) -> Iterator[MakeSer
         return Server(engines[-1], moving, moving)
 
     make.now = moving  # type: ignore[attr-defined]
+    make.kind = kind  # type: ignore[attr-defined]
     yield make
     for engine in engines:
         engine.close()

@@ -149,6 +149,16 @@ def test_rows_are_dropped_while_nobody_has_put_another(kind: Any) -> None:
     assert (answer.whole_from, answer.version) == (1, 4)
 
 
+def test_of_what_is_no_host_nobody_needs_to_know_that_it_was_dropped(kind: Any) -> None:
+    engine = kind.open()
+    put(engine, row("a"), Offer("settled/a/boot", Order("", None, NOW, 0), b"1 5-5"))
+
+    engine.drop({"settled/a/boot": Order("", None, NOW, 0)})
+
+    answer = engine.exchange(epoch_of(engine), 0, ())
+    assert ([each.key for each in answer.changes], answer.whole_from) == (["a"], 0)
+
+
 def test_any_bytes_and_any_name_come_back(kind: Any) -> None:
     engine = kind.open()
     names = ["slurm/höhle \n", "ὕλη", "a b 'c' \"d\"", "\x7f", "\ud800"]

@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cluster_dash_server.history import sending
+from cluster_dash_server.history.boots import MOST_BOOTS
 from cluster_dash_server.history.engine import Access, Answer, EngineError
 from cluster_dash_server.history.sending import Item, Sender, Snapshot
 from cluster_dash_server.history.seqs import Seqs
@@ -85,6 +86,52 @@ def test_a_boot_that_ended_long_ago_is_forgotten(make_server: Any) -> None:
     late = make_server()
     late.replica.tick()
     assert [each.settled.last_from("gpu01", "b", 5) for each in (one, other, late)] == [None, None, None]
+
+
+def test_boots_that_a_host_invents_leave_all_replicas_and_the_engine_but_for_the_last(make_server: Any) -> None:
+    one, other = make_server(), make_server()
+    for number in range(3 * MOST_BOOTS):
+        one.settled.add([Identity("gpu01", f"boot{number}", number)])
+        if number % MOST_BOOTS == 0:
+            one.replica.tick()
+    for server in (one, other):
+        server.replica.tick()
+    make_server.now.now += 60
+    for server in (one, other):
+        server.replica.tick()
+    late = make_server()
+    late.replica.tick()
+    for server in (one, other, late):
+        known = [seq for seq in range(3 * MOST_BOOTS) if server.settled.knows("gpu01", f"boot{seq}", seq)]
+        assert known == list(range(2 * MOST_BOOTS, 3 * MOST_BOOTS))
+        assert server.settled.last_from("gpu01", "boot0", None) is None
+        assert server.replica.status()["waiting"] == 0
+    assert one.replica.versions(2**40).whole_from == 0  # viewers know of hosts what they knew
+    engine = make_server.kind.open()
+    answer = engine.exchange(engine.exchange("", 0, ()).epoch, 0, ())
+    assert len(answer.changes) == MOST_BOOTS
+    engine.close()
+
+
+def test_a_boot_that_was_dropped_and_is_heard_of_again_claims_what_came_since(make_server: Any) -> None:
+    one, other = make_server(), make_server()
+    for name in ("first", *(f"boot{number}" for number in range(MOST_BOOTS))):
+        one.settled.add([Identity("gpu01", name, 1)])
+    one.settled.add([Identity("gpu01", "first", 7)])
+    for server in (one, other, one):
+        make_server.now.now += 60
+        server.replica.tick()
+    assert [each.settled.last_from("gpu01", "first", oldest) for each in (one, other) for oldest in (1, 7)] == [
+        *(None, 7),
+        *(None, 7),
+    ]
+
+
+def test_numbers_that_are_no_row_take_no_more_room_than_some(make_server: Any) -> None:
+    one = make_server()
+    one.settled.add([Identity("gpu01", "b", seq) for seq in range(0, 40 * MOST_RANGES, 2)])
+    assert not one.settled.knows("gpu01", "b", 0)
+    assert one.settled.last_from("gpu01", "b", None) == 40 * MOST_RANGES - 2
 
 
 # ------------------------------------------------------------------------- a history that is killed, and all others
