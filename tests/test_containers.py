@@ -12,7 +12,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import pytest
 import tomllib
@@ -28,6 +28,8 @@ ETC = TOP / "etc"
 CONTAINERFILE = re.sub(r"\\\n", " ", (TOP / "Containerfile").read_text())
 COMPOSE = {file: yaml.safe_load((ETC / file).read_text()) for file in ("compose.yaml", "compose-replicas.yaml")}
 SECRETS = {"PASSCODE": "x", "DATABASE_PASSWORD": "y"}
+PASSCODE = 'a "passcode" of $5 \\ more'
+AWKWARD = "12/34@5 6%7?8#9'0"
 SCRIPTS = sorted((ETC / "container").glob("start-*"))
 
 
@@ -306,7 +308,7 @@ def test_what_ansible_writes_for_replicas_loads(tmp_path: Path) -> None:
         (tmp_path / folder).mkdir()
     (tmp_path / "nginx").symlink_to(ETC / "nginx")
     written = tmp_path / "written"
-    for name, secret in (("passcode", "a passcode"), ("redis-password", "0123ab"), ("database-password", "4567cd")):
+    for name, secret in (("passcode", PASSCODE), ("redis-password", AWKWARD), ("database-password", AWKWARD)):
         (tmp_path / "secrets" / name).write_text(secret + "\n")
     templates = ETC / "ansible" / "roles" / "cluster_dash_replica" / "templates"
     names = [path.name for path in templates.iterdir()]
@@ -329,12 +331,17 @@ def test_what_ansible_writes_for_replicas_loads(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stdout
 
-    secrets = dict(line.split("=", 1) for line in (written / "secrets.env").read_text().splitlines())
+    secrets = dict(each.split("=", 1) for each in shlex.split((written / "secrets.env").read_text()))
     settings = server_settings.load(written / "server.toml", environment=secrets)
-    assert (settings.ingest.passcode, settings.live.url) == ("a passcode", "redis://:0123ab@redis.lab.example:6379/0")
-    assert settings.ledger.url == "postgresql://dash:4567cd@postgresql.lab.example:5432/dash"
+    assert settings.ingest.passcode == PASSCODE
+    for url, place in (
+        (settings.live.url, "redis.lab.example:6379"),
+        (settings.ledger.url, "postgresql.lab.example:5432"),
+    ):
+        parts = urlsplit(str(url))
+        assert (unquote(parts.password or ""), parts.netloc.rpartition("@")[2]) == (AWKWARD, place)
     assert settings.server.trusted_proxies == ("10.0.0.2",)
-    assert "requirepass 0123ab" in (written / "redis.conf").read_text()
+    assert f"requirepass {json.dumps(AWKWARD)}" in (written / "redis.conf").read_text()
 
     make_certificates(tmp_path)
     site = (written / "nginx.conf").read_text()

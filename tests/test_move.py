@@ -120,8 +120,17 @@ def knows_the_cluster(store: RemoteStore, engine: Engine) -> bool:
     return len([each for line in store.series(ask) for each in line.mean if each is not None]) == 180
 
 
+def never(path: Path, mode: int) -> None:
+    raise AssertionError(f"others could read {path} until then")
+
+
 def test_a_site_goes_to_engines_and_back_and_tells_the_same(
-    engine: Engine, database_url: str, tmp_path: Path, make_fleet: MakeFleet, capsys: pytest.CaptureFixture[str]
+    engine: Engine,
+    database_url: str,
+    tmp_path: Path,
+    make_fleet: MakeFleet,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     first, last = tmp_path / "first", tmp_path / "last"
     rows = fill(first, make_fleet)
@@ -155,7 +164,9 @@ def test_a_site_goes_to_engines_and_back_and_tells_the_same(
     for part in (ledger, store, database):
         part.close()
 
-    assert main(["move", "-c", str(of_replicas), "--to", str(of_another)]) == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "chmod", never)  # what is secret is so from the start
+        assert main(["move", "-c", str(of_replicas), "--to", str(of_another)]) == 0
     after = SqliteStore(last, clock=time.time, keep=keep)
     try:
         is_told_alike(after, before)
@@ -168,6 +179,7 @@ def test_a_site_goes_to_engines_and_back_and_tells_the_same(
     )
     assert LineFile(last).read() == LineFile(first).read()
     assert (last / "links.key").read_bytes() == b"a key"
+    assert (last / "links.key").stat().st_mode & 0o777 == 0o600
     books = [SqliteBook(folder / ALERTS, time.time) for folder in (first, last)]
     assert books[0].silences(0) == books[1].silences(0) != []
     for book in books:

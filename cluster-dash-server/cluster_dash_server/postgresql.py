@@ -87,6 +87,9 @@ def problem_of(url: str) -> str | None:
     """Say what is wrong with the address of a database, without repeating it; None: nothing."""
     if not url.startswith(("postgresql://", "postgres://")):
         return "got an address of another form, expected postgresql://USER@HOST:5432/DATABASE"
+    who, _, _ = url.partition("://")[2].partition("?")[0].rpartition("@")
+    if "/" in who or "@" in who:  # libpq would take what stands before it for a host, and say its name
+        return "a password that holds / or @ is written with %2F and %40 for them"
     try:
         parts = conninfo.conninfo_to_dict(url)
         ports = [int(port) for port in str(parts.get("port", "5432")).split(",") if port]

@@ -348,6 +348,9 @@ REDIS, POSTGRESQL = '[live]\nkind = "redis"', '[ledger]\nkind = "postgresql"'
         ),
         (POSTGRESQL, 'url = "postgresql://dash:hidden@db/dash?ssl=no"', "ledger.url: cannot be read, expected post"),
         (POSTGRESQL, 'url = "postgresql://dash:hidden@db"', "ledger.url: names no database, expected postgresql://"),
+        (POSTGRESQL, 'url = "postgresql://dash:12/hidden@db/dash"', "ledger.url: a password that holds / or @ is writ"),
+        (POSTGRESQL, 'url = "postgresql://dash:hidden/12@db/dash"', "ledger.url: a password that holds / or @ is writ"),
+        (POSTGRESQL, 'url = "postgresql://dash:12@hidden@db/dash"', "ledger.url: a password that holds / or @ is writ"),
     ],
 )
 def test_an_engine_that_could_not_be_spoken_to_is_refused_without_its_password(

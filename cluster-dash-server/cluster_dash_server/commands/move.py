@@ -181,6 +181,7 @@ def _to_files(options: argparse.Namespace, settings: Settings, target: Settings,
     from cluster_dash_server.history import moving, remote  # what they need are extras
     from cluster_dash_server.ledger import tables
     from cluster_dash_server.ledger.commons import Commons
+    from cluster_dash_server.ledger.keys import SharedKeys
 
     marks = _Marks(folder / MARKS, _named(target))
     kept = [name for name in (FILE, TokenFile(there).path.name) if (there / name).exists()]
@@ -205,8 +206,7 @@ def _to_files(options: argparse.Namespace, settings: Settings, target: Settings,
         if line != Line():
             LineFile(there).write(line)
         for name in tables.keys(commons.database, KEYS):
-            (there / name).write_bytes(commons.keys.key(name))
-            (there / name).chmod(0o600)
+            SharedKeys(commons.database, there).key(name)
         rows = tables.take(commons.database, there)
         sys.stdout.write(f"{len(tokens)} tokens, {rows} rows of alerts, those who wait, keys\n")
         marks.remove()
