@@ -2,9 +2,8 @@
 
 from array import array
 from collections.abc import Callable, Iterable
-from functools import partial
-from itertools import chain
-from operator import attrgetter
+from functools import lru_cache, partial
+from operator import attrgetter, itemgetter
 
 from cluster_dash_server.entries import Entries, GpuEntry
 from cluster_dash_server.snapshot import AHEAD_SECONDS, Gpu, Json, Seen
@@ -23,12 +22,13 @@ NAN = float("nan")
 
 _UNKNOWN, _FREE, _BUSY, _IDLE, _ERROR = map(float, range(len(DOINGS)))
 _OWN = [name for name in GPU_METRICS if name not in ("tx_kib_s", "rx_kib_s", "doing")]
-"""The metrics that stand in a GPU's entry itself, in the order of GPU_METRICS."""
+"""The metrics that stand in a GPU's entry itself."""
+_READ = [*_OWN, "tx_kib_s", "rx_kib_s", "doing"]
+"""The metrics of a GPU in the order in which they are read."""
+_UNREAD: tuple[float | None, ...] = (*([None] * (len(_READ) - 1)), _UNKNOWN)
+"""What is read of a GPU whose figures were read too long before the snapshot to say what is."""
 _own_of: Callable[[GpuEntry], tuple[float | None, ...]] = attrgetter(*_OWN)
 _holder: Callable[[tuple[int, str, str | None]], Holder] = partial(tuple.__new__, Holder)
-_BUS = GPU_METRICS.index("tx_kib_s")
-_UNREAD: tuple[float | None, ...] = (*([None] * (len(GPU_METRICS) - 1)), _UNKNOWN)
-"""The row of a GPU whose figures were read too long before the snapshot to say what is."""
 
 
 def figures(snapshot: Json, entries: Entries, seen: Seen, thresholds: Thresholds) -> Figures:
@@ -41,15 +41,17 @@ def figures(snapshot: Json, entries: Entries, seen: Seen, thresholds: Thresholds
         thresholds: what counts as busy and as memory in use.
     """
     interval = seen.interval_seconds or DEFAULT_INTERVAL_SECONDS
-    rows = [
-        _row(entries[gpu.key], gpu, thresholds)
-        if not figures_are_old(gpu.read_at, seen.timestamp, interval, thresholds)
-        else _UNREAD
-        for gpu in seen.gpus
-    ]
-    values = list(chain.from_iterable(zip(*rows, strict=True)))
-    values += _host_row(snapshot, seen)
-    holders, holder_mem = _holders(entries[gpu.key] for gpu in seen.gpus)
+    by_gpu: list[float | None] = []
+    for gpu in seen.gpus:
+        if gpu.read_at is not None and figures_are_old(gpu.read_at, seen.timestamp, interval, thresholds):
+            by_gpu += _UNREAD
+            continue
+        entry = entries[gpu.key]
+        by_gpu += _own_of(entry)
+        by_gpu += (None, None) if entry.pcie is None else (entry.pcie.tx_kib_s, entry.pcie.rx_kib_s)
+        by_gpu.append(_doing(gpu, thresholds))
+    values = [*_by_metric(len(seen.gpus))(by_gpu), *_host_row(snapshot, seen)] if by_gpu else _host_row(snapshot, seen)
+    holders, holder_mem = _holders([entries[gpu.key] for gpu in seen.gpus])
     return Figures(
         host=seen.host,
         at=taken_at(snapshot, seen),
@@ -74,10 +76,10 @@ def taken_at(snapshot: Json, seen: Seen) -> float:
     return round(at, 3)
 
 
-def _row(entry: GpuEntry, gpu: Gpu, thresholds: Thresholds) -> tuple[float | None, ...]:
-    own, pcie = _own_of(entry), entry.pcie
-    bus = (None, None) if pcie is None else (pcie.tx_kib_s, pcie.rx_kib_s)
-    return (*own[:_BUS], *bus, *own[_BUS:], _doing(gpu, thresholds))
+@lru_cache(maxsize=64)
+def _by_metric(gpus: int) -> Callable[[list[float | None]], tuple[float | None, ...]]:
+    """Return what lays out the metrics of so many GPUs, read one GPU after the other, as `Figures` has them."""
+    return itemgetter(*[gpu * len(_READ) + _READ.index(name) for name in GPU_METRICS for gpu in range(gpus)])
 
 
 def _doing(gpu: Gpu, thresholds: Thresholds) -> float:
