@@ -1,6 +1,7 @@
 """Both kinds of server, as processes: the same answers, a clean end, and words where something is missing."""
 
 import http.client
+import os
 import subprocess
 import sys
 import time
@@ -114,6 +115,31 @@ def test_it_starts_without_loading_what_only_a_chart_or_a_post_needs() -> None:
     )
     done = subprocess.run([BIN / "python", "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+@pytest.mark.parametrize(
+    "serve",
+    [
+        "serving._load(Settings(), LogOptions(), os.open(os.devnull, os.O_WRONLY))",
+        "serving.create_server = lambda *_, **more: SimpleNamespace(effective_port=0, run=lambda: None);"
+        "serving.by_waitress(Settings(), LogOptions())",
+    ],
+    ids=["granian", "waitress"],
+)
+def test_what_is_loaded_at_the_start_is_no_part_of_garbage_collections(serve: str, tmp_path: Path) -> None:
+    code = (
+        "import gc, os; from types import SimpleNamespace; from cluster_dash_server import serving;"
+        "from cluster_dash_server.logs import LogOptions; from cluster_dash_server.settings import Settings;"
+        f"{serve}; print(gc.get_freeze_count() > len(gc.get_objects()), flush=True); os._exit(0)"
+    )
+    done = subprocess.run(
+        [BIN / "python", "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "XDG_STATE_HOME": str(tmp_path)},
+    )
+    assert done.stdout == "True\n"
 
 
 def test_a_command_reaches_the_process_that_serves(either: Listening) -> None:

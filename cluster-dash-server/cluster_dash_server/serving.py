@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import functools
+import gc
 import logging
 import os
 import resource
@@ -50,6 +51,7 @@ def by_waitress(settings: Settings, log_options: LogOptions) -> None:
     except (OSError, ValueError) as error:  # waitress makes a ValueError of a name that does not resolve
         raise _cannot_listen(settings, error) from None
     app.extensions["start"]()
+    _settle()
     signal.signal(signal.SIGTERM, _end)
     _say(settings, server.effective_port)
     notify.watch(settings.server.host, server.effective_port)
@@ -117,8 +119,14 @@ def _load(settings: Settings, log_options: LogOptions, tell_loaded: int) -> Call
     logs.setup(log_options)
     app = create_app(settings)
     app.extensions["start"]()
+    _settle()
     os.write(tell_loaded, b"1")
     return app
+
+
+def _settle() -> None:
+    """Keep what is loaded by now out of garbage collections: no post is answered during one, and it is half of each."""
+    gc.freeze()
 
 
 def _certificate(settings: Settings) -> tuple[Path | None, Path | None]:
