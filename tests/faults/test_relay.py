@@ -113,12 +113,15 @@ def rage(
             newest: dict[str, int] = {}
             for who in list(crew.sent):
                 newest[who.hostname] = max(who.seq, newest.get(who.hostname, 0))
+            ended = time.monotonic()
             wait_until(lambda: all(seq > newest[host] for host, seq in crew.oldest().items()), 120, "all is durable")
-            oldest = crew.oldest()
+            drained, oldest = time.monotonic() - ended, crew.oldest()
         assert way.relay.stop() == 0
         assert way.centre.stop() == 0
     assert oracle.claimed
-    return oracle.judge(folder / "data"), oldest
+    verdict = oracle.judge(folder / "data")
+    print(f"{moles} moles, {kills} kills and pauses: {verdict.rows} rows, all durable {drained:.0f} s after the last")  # noqa: T201
+    return verdict, oldest
 
 
 def nothing_lost_or_doubled(verdict: Verdict, oldest: dict[str, int]) -> None:
