@@ -44,7 +44,11 @@ class Limits:
         default=10_000, metadata={"help": "hosts in the live view; one more is answered 429", "minimum": 1}
     )
     new_hosts_per_minute: int = field(
-        default=600, metadata={"help": "hosts not seen before, in a minute; this machine itself is free", "minimum": 1}
+        default=600,
+        metadata={
+            "help": "hosts not seen before, in a minute; this machine itself is free; counted by each replica",
+            "minimum": 1,
+        },
     )
     gpus: int = field(default=64, metadata={"help": "GPUs of one host", "minimum": 1})
     processes: int = field(default=2000, metadata={"help": "processes on the GPUs of one host", "minimum": 1})
@@ -62,7 +66,8 @@ class Limits:
     failures_per_minute: int = field(
         default=10,
         metadata={
-            "help": "wrong secrets of one address in a minute, after which it hears 429; 0: any number",
+            "help": "wrong secrets of one address in a minute, after which it hears 429; 0: any number; "
+            "counted by each replica",
             "minimum": 0,
         },
     )

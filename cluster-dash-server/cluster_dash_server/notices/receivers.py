@@ -70,7 +70,9 @@ class Receiver:
         default="critical",
         metadata={"help": "from this severity on it is told in quiet hours, too", "choices": SEVERITIES},
     )
-    per_hour: int = field(default=60, metadata={"help": "messages an hour; more wait their turn", "minimum": 1})
+    per_hour: int = field(
+        default=60, metadata={"help": "messages an hour; more wait their turn; counted by each replica", "minimum": 1}
+    )
 
     def takes(self, severity: Severity) -> bool:
         """Say whether something is grave enough for it."""
