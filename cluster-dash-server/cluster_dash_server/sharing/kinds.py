@@ -34,7 +34,7 @@ class LiveSettings:
     )
     url_file: str | None = field(default=None, metadata={"help": "redis: a file that holds the url", "of": "url"})
     tick_seconds: float = field(
-        default=0.25,
+        default=0.2,
         metadata={"help": "redis: how often replicas exchange what has changed", "minimum": 0.02, "maximum": 5},
     )
     grace_seconds: float = field(

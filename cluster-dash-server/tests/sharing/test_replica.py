@@ -513,3 +513,12 @@ def test_a_version_says_no_more_than_what_was_shown_with_it(make_server: Any, ma
     for viewer, server in zip(viewers, (other, one), strict=True):
         viewer.look(server.ask(make_server.now.now, viewer.version))
         assert viewer.rows["gpu01"]["last_at"] == make_server.now.now - 2
+
+
+@pytest.mark.parametrize(
+    ("took_seconds", "waits_seconds"), [(0.0, 0.2), (0.05, 0.15), (0.1, 0.1), (0.15, 0.15), (0.3, 0.2), (2.0, 0.2)]
+)
+def test_ticks_begin_at_an_even_pace_and_take_half_of_the_time_at_most(
+    took_seconds: float, waits_seconds: float
+) -> None:
+    assert module.pause(took_seconds, 0.2) == pytest.approx(waits_seconds)
