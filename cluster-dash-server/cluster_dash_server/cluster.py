@@ -83,7 +83,7 @@ class KnownHost:
     edition: int = 0
 
 
-@dataclass(slots=True, kw_only=True)  # never changed; frozen, it would take three times as long to make
+@dataclass(slots=True)  # never changed; frozen, or by names of its fields, it would take three times as long to make
 class GpuView:
     """One GPU as it stands now: what is known of it, as in KnownGpu, and its state.
 
@@ -105,7 +105,7 @@ class GpuView:
         """Since when it is missing, held or free (Unix s); None: it is none of these, or nobody knows."""
         if self.missing_since is not None:
             return self.missing_since
-        return {"held": self.idle_since, "free": self.free_since}.get(self.state)
+        return self.idle_since if self.state == "held" else self.free_since if self.state == "free" else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -641,15 +641,7 @@ class Cluster:
             thresholds=self.thresholds,
             slurm=slurm,
         )
-        return GpuView(
-            gpu=each.gpu,
-            state=state,
-            idle_since=each.idle_since,
-            missing_since=each.missing_since,
-            free_since=each.free_since,
-            old=old,
-            slurm=slurm,
-        )
+        return GpuView(each.gpu, state, each.idle_since, each.missing_since, each.free_since, old, slurm)
 
 
 def another_machine(first: Seen, second: Seen) -> bool:

@@ -9,7 +9,7 @@ import time
 import zlib
 from bisect import bisect_left
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from itertools import repeat
@@ -32,44 +32,39 @@ KEPT_GONE = 10_000
 KEPT_BODIES = 24
 """Bodies kept ready: viewers who poll at one pace ask for the same few versions, in three encodings."""
 
-HOST_COLUMNS: dict[str, Callable[[HostView], object]] = {
-    "host": lambda host: host.seen.host,
-    "state": lambda host: host.headline.state,
-    "state_count": lambda host: host.headline.count,
-    "last_at": lambda host: host.seen.received_at,
-    "interval_seconds": lambda host: host.interval_seconds,
-    "cpu_percent": lambda host: host.seen.cpu_percent,
-    "num_cpus": lambda host: host.seen.num_cpus,
-    "load_avg_1": lambda host: host.seen.load_avg_1,
-    "memory_total_gb": lambda host: host.seen.memory_total_gb,
-    "memory_used_gb": lambda host: host.seen.memory_used_gb,
-    "gpu_error": lambda host: host.seen.gpu_error,
-    "gpu_note": lambda host: host.seen.gpu_note,
-    "mole_version": lambda host: host.seen.mole_version,
-    "skew_seconds": lambda host: host.seen.skew_seconds,
-    "labels": lambda host: host.seen.labels,
-    "drained": lambda host: host.drained,
-}
-"""The columns of `hosts`, and what stands in them."""
+HOST_COLUMNS = (
+    *("host", "state", "state_count", "last_at", "interval_seconds", "cpu_percent", "num_cpus", "load_avg_1"),
+    *("memory_total_gb", "memory_used_gb", "gpu_error", "gpu_note", "mole_version", "skew_seconds", "labels"),
+    "drained",
+)
+"""The columns of `hosts`; `_of_host` says what stands in them."""
 
-GPU_COLUMNS: dict[str, Callable[[GpuView], object]] = {
-    "index": lambda gpu: gpu.gpu.index,
-    "uuid": lambda gpu: gpu.gpu.uuid,
-    "key": lambda gpu: gpu.gpu.key,
-    "model": lambda gpu: model(gpu.gpu),
-    "state": lambda gpu: gpu.state,
-    "since": lambda gpu: gpu.since,
-    "gpu_util": lambda gpu: gpu.gpu.gpu_util,
-    "used_mem": lambda gpu: gpu.gpu.used_mem,
-    "total_mem": lambda gpu: gpu.gpu.total_mem,
-    "temperature_c": lambda gpu: gpu.gpu.temperature_c,
-    "power_w": lambda gpu: gpu.gpu.power_w,
-    "users": lambda gpu: gpu.gpu.users,
-    "error": lambda gpu: gpu.gpu.error,
-    "read_at": lambda gpu: gpu.gpu.read_at if gpu.old else None,
-    "slurm": lambda gpu: gpu.slurm and gpu.slurm.said(gpu.gpu.working),
-}
-"""The columns of `gpus`, but for `host`: the place in `hosts`, known only when a body is joined."""
+GPU_COLUMNS = (
+    *("index", "uuid", "key", "model", "state", "since", "gpu_util", "used_mem", "total_mem", "temperature_c"),
+    *("power_w", "users", "error", "read_at", "slurm"),
+)
+"""The columns of `gpus`, but for `host`: the place in `hosts`, known only when a body is joined; see `_of_gpu`."""
+
+
+def _of_host(view: HostView) -> tuple[object, ...]:
+    """Return the values of a host in the order of HOST_COLUMNS: one call takes half the time of one a column."""
+    seen, headline = view.seen, view.headline
+    return (
+        *(seen.host, headline.state, headline.count, seen.received_at, view.interval_seconds),
+        *(seen.cpu_percent, seen.num_cpus, seen.load_avg_1, seen.memory_total_gb, seen.memory_used_gb),
+        *(seen.gpu_error, seen.gpu_note, seen.mole_version, seen.skew_seconds, seen.labels, view.drained),
+    )
+
+
+def _of_gpu(view: GpuView) -> tuple[object, ...]:
+    """Return the values of a GPU in the order of GPU_COLUMNS."""
+    gpu = view.gpu
+    return (
+        *(gpu.index, gpu.uuid, gpu.key, model(gpu), view.state, view.since, gpu.gpu_util, gpu.used_mem),
+        *(gpu.total_mem, gpu.temperature_c, gpu.power_w, gpu.users, gpu.error, gpu.read_at if view.old else None),
+        view.slurm and view.slurm.said(gpu.working),
+    )
+
 
 Columns = frozenset[str]
 """Which columns of `hosts` and `gpus` somebody wants; `host` is always there."""
@@ -129,9 +124,8 @@ class Body:
 
 def lay_out(view: HostView, version: int, next_change_at: float | None, before: Row | None = None) -> Row:
     """Lay one host out in JSON; where it counts as it did before, the tally is the very same object."""
-    columns: list[list[object]] = [[value(view)] for value in HOST_COLUMNS.values()]
-    columns += [[value(gpu) for gpu in view.gpus] for value in GPU_COLUMNS.values()]
-    fragments = _fragments(columns)
+    of_gpus = zip(*map(_of_gpu, view.gpus), strict=True) if view.gpus else repeat((), len(GPU_COLUMNS))
+    fragments = _fragments([*zip(_of_host(view), strict=True), *of_gpus])
     return Row(
         version=version,
         next_change_at=next_change_at,
@@ -143,7 +137,7 @@ def lay_out(view: HostView, version: int, next_change_at: float | None, before: 
     )
 
 
-def _fragments(columns: list[list[object]]) -> list[bytes]:
+def _fragments(columns: Sequence[tuple[object, ...]]) -> list[bytes]:
     """Write each column as JSON, without its brackets: all at once, then cut, in half the time.
 
     A cut has its own size, too, where an encoder's buffer is a kilobyte or more.
@@ -326,21 +320,21 @@ def join(head: Json, rows: Sequence[Row], columns: Columns, matches: Sequence[by
     parts = [dumps(head)[:-1], b',"hosts":{']
     for name, column in zip(HOST_COLUMNS, _columns([row.host for row in rows], len(HOST_COLUMNS)), strict=True):
         if name == "host" or name in columns:
-            parts += [b'"%b":[' % name.encode(), column, b"],"]
+            parts += [b'"%b":[' % name.encode(), b",".join(column), b"],"]
     parts[-1] = b']},"gpus":{"host":['
     parts.append(b",".join([b",".join(repeat(b"%d" % place, row.gpu_count)) for place, row in with_gpus]))
     for name, column in zip(GPU_COLUMNS, _columns(gpu_fragments, len(GPU_COLUMNS)), strict=True):
         if name in columns:
-            parts += [b'],"%b":[' % name.encode(), column]
+            parts += [b'],"%b":[' % name.encode(), b",".join(column)]
     if matches is not None:
         parts += [b'],"matches":[', b",".join(filter(None, matches))]
     parts.append(b"]}}")
     return b"".join(parts)
 
 
-def _columns(fragments: Sequence[tuple[bytes, ...]], count: int) -> list[bytes]:
-    """Turn the fragments of each row into columns, joined by commas."""
-    return list(map(b",".join, zip(*fragments, strict=True))) or [b""] * count
+def _columns(fragments: Sequence[tuple[bytes, ...]], count: int) -> Iterable[tuple[bytes, ...]]:
+    """Turn the fragments of each row into columns."""
+    return zip(*fragments, strict=True) if fragments else repeat((), count)
 
 
 def pack(plain: bytes, encoding: Encoding) -> bytes:

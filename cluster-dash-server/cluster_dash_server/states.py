@@ -1,6 +1,5 @@
 """The state of a GPU and of a host: pure functions of what was seen, what is known, and the time."""
 
-from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, get_args
@@ -193,8 +192,8 @@ def headline(states: Iterable[State], silent: Literal["down", "stale"] | None, g
     """
     if silent is not None:
         return Headline(silent, None)
-    counts = Counter(states)
+    found = list(states)
     for state in ("error", "drained", "held", "unknown", "free", "busy"):
-        if counts[state]:
-            return Headline(state, counts[state])
+        if state in found:
+            return Headline(state, found.count(state))
     return Headline("error" if gpu_error is not None else None, None)

@@ -15,7 +15,7 @@ from cluster_dash_server.live import GPU_COLUMNS, HOST_COLUMNS, Live, choose_enc
 from cluster_dash_server.slurm import Slurm
 from cluster_dash_server.snapshot import Seen, read
 from cluster_dash_server.states import Thresholds
-from cluster_dash_server.summary import sentence_of
+from cluster_dash_server.summary import model, sentence_of
 
 MakeSeen = Callable[..., Seen]
 MakeGpu = Callable[..., dict[str, Any]]
@@ -89,9 +89,24 @@ def test_rows_hold_what_the_columns_say(live: Live, cluster: Cluster, make_seen:
     assert body["gpus"]["host"] == [1, 1, 2]
     for view in cluster.hosts(NOW):
         row = rows(body)[view.host]
-        assert [row[column] for column in HOST_COLUMNS] == [value(view) for value in HOST_COLUMNS.values()]
+        of_its_own = {
+            **{"state": view.headline.state, "state_count": view.headline.count, "last_at": view.seen.received_at},
+            **{"interval_seconds": view.interval_seconds, "drained": view.drained},
+        }
+        assert row == {
+            **{name: getattr(view.seen, name) for name in HOST_COLUMNS if name not in of_its_own},
+            **of_its_own,
+            "gpus": row["gpus"],
+        }
         for gpu, laid_out in zip(view.gpus, row["gpus"], strict=True):
-            assert [laid_out[column] for column in GPU_COLUMNS] == [value(gpu) for value in GPU_COLUMNS.values()]
+            of_its_view = {
+                **{"model": model(gpu.gpu), "state": gpu.state, "since": gpu.since, "slurm": None},
+                "read_at": gpu.gpu.read_at if gpu.old else None,
+            }
+            assert laid_out == {
+                **{name: getattr(gpu.gpu, name) for name in GPU_COLUMNS if name not in of_its_view},
+                **of_its_view,
+            }
 
 
 @pytest.mark.parametrize("name", ["],[", '"],["', "],[],[", "[[", "a\\", ""])
