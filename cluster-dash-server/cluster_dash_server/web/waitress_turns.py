@@ -1,0 +1,74 @@
+"""waitress' loop over its connections, which asks only those with which something may have happened.
+
+waitress' own asks each open connection at every turn whether it wants to read or to write, and a request takes some
+turns: of 200 viewers who keep their connections an answer cost more in asking than in answering.
+"""
+
+import contextlib
+import select
+import time
+from typing import Any
+
+from waitress import wasyncore
+
+SWEEP_SECONDS = 1.0
+"""How often all are asked nevertheless: for what waitress does by the clock, as closing those that rest too long."""
+RESTING = select.POLLIN | select.POLLPRI
+"""What a connection waits for that has nothing to do. No thread touches it before something comes."""
+
+dispatcher = wasyncore.dispatcher
+
+
+def loop(timeout: float, use_poll: bool, map: dict[int, Any]) -> None:
+    """Read and write until there is no connection, nor a socket that listens, any more.
+
+    Args:
+        timeout: the longest turn, in s.
+        use_poll: waitress' own choice; not looked at.
+        map: each connection and listening socket of waitress by its descriptor; grows and shrinks on the way.
+    """
+    with select.epoll() as epoll:
+        polled: dict[int, tuple[Any, int]] = {}  # what each descriptor is polled for, and whose it was then
+        due: set[int] = set()
+        swept_at = float("-inf")
+        while map:
+            now = time.monotonic()
+            if now - swept_at >= SWEEP_SECONDS:
+                swept_at = now
+                due.update(map)
+                polled = {fd: each for fd, each in polled.items() if fd in map}
+            due = {fd for fd in due if _ask(fd, map.get(fd), epoll, polled)}
+            for fd, flags in epoll.poll(min(timeout, SWEEP_SECONDS)):
+                connection = map.get(fd)
+                if connection is None:  # a thread has closed it, and somebody else has the descriptor
+                    with contextlib.suppress(OSError):
+                        epoll.unregister(fd)
+                    continue
+                wasyncore.readwrite(connection, flags)
+                due.add(fd)
+                if connection.accepting:
+                    due.add(next(reversed(map), fd))  # the one that has just come
+
+
+def _ask(fd: int, connection: Any, epoll: select.epoll, polled: dict[int, tuple[Any, int]]) -> bool:
+    """Poll for what a connection wants; return whether it is to be asked again at the next turn."""
+    whose, before = polled.pop(fd, (None, 0))
+    if connection is None:
+        return False  # it is closed, and the kernel polls it no longer
+    if whose is not connection:
+        before = 0  # another had the descriptor
+    flags = RESTING if connection.readable() else 0
+    if connection.writable() and not connection.accepting:
+        flags |= select.POLLOUT
+    try:
+        if flags and not before:
+            epoll.register(fd, flags)
+        elif flags and flags != before:
+            epoll.modify(fd, flags)
+        elif before and not flags:
+            epoll.unregister(fd)
+    except OSError:  # a thread has just closed it
+        return True
+    if flags:
+        polled[fd] = connection, flags
+    return flags != RESTING

@@ -1,0 +1,100 @@
+"""waitress' turns: who is asked what it wants, on real sockets."""
+
+import http.client
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, closing
+from typing import Any
+
+import pytest
+from waitress.server import create_server
+
+from cluster_dash_server.settings import Settings
+from cluster_dash_server.web import waitress_limits, waitress_turns
+from cluster_dash_server.web.waitress_limits import Channel
+
+LONG = b"x" * 8_000_000
+"""More than the buffers of a connection hold."""
+
+
+def answer(environ: Any, start_response: Any) -> list[bytes]:
+    body = LONG if environ["PATH_INFO"] == "/long" else b"short"
+    start_response("200 OK", [("Content-Length", str(len(body)))])
+    return [body]
+
+
+@pytest.fixture(scope="module")
+def port() -> Iterator[int]:
+    waitress_limits.apply(Settings().limits.body_bytes)
+    server: Any = create_server(answer, host="127.0.0.1", port=0)
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    yield server.effective_port
+    server.task_dispatcher.shutdown()
+    server.close()
+    thread.join(60)
+    assert not thread.is_alive()
+
+
+def ask(connection: http.client.HTTPConnection, path: str = "/") -> bytes:
+    connection.request("GET", path)
+    return connection.getresponse().read()
+
+
+def test_connections_that_rest_are_asked_nothing_while_another_is_answered(
+    port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = 0
+
+    def readable(channel: Channel) -> object:
+        nonlocal asked
+        asked += 1
+        return as_before(channel)
+
+    as_before = Channel.readable
+    monkeypatch.setattr(Channel, "readable", readable)
+    with ExitStack() as stack:
+        resting = [
+            stack.enter_context(closing(http.client.HTTPConnection("127.0.0.1", port, timeout=60))) for _ in range(50)
+        ]
+        for connection in resting:
+            ask(connection)
+        asked, begin = 0, time.monotonic()
+        for _ in range(50):
+            ask(resting[0])
+        sweeps = (time.monotonic() - begin) / waitress_turns.SWEEP_SECONDS + 2
+        assert asked < 50 * 8 + sweeps * len(resting)  # waitress' own loop asks 50 times 50, some times over
+
+
+def test_an_answer_longer_than_the_buffers_arrives_whole_and_its_connection_goes_on(port: int) -> None:
+    with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=60)) as connection:
+        for _ in range(3):
+            assert ask(connection, "/long") == LONG
+            assert ask(connection) == b"short"
+
+
+def test_who_gets_the_descriptor_of_one_that_has_gone_is_answered(port: int) -> None:
+    for _ in range(20):
+        with ExitStack() as stack:
+            some = [
+                stack.enter_context(closing(http.client.HTTPConnection("127.0.0.1", port, timeout=60)))
+                for _ in range(5)
+            ]
+            assert [ask(each) for each in some] == [b"short"] * 5
+
+
+def test_many_who_ask_at_once_are_all_answered(port: int) -> None:
+    answers: list[bytes] = []
+
+    def ask_some() -> None:
+        for _ in range(5):
+            with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=60)) as connection:
+                answers.extend(ask(connection) for _ in range(5))
+
+    threads = [threading.Thread(target=ask_some) for _ in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert answers == [b"short"] * 16 * 5 * 5
