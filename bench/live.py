@@ -1,6 +1,7 @@
 """What looking costs: 200 viewers at 1,000 hosts, and the body of 10,000 hosts, beside rows of objects by jsonify."""
 
 import http.client
+import re
 import statistics
 import time
 from collections.abc import Callable
@@ -9,7 +10,7 @@ from urllib.parse import urlsplit
 
 from bench.harness import WITHOUT_HISTORY, Figure, get, post
 from bench.ingest import MANY, plain_server
-from tests.processes import Listening, body_of, snapshot, start_server, wait_until
+from tests.processes import TOP, Listening, body_of, snapshot, start_server, wait_until
 
 HOSTS, GPUS = 1000, 8
 VIEWERS, POLL_SECONDS = 200, 5
@@ -49,16 +50,18 @@ def run(runs: int) -> list[Figure]:
         figures.append(
             Figure(name=f"one read of {HOSTS:,} hosts × {GPUS} GPUs", value=whole, unit="ms", reference=plain)
         )
-        share = statistics.median(_viewers_percent(ours, batches) for _ in range(runs))
-        figures.append(
-            Figure(
-                name=f"{VIEWERS} viewers every {POLL_SECONDS} s, {HOSTS:,} hosts that all change (posts not counted)",
-                value=share,
-                unit="% of a core",
-                target="≤ 5 %",
-                met=share <= 5,
+        for what, columns in (("", overview_columns()), (", with every column there is", "")):
+            share = statistics.median(_viewers_percent(ours, batches, columns) for _ in range(runs))
+            figures.append(
+                Figure(
+                    name=f"{VIEWERS} viewers of the overview every {POLL_SECONDS} s, {HOSTS:,} hosts that all change "
+                    f"(posts not counted){what}",
+                    value=share,
+                    unit="% of a core",
+                    target="≤ 5 %",
+                    met=share <= 5,
+                )
             )
-        )
     with start_server() as ours:
         fill(ours, MANY_HOSTS)
         get(ours.url, "/api/v1/cluster", "zstd")
@@ -90,11 +93,18 @@ def run(runs: int) -> list[Figure]:
     return figures
 
 
-def _viewers_percent(server: Listening, batches: list[bytes]) -> float:
-    """Return what the viewers cost: some seconds of posts with them, less the same without.
+def overview_columns() -> str:
+    """Return the columns that the overview page asks for, as it asks."""
+    script = (TOP / "cluster-dash-server/cluster_dash_server/static/js/api.js").read_text()
+    return ",".join(re.findall(r'"(\w+)"', script.partition("OVERVIEW = [")[2].partition("];")[0]))
 
-    Each second a fifth of the hosts post and a fifth of the viewers ask, each over a connection that it keeps,
-    for what changed since its last version.
+
+def _viewers_percent(server: Listening, batches: list[bytes], columns: str) -> float:
+    """Return what the viewers cost: some seconds of posts with them, less the same without, before and after.
+
+    They have looked before: what is counted is a moment of a long watch, not its beginning. Each second a fifth of the
+    hosts post and a fifth of the viewers ask, each over a connection that it keeps, for what changed since its last
+    version.
     """
     place = urlsplit(server.url)
     connections = [http.client.HTTPConnection(place.hostname or "", place.port, timeout=30) for _ in range(VIEWERS)]
@@ -102,7 +112,7 @@ def _viewers_percent(server: Listening, batches: list[bytes]) -> float:
     each_second, group_size = len(batches) // POLL_SECONDS, VIEWERS // POLL_SECONDS
 
     def ask(viewer: int) -> None:
-        path = f"/api/v1/cluster?since={versions[viewer]}"
+        path = f"/api/v1/cluster?columns={columns}&since={versions[viewer]}"
         connections[viewer].request("GET", path, headers={"Accept-Encoding": "gzip"})
         answer = connections[viewer].getresponse()
         answer.read()
@@ -122,8 +132,10 @@ def _viewers_percent(server: Listening, batches: list[bytes]) -> float:
         return (server.cpu_seconds() - before) / (time.monotonic() - begin) * 100
 
     try:
-        without = percent(False)
-        return percent(True) - without
+        before = percent(False)
+        for viewer in range(VIEWERS):
+            ask(viewer)
+        return percent(True) - (before + percent(False)) / 2
     finally:
         for connection in connections:
             connection.close()
