@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
+from functools import lru_cache
 from typing import NamedTuple, Protocol
 
 from cluster_dash_server.access.auth import Auth, AuthError, Caller
@@ -390,6 +391,7 @@ def bearer(authorization: str | None) -> str | None:
     return token.strip() or None if scheme.lower() == "bearer" else None
 
 
+@lru_cache(maxsize=32)  # hosts whose clocks agree say the same for a second
 def date(header: str | None) -> float | None:
     """Return the moment (Unix s) of an HTTP Date header, None where there is none or it cannot be read."""
     if header is None:
