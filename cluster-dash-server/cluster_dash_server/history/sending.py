@@ -9,7 +9,7 @@ import random
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 from urllib.parse import urlsplit
@@ -40,6 +40,8 @@ HEADERS = {
 }
 _ROW_BYTES = 600
 _HALVED = (400, 413, 422)
+_AWAY_BEHIND = (502, 503, 504)
+"""What a proxy answers whose engine went: that may lack its last seconds, though no connection of ours broke."""
 
 
 def packed(body: bytes) -> bytes:
@@ -52,6 +54,10 @@ class Item(Protocol):
 
     at: float
     size: int
+
+    @property
+    def whose(self) -> str:
+        """Return of which host it is, or of what else."""
 
     def series(self) -> int:
         """Return how many series it has, about."""
@@ -75,6 +81,11 @@ class Snapshot:
     def of(cls, row: Figures) -> "Snapshot":
         """Take a row."""
         return cls(row, row.at, _ROW_BYTES + 4 * len(row.values))
+
+    @property
+    def whose(self) -> str:
+        """See `Item`."""
+        return self.row.host
 
     def series(self) -> int:
         """See `Item`."""
@@ -101,6 +112,11 @@ class Minute:
     def of(cls, at: float, parts: list[bytes]) -> "Minute":
         """Take encoded samples."""
         return cls(parts, at, sum(map(len, parts)))
+
+    @property
+    def whose(self) -> str:
+        """See `Item`."""
+        return ""  # of the cluster
 
     def series(self) -> int:
         """See `Item`."""
@@ -197,6 +213,8 @@ class Sender:
         self._on_trial: deque[tuple[float, _Lane, list[_Piece]]] = deque()
         self._left: dict[int, int] = {}
         self._short_lived = 0
+        self._took: _Piece | None = None  # what the engine took last
+        self._said_yes = False  # to the last request
         self._said_at = float("-inf")
         self._bytes = 0
         self._lock = threading.Lock()
@@ -232,6 +250,7 @@ class Sender:
         self._lanes = (_Lane(), _Lane())
         self._on_trial.clear()
         self._left.clear()
+        self._took = None
         with self._lock:
             self._bytes = 0
 
@@ -272,24 +291,22 @@ class Sender:
 
     def _send(self, lane: _Lane) -> bool:
         """Send the next batch of a lane; False where it failed and is to be tried again."""
-        batch = lane.next()
+        batch, said_yes = lane.next(), self._said_yes
         answer = self._post(self._body(batch))
         if answer is None:
             self._fail(lane)
             return False
         if answer.is_good:
             lane.batches.remove(batch)  # what is sent again may stand before it now
-            lane.failures, lane.not_before = 0, 0.0
-            lane.passed += 1
-            self.trouble = None
-            self._take_yes(lane, batch.pieces, answer)
+            self._hear_yes(lane, batch.pieces, answer)
             return True
         if answer.status in _HALVED:
-            self._halve(lane, batch, answer)
-            return True
+            return self._find_what_is_refused(lane, batch, answer, said_yes=said_yes)
         self._tell(refusal(answer))
         if answer.status >= 500:
-            other = self._lanes[lane is self._lanes[0]]
+            if answer.status in _AWAY_BEHIND:
+                self._again()
+            other = self._other(lane)
             if not batch.failures:
                 batch.passed_before = other.passed
             batch.failures += 1
@@ -299,12 +316,88 @@ class Sender:
         self._fail(lane, answer.retry_after)
         return False
 
+    def _other(self, lane: _Lane) -> _Lane:
+        return self._lanes[lane is self._lanes[0]]
+
+    def _hear_yes(self, lane: _Lane, pieces: list[_Piece], answer: Answer) -> None:
+        lane.failures, lane.not_before = 0, 0.0
+        lane.passed += 1
+        if pieces:
+            self._took = pieces[-1]
+        self.trouble = None
+        self._take_yes(lane, pieces, answer)
+
+    def _find_what_is_refused(self, lane: _Lane, batch: _Batch, answer: Answer, *, said_yes: bool) -> bool:
+        """Halve a batch, or let go of what stands alone, where the engine takes others: then it is that which is bad.
+
+        Args:
+            lane: of the batch.
+            batch: what was refused.
+            answer: how.
+            said_yes: whether the request before was taken.
+
+        Returns:
+            False where it takes nothing: a wrong path, a proxy, a limit. Nothing is bad, and all is tried again.
+        """
+        if self._took is None and len(batch.pieces) == 1 and batch.pieces[0].body is None:
+            batch.pieces = self._parts(batch.pieces[0].item)  # else there may be nothing else to try
+        is_alone = len(batch.pieces) == 1
+        if (said_yes and not is_alone) or self._takes_others(lane, batch):
+            if is_alone or len(batch.pieces) > 1:
+                self._halve(lane, batch, answer)
+            return True
+        self._tell(f"{refusal(answer)}, whatever it is sent")
+        self._fail(lane, answer.retry_after)
+        return False
+
+    def _takes_others(self, lane: _Lane, batch: _Batch) -> bool:
+        """Say whether the engine takes something else than a batch: what it took before, or what waits."""
+        if self._took is not None:
+            answer = self._post(self._encoded(self._took))
+            if answer is not None and answer.is_good:
+                self._settle(self._monotonic(), answer)
+                return True
+            if answer is None or answer.status not in _HALVED:
+                return False
+        for where, piece in self._others(lane, batch):
+            try:
+                body = self._encoded(piece)
+            except Exception as error:  # said and let go of in its turn
+                log.debug("%r", error)
+                continue
+            answer = self._post(body)
+            if answer is not None and answer.is_good:
+                if where.waiting and where.waiting[-1] is piece.item:
+                    where.waiting.pop()
+                else:
+                    batch.pieces = [each for each in batch.pieces if each is not piece]
+                self._hear_yes(where, [piece], answer)
+                return True
+            if answer is None or answer.status not in _HALVED:
+                return False
+        return False
+
+    def _others(self, lane: _Lane, batch: _Batch) -> Iterator[tuple[_Lane, _Piece]]:
+        """Give some of what waits: two of a batch, then the newest that there is."""
+        # first of their host: there are engines that take nothing older of it afterwards
+        firsts: dict[object, _Piece] = {}
+        for piece in batch.pieces if len(batch.pieces) > 1 else ():
+            firsts.setdefault(piece.item.whose if piece.body is None else id(piece), piece)
+        for piece in random.sample(list(firsts.values()), min(2, len(firsts))):
+            yield lane, piece
+        for where in (lane, self._other(lane)):
+            if where.waiting:
+                yield where, _Piece(where.waiting[-1])
+
+    def _encoded(self, piece: _Piece) -> bytes:
+        return piece.item.encoded(self._encoder) if piece.body is None else piece.body
+
     def _body(self, batch: _Batch) -> bytes:
         """Return a request; what cannot be said in one is counted and let go of."""
         bodies, left = [], []
         for piece in batch.pieces:
             try:
-                bodies.append(piece.item.encoded(self._encoder) if piece.body is None else piece.body)
+                bodies.append(self._encoded(piece))
                 left.append(piece)
             except Exception as error:  # whatever it is that is odd in one: the others must not wait for it
                 self.refused += 1
@@ -316,6 +409,7 @@ class Sender:
     def _post(self, body: bytes) -> Answer | None:
         """Post a request; None where no answer came. What is on trial on a connection that broke is sent again."""
         count = self._connection.count
+        self._said_yes = False
         try:
             answer = self._connection.post("", packed(body), HEADERS)
         except EngineError as error:
@@ -327,6 +421,7 @@ class Sender:
             return None
         if self._connection.count != count and self._on_trial:
             self._again()
+        self._said_yes = answer.is_good and bool(body)
         return answer
 
     def _probe(self) -> None:
@@ -346,9 +441,7 @@ class Sender:
         lane.batches.remove(batch)
         pieces = batch.pieces
         if len(pieces) == 1 and pieces[0].body is None:
-            (whole,) = pieces
-            pieces = [_Piece(whole.item, body) for body in whole.item.parts(self._encoder)]
-            self._left[id(whole.item)] = len(pieces)
+            pieces = self._parts(pieces[0].item)
         if len(pieces) == 1:
             self.refused += 1
             self._say(f"the engine at {self._where} refused {self.refused} samples so far: {refusal(answer)}")
@@ -357,6 +450,12 @@ class Sender:
         middle = len(pieces) // 2
         for half in (pieces[middle:], pieces[:middle]):
             lane.batches.insert(place, _Batch(half, max(0, batch.failures - 1), batch.passed_before))
+
+    def _parts(self, item: Item) -> list[_Piece]:
+        """Return an item in its series."""
+        pieces = [_Piece(item, body) for body in item.parts(self._encoder)]
+        self._left[id(item)] = len(pieces)
+        return pieces
 
     # -------------------------------------------------------------------------------------------------- settling
 

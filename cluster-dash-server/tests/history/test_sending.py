@@ -151,7 +151,7 @@ def test_a_bad_sample_is_found_and_all_others_are_taken(engine: Engine, start: S
     assert engine.asked < 30
 
 
-@pytest.mark.parametrize("status", [429, 500, 503, 401, 404, 302, 0])
+@pytest.mark.parametrize("status", [400, 413, 422, 429, 500, 503, 401, 404, 302, 0])
 def test_what_fails_is_said_in_words_kept_and_tried_again(
     status: int, engine: Engine, start: Start, make_row: MakeRow
 ) -> None:
@@ -171,6 +171,110 @@ def test_what_fails_is_said_in_words_kept_and_tried_again(
     sending.now += 2
     sending.sender.send()
     assert (sending.settled, sending.sender.trouble) == (["a"], None)
+
+
+@pytest.mark.parametrize("has_taken", [True, False])
+@pytest.mark.parametrize("hosts", [1, 40])
+def test_an_engine_that_refuses_everything_costs_nothing_but_time(
+    hosts: int, has_taken: bool, engine: Engine, start: Start, make_row: MakeRow
+) -> None:
+    """A wrong path, a proxy, a limit: nothing of what it refuses is bad, and it is not asked for each sample."""
+    sending = start()
+    before = [make_row("before", BEGIN - 5)] if has_taken else []
+    sending.put(*before)
+    sending.sender.send()
+    engine.judge = lambda body: 400
+    names = [f"host{number:02}" for number in range(hosts)]
+    for round_ in range(6):
+        sending.put(*(make_row(name, BEGIN + round_, seq=round_) for name in names))
+        before_asked = engine.asked
+        sending.sender.send()
+        assert engine.asked - before_asked <= 5
+        assert "400: its words, whatever it is sent" in str(sending.sender.trouble)
+        sending.now += 60
+    assert (sending.settled, sending.sender.refused) == (["before"] * has_taken, 0)
+
+    engine.judge = lambda body: 204
+    sending.sender.send()
+
+    assert sorted(sending.settled) == sorted(["before"] * has_taken + names * 6)
+    assert (sending.sender.refused, sending.sender.trouble, sending.sender.is_settled) == (0, None, True)
+    assert all(engine.has(name) for name in names)
+
+
+def test_samples_that_all_are_bad_are_let_go_of_once_others_are_taken(
+    engine: Engine, start: Start, make_row: MakeRow
+) -> None:
+    """As those of which the engine has newer ones already: the first that it takes stand behind them."""
+    sending = start()
+    engine.judge = lambda body: 400 if b"stale" in body else 204
+    sending.put(*(make_row(f"stale{number}", BEGIN, gpus=1) for number in range(3)))
+    sending.sender.send()
+    assert (sending.settled, "whatever it is sent" in str(sending.sender.trouble)) == ([], True)
+
+    sending.now += 60
+    sending.put(make_row("good", BEGIN + 30))
+    sending.sender.send()
+
+    assert sorted(sending.settled) == ["good", "stale0", "stale1", "stale2"]
+    assert engine.has("stale") == 0
+    assert sending.sender.refused == 3 * series_of(make_row("stale"))
+    assert sending.sender.trouble is None
+
+
+def series_of(row: Figures) -> int:
+    return len(Snapshot.of(row).parts(Encoder("lab")))
+
+
+def test_an_engine_that_begins_to_refuse_everything_while_a_bad_sample_is_looked_for_costs_that_one_at_most(
+    engine: Engine, start: Start, make_row: MakeRow
+) -> None:
+    for turn in range(2, 26):
+        engine.asked = 0
+        engine.judge = lambda body, turn=turn: 400 if b"bad" in body or engine.asked > turn else 204  # type: ignore[misc]
+        sending = start()
+        sending.put(*(make_row(name, BEGIN) for name in ("a", "b", "bad", "c", "d")))
+        sending.sender.send()
+        assert sending.sender.refused <= series_of(make_row("bad"))
+        engine.judge = lambda body: 400 if b"bad" in body else 204
+        sending.now += 60
+        sending.sender.send()
+        assert sorted(sending.settled) == ["a", "b", "bad", "c", "d"]
+        assert sending.sender.refused == series_of(make_row("bad"))
+
+
+def test_a_bad_sample_of_a_site_of_one_host_is_found(engine: Engine, start: Start, make_row: MakeRow) -> None:
+    engine.judge = lambda body: 400 if b"host_load1" in body else 204
+    sending = start()
+    for number in range(3):
+        bad = make_row("only", BEGIN + number, seq=number)
+        bad.values[-5] = 3.0
+        sending.put(bad)
+        sending.sender.send()
+        sending.now += 10
+        sending.sender.send()
+    assert (sending.settled, sending.sender.refused, sending.sender.trouble) == (["only"] * 3, 3, None)
+
+
+@pytest.mark.parametrize("status", [502, 503, 504])
+def test_what_a_proxy_took_whose_engine_went_is_sent_again(
+    status: int, engine: Engine, start: Start, make_row: MakeRow
+) -> None:
+    """The connection to the proxy never broke, and the engine behind it may have lost its last seconds."""
+    sending = start(settle_seconds=15)
+    sending.put(make_row("host-a"))
+    sending.sender.send()
+    engine.judge = lambda body: status
+    sending.now += 5
+    sending.put(make_row("host-b"))
+    sending.sender.send()
+    engine.judge = lambda body: 204
+    sending.now += 12
+    sending.sender.send()
+    assert (sending.settled, engine.has("host-a")) == ([], 2)
+    sending.now += 15
+    sending.sender.send()
+    assert sorted(sending.settled) == ["host-a", "host-b"]
 
 
 def test_an_engine_that_is_away_is_asked_ever_more_rarely(start: Start, make_row: MakeRow, engine: Engine) -> None:
