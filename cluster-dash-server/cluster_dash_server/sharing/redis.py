@@ -64,6 +64,17 @@ local function joined(known, told, most)
   local at, new = string.match(told, '^(%d+) (.*)$')
   if not known then return told end
   local old = string.match(known, '^%d+ (.*)$')
+  if new == old then return nil end
+  -- nearly always both are one range, and the second goes on where the first ends
+  local first, last = string.match(old, '^(%d+)%-(%d+)$')
+  local from, to = string.match(new, '^(%d+)%-(%d+)$')
+  if first and from then
+    first, last, from, to = tonumber(first), tonumber(last), tonumber(from), tonumber(to)
+    if first <= from and from <= last + 1 then
+      if to <= last then return nil end
+      return string.format('%s %.0f-%.0f', at, first, to)
+    end
+  end
   local ranges = {}
   for _, text in ipairs({old, new}) do
     for first, last in string.gmatch(text, '(%d+)-(%d+)') do
