@@ -36,7 +36,6 @@ COLUMNS = (
 SILENCE_COLUMNS = ("id", "filter", "by", "reason", "begins_at", "ends_at")
 STATE_OF = {"critical": "error", "warning": "held", "info": "busy"}
 """The colours of a state in which a severity is shown; the word stands beside it."""
-HISTORY_SECONDS = 86_400.0
 MOST_ALERTS, MOST_SHOWN, MOST_COMING = 10_000, 200, 50
 MOST_TEXT, MOST_FILTER = 500, 2_000
 POLL_SECONDS = 15

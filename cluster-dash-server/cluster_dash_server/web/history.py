@@ -67,7 +67,6 @@ FIGURES: dict[By, tuple[str, ...]] = {
 """What the page draws where nobody chose; `gpus` are all of DOING together."""
 DOING = (("busy", "busy_gpus"), ("held without work", "idle_gpus"), ("free", "free_gpus"), ("in error", "error_gpus"))
 GPUS = tuple(name for _, name in DOING)
-MAPPED = ("gpu_util", "used_mem", "temperature_c", "power_w", "memory_util")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -25,7 +25,7 @@ const TICKS = [
 ];
 
 /** In which zone times are shown: the viewer's own, or UTC by `tz=UTC` in the address. */
-export const isUtc = () => new URLSearchParams(location.search).get("tz") === "UTC";
+const isUtc = () => new URLSearchParams(location.search).get("tz") === "UTC";
 
 /** A moment (Unix s) as the clock on the wall shows it, for an axis: Plotly knows no zones. */
 export function wall(at, utc = isUtc()) {
