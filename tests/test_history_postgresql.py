@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from cluster_dash_server.events import EventLog
-from cluster_dash_server.history import remote
+from cluster_dash_server.history import adding, remote
 from cluster_dash_server.history.memory import MemoryStore
 from cluster_dash_server.history.postgresql import PostgresqlLedger
 from cluster_dash_server.history.rollups import HOUR
@@ -289,6 +289,64 @@ def test_what_is_too_old_is_let_go_of(replica: MakeReplica, moving: Any, make_ro
     assert ledger.usage(UsageQuery(begin=BEGIN, end=BEGIN + HOUR)) == []
     assert ledger.uses(UseQuery(begin=BEGIN, end=BEGIN + HOUR)) == []
     assert ledger.events(EventQuery(begin=0, end=2 * BEGIN)) == []
+
+
+def test_what_is_too_old_goes_though_all_of_it_at_once_takes_longer_than_a_statement_may(
+    database_url: str, moving: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(adding, "PRUNED_AT_ONCE", 4)
+    with contextlib.closing(Database(database_url, seconds=2)) as database:
+        ledger = PostgresqlLedger(database, clock=moving, keep=suite.KEEP, leads=lambda: False)
+        with database.transaction() as db:
+            db.execute("INSERT INTO user_days SELECT day, 0, '', '', 1, 1, 1, 1, 1 FROM generate_series(1, 26) AS day")
+            db.execute(
+                "CREATE FUNCTION slow() RETURNS trigger AS 'BEGIN PERFORM pg_sleep(0.1); RETURN OLD; END' "
+                "LANGUAGE plpgsql"
+            )
+            db.execute("CREATE TRIGGER slow BEFORE DELETE ON user_days FOR EACH ROW EXECUTE FUNCTION slow()")
+        try:
+            ledger.prune(BEGIN)
+            with database.reading() as db:
+                assert db.execute("SELECT COUNT(*) FROM user_days").fetchone() == (0,)
+        finally:
+            ledger.close()
+
+
+def test_what_rows_referred_to_goes_with_them_and_stays_while_it_is_used(
+    replica: MakeReplica, database_url: str, make_row: MakeRow
+) -> None:
+    """Else a host that invents boots or GPUs would fill the tables for ever."""
+    ledger, tables = replica(), ("boots", "layouts", "holdings")
+    old, new = make_row("old", seq=1, user="bob"), make_row("new", BEGIN + 60, seq=1)
+    old.boot_id, new.boot_id = "old", "new"
+    ledger.append(old)
+    ledger.append(new)
+    ledger.flush()
+    with contextlib.closing(Database(database_url)) as database, database.transaction() as db:
+        for table in tables:
+            db.execute(f"UPDATE {table} SET used_at = now() - interval '11 days'")  # noqa: S608 - names of ours
+    other = replica()
+    again = make_row("new", BEGIN + 120, seq=2)
+    again.boot_id = "new"
+    other.append(again)
+    other.flush()
+    ledger.prune(BEGIN + 120)
+    with contextlib.closing(Database(database_url)) as database, database.reading() as db:
+        counts = [db.execute(f"SELECT COUNT(*) FROM {table}").fetchone() for table in tables]  # noqa: S608 - names of ours
+    assert counts == [(1,), (1,), (1,)]
+
+
+def test_a_boot_that_holds_what_no_text_of_the_database_can_is_kept_like_any_other(
+    replica: MakeReplica, make_row: MakeRow, caplog: pytest.LogCaptureFixture
+) -> None:
+    ledger = replica()
+    odd = make_row(seq=5)
+    odd.boot_id = "a\0b"
+    ledger.append(odd)
+    ledger.flush()
+    assert ledger.durable_seq("gpu01", "a\0b", 5) == 5
+    assert caplog.text == ""
+    assert ledger.uses(UseQuery(begin=BEGIN, end=BEGIN + HOUR))
 
 
 def test_while_the_database_is_away_nothing_is_called_durable_and_nothing_is_lost(

@@ -6,13 +6,14 @@ was asleep, can neither double nor overwrite anything.
 """
 
 import threading
+import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from operator import add
 from typing import NamedTuple, Protocol
 
 from cluster_dash_server.history.answers import Asking, told_of
-from cluster_dash_server.history.numbered import KEPT_USAGE, USAGE, Names, insert, part_of
+from cluster_dash_server.history.numbered import KEPT_USAGE, USAGE, USED, Names, insert, part_of
 from cluster_dash_server.history.rollups import DAY, HOUR, Share, UsageKey, roll, stretches
 from cluster_dash_server.history.running import Running, Sums
 from cluster_dash_server.history.sealing import pack_stretches, unpack_stretches
@@ -24,6 +25,9 @@ LAG_SECONDS = 20.0
 SEAL_AFTER_SECONDS = 60.0
 """An hour is made whole so long after its end, and after the last row of it came."""
 PRUNE_SECONDS = 3600.0
+PRUNE_FOR_SECONDS = 5.0
+"""For how long at a time what is old is dropped: rows wait meanwhile to be added up."""
+PRUNED_AT_ONCE = 1000
 PIECES_AT_ONCE = 64
 GONE_KEPT_SECONDS = 3600
 """For how long it is known that an event was taken back: the other replicas have heard of it by then."""
@@ -125,8 +129,8 @@ class Sum:
             for (hour, part), seconds in sorted(quiet.items()):
                 if at_once or seconds >= SEAL_AFTER_SECONDS:
                     self._seal(hour, part)
-            if now - self._pruned_at >= PRUNE_SECONDS:
-                self.prune(now)
+            is_due = now - self._pruned_at >= PRUNE_SECONDS
+            if is_due and not self._prune(now, time.monotonic() + PRUNE_FOR_SECONDS):
                 self._pruned_at = now
 
     def _take(self, fresh: Sequence[uuid.UUID], now: float, *, at_once: bool) -> None:
@@ -213,21 +217,29 @@ class Sum:
 
     def prune(self, now: float) -> None:
         """Drop what is older than the settings keep."""
+        self._prune(now, float("inf"))
+
+    def _prune(self, now: float, until: float) -> bool:
+        """Drop that until a moment (of the monotonic clock); True: there is more."""
         keep = self._keep
-        with Asking(), self._db.transaction() as db:
-            db.execute("DELETE FROM pieces WHERE hour < ?", (now - keep.rows_seconds - 2 * HOUR,))
-            db.execute(
-                "DELETE FROM holdings WHERE used_at < now() - ? * interval '1 second'", (keep.rows_seconds + 3 * DAY,)
-            )
-            for table, moment, size in (
-                *(("usage_hours", "hour", HOUR), ("user_hours", "hour", HOUR), ("uses", "hour", HOUR)),
-                *(("usage_days", "day", DAY), ("user_days", "day", DAY)),
-            ):
-                db.execute(f"DELETE FROM {table} WHERE {moment} < ?", (now - keep.users_seconds - size,))  # noqa: S608 - names of ours
-            db.execute(
-                "DELETE FROM events WHERE at < ? OR is_gone AND changed_at < now() - ? * interval '1 second'",
-                (now - keep.hours_seconds, GONE_KEPT_SECONDS),
-            )
+        for table, what, than in (
+            ("pieces", "hour < ?", now - keep.rows_seconds - 2 * HOUR),
+            *((table, "used_at < now() - ? * interval '1 second'", keep.rows_seconds + 3 * DAY) for table in USED),
+            *((table, "hour < ?", now - keep.users_seconds - HOUR) for table in ("usage_hours", "user_hours", "uses")),
+            *((table, "day < ?", now - keep.users_seconds - DAY) for table in ("usage_days", "user_days")),
+            ("events", "NOT is_gone AND at < ?", now - keep.hours_seconds),
+            ("events", "is_gone AND changed_at < now() - ? * interval '1 second'", GONE_KEPT_SECONDS),
+        ):
+            # some at a time: a statement that takes too long is ended, and has done nothing
+            some = f"SELECT ctid FROM {table} WHERE {what} LIMIT {PRUNED_AT_ONCE}"  # noqa: S608 - names of ours
+            while True:
+                with Asking(), self._db.transaction() as db:
+                    count = db.execute(f"DELETE FROM {table} WHERE ctid = ANY(ARRAY({some}))", (than,)).rowcount  # noqa: S608 - names of ours
+                if count < PRUNED_AT_ONCE:
+                    break
+                if time.monotonic() > until:  # what rows refer to goes only after all of these
+                    return True
+        return False
 
     def _finish_forgetting(self) -> None:
         """Take names that are being forgotten out of the hours that hold them; goes on after a restart."""

@@ -5,18 +5,20 @@ import json
 import threading
 import time
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from typing import Any, NamedTuple
 
 from cluster_dash_server.history.chunks import Layout
 from cluster_dash_server.history.rollups import DAY
 from cluster_dash_server.history.segments import NOBODY, Hour, Lookup, Row
-from cluster_dash_server.postgresql import Database, Statements
+from cluster_dash_server.postgresql import Database, PostgresqlError, Statements
 from cluster_dash_server.store import Figures, GpuId, Holder
 
 PART = "history"
 PARTS = 16
 """Into how many parts hosts are divided, so that nobody reads an hour of all of them at once."""
+MOST_KNOWN = 50_000
+"""Of boots, of layouts, and of who has what: so many numbers are remembered at most, and else asked for again."""
 SCHEMA = (
     """
 CREATE TABLE hosts (id SERIAL PRIMARY KEY, name TEXT NOT NULL UNIQUE);
@@ -60,8 +62,17 @@ CREATE TABLE forgetting ("user" TEXT PRIMARY KEY, host_hours INTEGER NOT NULL DE
 CREATE TABLE forgotten (one BOOLEAN PRIMARY KEY CHECK (one), times INTEGER NOT NULL);
 INSERT INTO forgotten VALUES (true, 0)
 """,
+    """
+ALTER TABLE boots ADD COLUMN used_at TIMESTAMPTZ NOT NULL DEFAULT now();
+ALTER TABLE layouts ADD COLUMN used_at TIMESTAMPTZ NOT NULL DEFAULT now();
+CREATE INDEX boots_used ON boots (used_at);
+CREATE INDEX layouts_used ON layouts (used_at);
+CREATE INDEX holdings_used ON holdings (used_at)
+""",
 )
 """Each takes the tables one form further; one that was released is never changed."""
+USED = ("boots", "layouts", "holdings")
+"""Tables of what rows refer to under numbers: it goes once it was not used for longer than rows are kept."""
 USAGE = "held, busy, idle, util, seen"
 KEPT_USAGE = (0, 1, 2, 4, 5)
 """Places of `USAGE` in `rollups.USAGE`: the one between is for what Slurm gave away, and nothing fills it."""
@@ -91,9 +102,9 @@ class Names:
         self.times = -1
         self._hosts: dict[str, int] = {}
         self._host_names: dict[int, str] = {}
-        self._boots: dict[str, int] = {}
+        self._boots: dict[str, tuple[int, float]] = {}
         self._boot_texts: dict[int, str] = {}
-        self._layout_ids: dict[tuple[GpuId, ...], int] = {}
+        self._layout_ids: dict[tuple[GpuId, ...], tuple[int, float]] = {}
         self._layouts: dict[int, tuple[GpuId, ...]] = {}
         self._holding_ids: dict[tuple[Holder, ...], tuple[int, float]] = {}
         self._holdings: dict[int, tuple[Holder, ...]] = {}
@@ -139,12 +150,13 @@ class Names:
         return before.ids if is_same and before is not None else None
 
     def _asked_for(self, rows: Sequence[Figures], today: float) -> list[Row]:
-        if len(self._holding_ids) > 20_000:
-            self._holding_ids.clear()
-        hosts = {row.host for row in rows} - self._hosts.keys()
-        boots = {row.boot_id for row in rows if row.boot_id is not None} - self._boots.keys()
-        layouts = {row.gpus for row in rows} - self._layout_ids.keys()
+        for known in (self._boots, self._layout_ids, self._holding_ids):
+            if len(known) > MOST_KNOWN:
+                known.clear()
         never = 0, float("-inf")
+        hosts = {row.host for row in rows} - self._hosts.keys()
+        boots = {row.boot_id for row in rows if row.boot_id and self._boots.get(row.boot_id, never)[1] < today}
+        layouts = {row.gpus for row in rows if self._layout_ids.get(row.gpus, never)[1] < today}
         holdings = {row.holders for row in rows if self._holding_ids.get(row.holders, never)[1] < today}
         if hosts or boots or layouts or holdings:
             with self._db.transaction() as db:
@@ -154,24 +166,25 @@ class Names:
                 found_holdings = _numbered_texts(
                     db, "holdings", {_text_of(each): each for each in holdings}, " WHERE is_whole"
                 )
-                if found_holdings:
-                    db.execute(
-                        "UPDATE holdings SET used_at = now() WHERE id = ANY(?)", (list(found_holdings.values()),)
-                    )
-            self._hosts |= found_hosts
-            self._boots |= found_boots
-            self._layout_ids |= found_layouts
+                for table, of in zip(USED, (found_boots, found_layouts, found_holdings), strict=True):
+                    _use(db, table, set(of.values()))
             now = time.monotonic()
+            self._hosts |= found_hosts
+            self._boots |= {each: (number, now) for each, number in found_boots.items()}
+            self._layout_ids |= {each: (number, now) for each, number in found_layouts.items()}
             self._holding_ids |= {each: (number, now) for each, number in found_holdings.items()}
         return [self._numbered(row) for row in rows]
 
     def _numbered(self, row: Figures) -> Row:
         """Return the numbers of a row, which are all known."""
-        holding, used_at = self._holding_ids[row.holders]
-        boot = None if row.boot_id is None or row.seq is None else self._boots[row.boot_id]
-        ids = Row(self._hosts[row.host], boot, self._layout_ids[row.gpus], holding)
-        if row.boot_id is not None and boot is not None:
-            self._before[row.host] = _Before(row.boot_id, row.gpus, row.holders, ids, used_at)
+        layout, layout_at = self._layout_ids[row.gpus]
+        holding, holding_at = self._holding_ids[row.holders]
+        if row.boot_id is None or row.seq is None:
+            return Row(self._hosts[row.host], None, layout, holding)
+        boot, boot_at = self._boots[row.boot_id]
+        ids = Row(self._hosts[row.host], boot, layout, holding)
+        used_at = min(layout_at, holding_at, boot_at)
+        self._before[row.host] = _Before(row.boot_id, row.gpus, row.holders, ids, used_at)
         return ids
 
     def hosts(self, names: Iterable[str]) -> dict[str, int]:
@@ -203,18 +216,24 @@ class Names:
 
     def hour(self, bodies: Iterable[bytes]) -> Hour:
         """Return an hour of pieces, for which all that they refer to is known."""
-        hour = Hour(bodies, Lookup(lambda layout: self._layouts[layout], lambda holding: self._holdings[holding]))
+        # of its own: another thread may forget what is known here while somebody reads the hour
+        layouts: dict[int, tuple[GpuId, ...]] = {}
+        holdings: dict[int, tuple[Holder, ...]] = {}
+        hour = Hour(bodies, Lookup(layouts.__getitem__, holdings.__getitem__))
         with self._lock:
-            if len(self._holdings) > 50_000:
-                self._holdings.clear()
-            layouts = list(hour.layouts() - self._layouts.keys())
-            holdings = list(hour.holdings() - self._holdings.keys())
-            if layouts or holdings:
+            for known in (self._layouts, self._holdings):
+                if len(known) > MOST_KNOWN:
+                    known.clear()
+            new_layouts = list(hour.layouts() - self._layouts.keys())
+            new_holdings = list(hour.holdings() - self._holdings.keys())
+            if new_layouts or new_holdings:
                 with self._db.reading() as db:
-                    for number, text in db.execute("SELECT id, text FROM layouts WHERE id = ANY(?)", (layouts,)):
+                    for number, text in db.execute("SELECT id, text FROM layouts WHERE id = ANY(?)", (new_layouts,)):
                         self._layouts[number] = Layout.of(text).gpus
-                    for number, text in db.execute("SELECT id, text FROM holdings WHERE id = ANY(?)", (holdings,)):
+                    for number, text in db.execute("SELECT id, text FROM holdings WHERE id = ANY(?)", (new_holdings,)):
                         self._holdings[number] = _holders_of(text)
+            layouts |= {number: self._layouts[number] for number in hour.layouts()}
+            holdings |= {number: self._holdings[number] for number in hour.holdings()}
         return hour
 
 
@@ -228,11 +247,24 @@ def _holders_of(text: str) -> tuple[Holder, ...]:
 
 def _numbered(db: Statements, table: str, column: str, texts: Iterable[str]) -> dict[str, int]:
     """Return the numbers of texts, made where there are none."""
-    wanted = list(texts)
-    if not wanted:
+    kept = {text: text.replace("\0", "\ufffd") for text in texts}  # no text there can hold a NUL
+    if not kept:
         return {}
+    wanted = sorted(set(kept.values()))
     db.execute(f"INSERT INTO {table} ({column}) SELECT unnest(?::text[]) ON CONFLICT DO NOTHING", (wanted,))
-    return dict(db.execute(f"SELECT {column}, id FROM {table} WHERE {column} = ANY(?)", (wanted,)).fetchall())  # noqa: S608 - ours
+    found = dict(db.execute(f"SELECT {column}, id FROM {table} WHERE {column} = ANY(?)", (wanted,)).fetchall())  # noqa: S608 - ours
+    return {text: found[there] for text, there in kept.items()}
+
+
+def _use(db: Statements, table: str, numbers: Set[int]) -> None:
+    """Note that what stands under some numbers is used, so that it stays.
+
+    Raises:
+        PostgresqlError: some of it went at this very moment.
+    """
+    used = db.execute(f"UPDATE {table} SET used_at = now() WHERE id = ANY(?)", (sorted(numbers),)) if numbers else None  # noqa: S608 - ours
+    if used is not None and used.rowcount != len(numbers):
+        raise PostgresqlError(f"{table}: some were dropped as old just when they came again: tried again")
 
 
 def _numbered_texts(db: Statements, table: str, of: dict[str, Any], where: str = "") -> dict[Any, int]:
