@@ -1,6 +1,7 @@
 """What the newest rows add up to before their hour is sealed: so that "today" has no hole. In memory; one writer."""
 
 import threading
+from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from math import inf
@@ -47,31 +48,69 @@ class OpenHours:
         self._counted_to = 0.0
         self._lock = threading.Lock()
 
-    def take(self, rows: Iterable[Figures]) -> None:
-        """Take rows that were written; one that is older than the newest of its host waits for its hour's sealing."""
+    def take(self, rows: Iterable[Figures]) -> list[tuple[str, int]]:
+        """Take rows that were written.
+
+        Returns:
+            Hosts and hours of rows that are older than the newest one of their host, of the same hour: they count when
+            the hour is added up `anew`. Those of hours before count when these are sealed.
+        """
+        late = []
         for row in rows:
             host = self._hosts.get(row.host)
             if host is None:
                 host = self._hosts[row.host] = _Host()
             waiting = host.waiting
             if waiting and row.at <= waiting[-1].at:
+                hour = int(row.at // HOUR) * HOUR
+                if host.waits(hour):
+                    late.append((row.host, hour))
                 continue
             if waiting and row.at // TOGETHER_SECONDS != waiting[0].at // TOGETHER_SECONDS:
                 self._roll(host, row.at)
             host.waiting.append(row)
+        return late
+
+    def anew(self, name: str, hour: int, rows: Sequence[Figures]) -> None:
+        """Add up an open hour anew: all its rows that are written and not sealed, oldest first."""
+        host = self._hosts.get(name)
+        if host is None or not host.waits(hour):
+            return
+        begin = host.waiting[0].at // TOGETHER_SECONDS * TOGETHER_SECONDS
+        first = bisect_left(rows, begin, key=lambda row: row.at)
+        new = roll(rows[:first], hour, hour + HOUR, rows[first].at) if first else None
+        host.waiting = list(rows[first:])
+        with self._lock:
+            self._take_back(host, hour)
+            if new is not None:
+                self._give(host, hour, new, first)
 
     def _roll(self, host: _Host, next_at: float) -> None:
         hour = int(host.waiting[0].at // HOUR) * HOUR
         new = host.rolled(hour, next_at)
-        host.rows[hour] = host.rows.get(hour, 0) + len(host.waiting)
         with self._lock:
+            self._give(host, hour, new, len(host.waiting))
             self._counted_to = max(self._counted_to, min(next_at, hour + HOUR))
-            given = host.given.setdefault(hour, Rolled())
-            for sums in (given.minutes, self._minutes):
-                _put(sums, new.minutes)
-            for usage in (given.usage, self._usage.setdefault(hour, {})):
-                _put(usage, new.usage)
         host.waiting = []
+
+    def _give(self, host: _Host, hour: int, new: Rolled, rows: int) -> None:
+        """Count what so many rows more add up to; under the lock."""
+        host.rows[hour] = host.rows.get(hour, 0) + rows
+        given = host.given.setdefault(hour, Rolled())
+        for sums in (given.minutes, self._minutes):
+            _put(sums, new.minutes)
+        for usage in (given.usage, self._usage.setdefault(hour, {})):
+            _put(usage, new.usage)
+
+    def _take_back(self, host: _Host, hour: int) -> None:
+        """Take out all that an hour of a host has given; under the lock."""
+        host.rows.pop(hour, None)
+        given = host.given.pop(hour, None)
+        if given is not None:
+            _take_out(self._minutes, given.minutes)
+            _take_out(self._usage[hour], given.usage)
+            if not self._usage[hour]:
+                del self._usage[hour]
 
     def given(self, name: str, hour: int, rows: Sequence[Figures]) -> Rolled | None:
         """Return what an hour of a host has given, where these rows of it are all that has; else None.
@@ -101,14 +140,8 @@ class OpenHours:
             return
         if host.waits(hour):
             host.waiting = []
-        host.rows.pop(hour, None)
         with self._lock:
-            given = host.given.pop(hour, None)
-            if given is not None:
-                _take_out(self._minutes, given.minutes)
-                _take_out(self._usage[hour], given.usage)
-                if not self._usage[hour]:
-                    del self._usage[hour]
+            self._take_back(host, hour)
 
     def unname(self, user: str) -> None:
         """Forget what a user had; hosts and models keep it."""

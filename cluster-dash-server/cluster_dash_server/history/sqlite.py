@@ -20,7 +20,7 @@ from cluster_dash_server.history.boots import MOST_BOOTS, Boots
 from cluster_dash_server.history.opened import OpenHours
 from cluster_dash_server.history.questions import Reader
 from cluster_dash_server.history.rollups import HOUR
-from cluster_dash_server.history.sealing import Names, Sums, drop_old, fold_day, make_room, oldest_day, seal
+from cluster_dash_server.history.sealing import Names, Sums, drop_old, fold_day, hot_rows, make_room, oldest_day, seal
 from cluster_dash_server.history.seqs import Seqs
 from cluster_dash_server.history.settled import Identity
 from cluster_dash_server.store import (
@@ -50,6 +50,8 @@ WAITING_ROWS = 50_000
 """Rows that wait in memory at most, the newest (some 70 MB), while nothing can be written: moles hold the others."""
 SEAL_AFTER_SECONDS = 60.0
 """An hour is sealed so long after its end, and after the last row of it came."""
+LATE_SECONDS = 5.0
+"""An open hour is added up anew so long after the last row of it that came late: those of a backlog come together."""
 START_SECONDS = 5.0
 """For how long after its start the server has the machine to itself."""
 CHORE_SECONDS = 0.25
@@ -129,6 +131,7 @@ class SqliteStore:
         self._boots: dict[tuple[str, str], int] = {}
         self._hot: dict[tuple[int, int], float] = {}
         self._left_over: set[tuple[int, int]] = set()
+        self._late: dict[tuple[str, int], float] = {}
         self._sweeps: list[unnaming.Sweep] = []
         self._is_out = False  # the first sweep's name is out of the tables, not yet out of free pages and journal
         self._pruned_at = float("-inf")
@@ -330,7 +333,8 @@ class SqliteStore:
         now = time.monotonic()
         for each in hot:
             self._hot[each[0], each[1]] = now  # type: ignore[index]
-        self._open.take(rows)
+        for late in self._open.take(rows):
+            self._late[late] = now
         for sweep in begun:
             self._open.unname(sweep.user)
             self._sweeps = [each for each in self._sweeps if each.user != sweep.user] + [sweep]
@@ -369,6 +373,7 @@ class SqliteStore:
             self._look_through()
         if self._sweeps:  # no hour is sealed meanwhile: its rows would pass from where it comes to where it was
             return self._unname(until)
+        self._add_late_rows(until)
         more = self._make_room(until) or self._seal_what_is_due(until)
         now = self._clock()
         if not more and now - self._pruned_at >= PRUNE_SECONDS:
@@ -399,6 +404,17 @@ class SqliteStore:
         with self._wake:
             self._unnamed[sweep.user] = sweep.told(is_done=True)
         return True
+
+    def _add_late_rows(self, until: float) -> None:
+        """Add up open hours anew of which rows came late, for a while: sums would lack them until the hour is over."""
+        db, names = self._connection()
+        quiet = time.monotonic() - LATE_SECONDS
+        for (name, hour), last_at in list(self._late.items()):
+            if last_at <= quiet:
+                del self._late[name, hour]
+                self._open.anew(name, hour, hot_rows(db, names, names.host(name), hour, name))
+                if time.monotonic() >= until:
+                    return
 
     def _seal_what_is_due(self, until: float) -> bool:
         now, quiet = self._clock(), time.monotonic() - SEAL_AFTER_SECONDS

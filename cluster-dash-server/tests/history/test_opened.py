@@ -70,3 +70,41 @@ def test_an_hour_is_added_up_anew_where_rows_of_it_were_not_counted_or_its_inter
     opened = OpenHours()
     opened.take([*others, after])
     assert opened.given("gpu01", int(BEGIN), others) is None
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_rows_that_come_late_count_in_the_running_hour_once_it_is_added_up_anew(make_row: MakeRow, seed: int) -> None:
+    rng = random.Random(seed)
+    rows = [row for row in some_rows(make_row, rng, (15.0, 14.9, 22.0, 61.0), 15.0) if row.at < BEGIN + 1800]
+    late = {id(row) for row in rng.sample(rows[:-1], 20)}  # a live post comes first, and calls the backlog
+    in_order, opened, hour = OpenHours(), OpenHours(), int(BEGIN)
+    in_order.take(rows)
+
+    assert opened.take([row for row in rows if id(row) not in late]) == []
+    assert opened.take([row for row in rows if id(row) in late]) == [("gpu01", hour)] * 20
+    assert opened.minutes() != in_order.minutes()
+    opened.anew("gpu01", hour, rows)
+
+    for mine, wanted in ((opened.minutes(), in_order.minutes()), (opened.usage(), in_order.usage())):
+        assert mine.keys() == wanted.keys()
+    assert_alike(opened.usage()[hour], in_order.usage()[hour])
+    for key, share in in_order.minutes().items():
+        assert opened.minutes()[key] == pytest.approx(share, abs=1e-6), key
+    assert opened.given("gpu01", hour, rows) is not None, "the hour need not be added up once more when it is sealed"
+    after = make_row("gpu01", BEGIN + 1805.0, interval=15.0)
+    for each in (in_order, opened):
+        each.take([after])
+    assert_alike(opened.usage()[hour], in_order.usage()[hour])
+
+    opened.close("gpu01", hour)
+    assert (opened.minutes(), opened.usage()) == ({}, {})
+
+
+def test_rows_of_an_hour_before_wait_for_its_sealing(make_row: MakeRow) -> None:
+    opened = OpenHours()
+    opened.take([make_row("gpu01", BEGIN + HOUR + 15)])
+
+    assert opened.take([make_row("gpu01", BEGIN + HOUR - 15)]) == []
+    opened.anew("gpu01", int(BEGIN), [make_row("gpu01", BEGIN + HOUR - 15)])
+    opened.anew("gpu02", int(BEGIN), [make_row("gpu02", BEGIN + HOUR - 15)])
+    assert opened.usage() == {}

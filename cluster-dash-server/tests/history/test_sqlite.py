@@ -349,3 +349,26 @@ def test_boots_that_a_host_invents_leave_the_file_but_for_the_last(
     store.prune(moving())
     assert not store.knows("gpu01", f"boot{last}", last)
     store.close()
+
+
+def test_a_backlog_of_the_running_hour_fills_its_gap_before_the_hour_is_over(
+    tmp_path: Path, moving: Clock, make_row: MakeRow, quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite, "START_SECONDS", 0.0)
+    monkeypatch.setattr(sqlite, "LATE_SECONDS", 0.0)
+    moving.now = BEGIN + 41 * 60 + 30
+    ask = SeriesQuery(metric="busy_gpus", begin=BEGIN, end=BEGIN + 37 * 60, by="cluster", step_seconds=60)
+    usage = UsageQuery(begin=BEGIN, end=BEGIN + HOUR)
+    rows = [make_row(at=BEGIN + 60 * number, seq=number) for number in range(42)]
+    with closing(SqliteStore(tmp_path, clock=moving, keep=KEEP)) as store:
+        for each in (*rows[:10], *rows[-3:], *rows[10:-3]):  # an outage, the first post after it, and its backlog
+            store.append(each)
+        store.flush()
+        (line,), (held,) = store.series(ask), store.usage(usage)
+        assert line.mean == [1.0] * 38
+        assert held.held_seconds == pytest.approx(40 * 60)
+
+        store.seal_all()
+        (line,), (held,) = store.series(ask), store.usage(usage)
+        assert line.mean == pytest.approx([1.0] * 38)
+        assert held.held_seconds == pytest.approx(42 * 60 + 30)
