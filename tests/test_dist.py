@@ -12,6 +12,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import tomllib
 
 from dev.dist import PYTHONS, requirements
 from tests.processes import BIN, TOP, Listening
@@ -190,6 +191,23 @@ def test_a_requirement_counts_under_the_python_that_is_served() -> None:
     assert [line.split()[0] for line in requirements(lock, "3.10")] == ["a==1.0", "b==2.0"]
     assert [line.split()[0] for line in requirements(lock, "3.13")] == ["a==1.0"]
     assert list(requirements(lock, "3.10"))[1].count("--hash") == 2
+
+
+def test_one_server_installs_nothing_that_only_replicas_need() -> None:
+    folder = TOP / "cluster-dash-server"
+    project = tomllib.loads((folder / "pyproject.toml").read_text())["project"]
+    of_replicas = {
+        re.split(r"[^\w-]", need)[0]
+        for extra in ("granian", "postgresql", "redis", "remote")
+        for need in project["optional-dependencies"][extra]
+    }
+    locked = {
+        name: {line.split("==")[0] for line in requirements((folder / name).read_text(), "3.11")}
+        for name in ("requirements.lock", "requirements-replicas.lock")
+    }
+    assert of_replicas == {"granian", "psycopg", "redis", "cramjam"}
+    assert of_replicas <= locked["requirements-replicas.lock"]
+    assert not of_replicas & locked["requirements.lock"]
 
 
 @pytest.mark.parametrize("half", PYTHONS)
