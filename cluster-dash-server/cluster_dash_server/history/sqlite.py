@@ -319,7 +319,10 @@ class SqliteStore:
                 )
             if self._last_seen is not None:
                 db.executemany(
-                    "INSERT OR REPLACE INTO last VALUES (?, ?, ?, ?, ?)",
+                    # in its place: to replace it would move it behind all others, and write twice the pages
+                    "INSERT INTO last VALUES (?, ?, ?, ?, ?) ON CONFLICT (host) DO UPDATE SET "
+                    "received_at = excluded.received_at, skew_seconds = excluded.skew_seconds, "
+                    "packed = excluded.packed, known = excluded.known",
                     [
                         (last.host, last.received_at, last.skew_seconds, last.packed, last.known)
                         for last in self._last_seen({row.host for row in settled})
