@@ -5,7 +5,7 @@ import os
 import random
 import sqlite3
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -66,6 +66,26 @@ def test_what_was_written_is_there_again(tmp_path: Path, moving: Clock, make_row
         assert store.durable_seq("gpu01", "boot", 41) == 43
         (line,) = store.series(UTIL)
         assert line.max[0] == 50
+
+
+def test_of_each_host_the_newest_snapshot_takes_the_place_of_the_one_before(
+    tmp_path: Path, moving: Clock, make_row: MakeRow
+) -> None:
+    def newest(hosts: Iterable[str]) -> list[LastSeen]:
+        at, packed, known = moving.now, f"packed {moving.now}".encode(), f"known {moving.now}".encode()
+        return [
+            LastSeen(host=host, received_at=at, skew_seconds=at - BEGIN, packed=packed, known=known) for host in hosts
+        ]
+
+    with closing(SqliteStore(tmp_path, clock=moving, keep=KEEP, last_seen=newest)) as store:
+        for seq, hosts in enumerate((("gpu01", "gpu02"), ("gpu02",))):
+            moving.now = BEGIN + 10 * seq
+            for host in hosts:
+                store.append(make_row(host, at=moving.now, seq=seq))
+            store.flush()
+
+        assert [last for last in store.last_seen() if last.host == "gpu02"] == newest(("gpu02",))
+        assert {last.host: last.received_at for last in store.last_seen()} == {"gpu01": BEGIN, "gpu02": BEGIN + 10}
 
 
 def test_the_file_is_for_its_owner_alone(tmp_path: Path, moving: Clock) -> None:
