@@ -16,6 +16,7 @@ sys.path.insert(0, str(TOP))
 from bench import (  # noqa: E402 - the folder is no installed package
     alerts,
     browser,
+    drain,
     fleet,
     history,
     ingest,
@@ -33,6 +34,7 @@ from bench.harness import Figure, machine, table  # noqa: E402
 CASES: dict[str, Callable[[int], list[Figure]]] = {
     "ingest": ingest.run,
     "fleet": fleet.run,
+    "drain": drain.run,
     "prometheus": prometheus.run,
     "scrape": scrape.run,
     "live": live.run,
