@@ -87,16 +87,61 @@ def test_a_redis_that_was_started_anew_with_its_data_is_in_another_epoch(kind: I
     engine.exchange(epoch, 0, [offer("gpu01")])
     with server.client() as client:
         meta, rows = client.hgetall("{cd:0}:meta"), client.hgetall("{cd:0}:row")
+        orders = client.hgetall("{cd:0}:order")
         changed = client.zrange("{cd:0}:changed", 0, -1, withscores=True)
     server.kill()
     server.start()
     with server.client() as client:  # as it would come back of a file that lacks the last seconds
         client.hset("{cd:0}:meta", mapping=meta)
         client.hset("{cd:0}:row", mapping=rows)
+        client.hset("{cd:0}:order", mapping=orders)
         client.zadd("{cd:0}:changed", dict(changed))
     answer = engine.exchange(epoch, 1, ())
     assert answer.epoch not in ("", epoch)
     assert [each.key for each in engine.exchange(answer.epoch, 0, ()).changes] == ["gpu01"]
+
+
+@pytest.mark.parametrize("gone", ["meta", "row", "order", "changed"])
+def test_after_a_key_was_evicted_replicas_offer_all_anew(gone: str, kind: InRedis, server: RedisServer) -> None:
+    """As a Redis does that is a cache for others, too, when its memory is full."""
+    engine = kind.open()
+    epoch = engine.exchange("", 0, ()).epoch
+    engine.exchange(epoch, 0, [offer("gpu01"), offer("gpu02")])
+    with server.client() as client:
+        client.delete(f"{{cd:0}}:{gone}")
+    answer = engine.exchange(epoch, 2, [offer("gpu03")])
+    assert answer.epoch not in ("", epoch)
+    engine.exchange(answer.epoch, 0, [offer("gpu02"), offer("gpu01")])
+    found = engine.exchange(answer.epoch, 0, ()).changes
+    assert {each.key: each.row for each in found} == {"gpu01": b"row", "gpu02": b"row"}
+
+
+def test_a_redis_without_room_is_away_as_far_as_it_goes_and_half_of_nothing_is_put(
+    kind: InRedis, server: RedisServer
+) -> None:
+    engine = kind.open()
+    epoch = engine.exchange("", 0, ()).epoch
+    engine.exchange(epoch, 0, [offer("gpu01")])
+    with server.client() as client:
+        client.config_set("maxmemory", 1)
+        try:
+            with pytest.raises(Away, match="used memory > 'maxmemory'"):
+                engine.exchange(epoch, 0, [offer("gpu02")])
+            assert [each.key for each in engine.exchange(epoch, 0, ()).changes] == ["gpu01"]
+        finally:
+            client.config_set("maxmemory", 0)
+    assert engine.exchange(epoch, 1, [offer("gpu02")]).taken == [2]
+
+
+def test_a_redis_that_may_evict_what_is_shared_is_told_of(kind: InRedis, server: RedisServer) -> None:
+    engine = kind.open()
+    assert "evict" not in engine.check()
+    with server.client() as client:
+        client.config_set("maxmemory-policy", "allkeys-lru")
+        try:
+            assert "may evict what is shared: set maxmemory-policy noeviction" in engine.check()
+        finally:
+            client.config_set("maxmemory-policy", "noeviction")
 
 
 def test_a_script_that_redis_has_lost_is_loaded_again(kind: InRedis, server: RedisServer) -> None:

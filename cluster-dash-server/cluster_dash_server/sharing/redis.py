@@ -103,7 +103,11 @@ end
 local new_epoch, epoch, since, most = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
 local settled, most_ranges = ARGV[5], tonumber(ARGV[6])
 local time = redis.call('TIME')
-if not meta[1] or meta[3] ~= run or (meta[1] == epoch and since > version) then
+local rows_kept = redis.call('HLEN', KEYS[2])
+local is_torn = redis.call('HLEN', KEYS[3]) ~= rows_kept or redis.call('ZCARD', KEYS[4]) ~= rows_kept
+  or (rows_kept > 0 and not meta[1])
+if is_torn then redis.call('DEL', KEYS[2], KEYS[3], KEYS[4]) end  -- a key was evicted: replicas offer all anew
+if is_torn or not meta[1] or meta[3] ~= run or (meta[1] == epoch and since > version) then
   meta[1] = new_epoch
   redis.call('HSET', KEYS[1], 'epoch', new_epoch, 'run', run, 'version', version)
 end
@@ -285,10 +289,14 @@ class RedisEngine:
         """
         try:
             version = self._client.info("server")["redis_version"]
+            policy = self._client.info("memory").get("maxmemory_policy", "")
         except (redis.RedisError, OSError) as error:
             raise Away(f"{self._where}: {_why(error)}") from error
         answer = self.exchange("", 0, ())
-        return f"{self._where} answers, Redis {version}, {answer.version} changes so far"
+        said = f"{self._where} answers, Redis {version}, {answer.version} changes so far"
+        if not policy.startswith("allkeys"):
+            return said
+        return f"{said}; by its policy {policy} it may evict what is shared: set maxmemory-policy noeviction"
 
     def drop(self, orders: Mapping[str, Order]) -> None:
         """See `Engine`."""
