@@ -3,7 +3,8 @@
 The data are believable: the simulated fleet's, through the server's reading of a snapshot and the store's own door,
 with 32 processes on those GPUs of a host that are in use. What a snapshot costs counts all that is ever done with it:
 reading its figures, writing, sealing its hour, and making minutes of its day when it is old. VictoriaMetrics is given
-the same, where it is installed; it answers over HTTP, ours in the process that asks.
+the same, where it is installed; it answers over HTTP, ours in the process that asks. Rows are committed some thousands
+at a time here; what a commit costs, and what is kept for a restart, stand in lines of their own.
 
 The goals name 100 hosts for a day and 1,000 for a month: `--full`, which takes hours. Otherwise fewer are taken, and
 each line says how many: what a snapshot and a figure cost, and what one host's past does, hardly depends on how many
@@ -22,6 +23,7 @@ from dataclasses import replace
 from datetime import UTC
 from itertools import groupby
 from pathlib import Path
+from statistics import median
 from typing import NamedTuple
 
 from bench import victoria
@@ -91,7 +93,7 @@ def _day(folder: Path, runs: int, hosts: int) -> list[Figure]:
     of_power = _cost_ms(lambda: store.series(replace(ask, metric="power_w")), runs)
     store.close()
     size = (folder / "day" / "history.db").stat().st_size
-    keeping = _keeping_each(folder, runs) * 1e6
+    keeping, commit = _keeping_each(folder, runs) * 1e6, _commit_ms(folder, few) * 1000
     with closing(_store(folder / "day", replace(KEEP, rows_seconds=7 * DAY))) as old:
         ageing = _cpu_seconds(lambda: _age(old)) / snapshots * 1e6
     each = (taking + sealing) / snapshots * 1e6 + ageing
@@ -114,6 +116,7 @@ def _day(folder: Path, runs: int, hosts: int) -> list[Figure]:
         Figure(name="history: of that, sealing hours and roll-ups", value=sealing / snapshots * 1e6, unit="µs"),
         Figure(name="history: of that, rows become minutes after a week", value=ageing, unit="µs"),
         Figure(name="history: CPU to keep the newest snapshot of a host for a restart", value=keeping, unit="µs"),
+        Figure(name="history: CPU of a commit, which the rows of half a second share", value=commit, unit="µs"),
         Figure(
             name=f"history: bytes a figure on disk, {hosts} hosts, 24 h at 15 s, all tiers",
             value=size / known,
@@ -307,6 +310,17 @@ def _keeping_each(folder: Path, runs: int) -> float:
 
     without, with_it = medians(max(3, runs), lambda: cost(is_kept=False), lambda: cost(is_kept=True))
     return with_it - without
+
+
+def _commit_ms(folder: Path, rows: list[Figures]) -> float:
+    """Return the CPU of a commit of a single row."""
+    store = _store(folder / "commits")
+    costs = []
+    for row in rows[:200]:
+        store.append(row)
+        costs.append(_cpu_seconds(store.flush) * 1000)
+    store.close()
+    return median(costs)
 
 
 def _copies(row: Figures, copies: int) -> list[Figures]:
