@@ -81,6 +81,11 @@ class Part:
         assert self.process is not None
         return self.process.cpu_seconds()
 
+    def memory_mib(self) -> float:
+        """Return what it takes, see `Process`."""
+        assert self.process is not None
+        return self.process.memory_mib()
+
     def _signal(self, number: int) -> None:
         for pid in [] if self.process is None else self.process.family():
             with contextlib.suppress(ProcessLookupError):
