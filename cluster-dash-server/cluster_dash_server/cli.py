@@ -23,6 +23,7 @@ from cluster_dash_server.commands import past as past_command
 from cluster_dash_server.commands import summary as summary_command
 from cluster_dash_server.commands import token as token_command
 from cluster_dash_server.commands import user as user_command
+from cluster_dash_server.lasting import made_to_last
 from cluster_dash_server.settings import SERVERS, ConfigError, Reading, Settings
 
 log = logging.getLogger(__name__)
@@ -143,7 +144,8 @@ def serve(options: argparse.Namespace) -> int:
     Raises:
         ConfigError: a setting that cannot be used, or an address that cannot be listened on.
     """
-    from cluster_dash_server import notify, serving
+    with made_to_last():
+        from cluster_dash_server import notify, serving
 
     settings = _load_settings(options)
     names = ("host", "port", "data", "server")

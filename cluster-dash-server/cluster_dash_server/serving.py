@@ -3,7 +3,6 @@
 import contextlib
 import errno
 import functools
-import gc
 import logging
 import os
 import resource
@@ -22,6 +21,7 @@ from waitress.server import create_server
 
 from cluster_dash_server import logs, notify
 from cluster_dash_server.app import VERSION, create_app
+from cluster_dash_server.lasting import made_to_last
 from cluster_dash_server.logs import LogOptions
 from cluster_dash_server.port_holder import holder_of
 from cluster_dash_server.settings import ConfigError, Settings
@@ -45,13 +45,13 @@ def by_waitress(settings: Settings, log_options: LogOptions) -> None:
             "in front (etc/nginx, etc/caddy)"
         )
     host, port = settings.server.host, settings.server.port
-    app = create_app(settings)
-    try:
-        server: Any = create_server(app, host=host, port=port)
-    except (OSError, ValueError) as error:  # waitress makes a ValueError of a name that does not resolve
-        raise _cannot_listen(settings, error) from None
-    app.extensions["start"]()
-    _settle()
+    with made_to_last():
+        app = create_app(settings)
+        try:
+            server: Any = create_server(app, host=host, port=port)
+        except (OSError, ValueError) as error:  # waitress makes a ValueError of a name that does not resolve
+            raise _cannot_listen(settings, error) from None
+        app.extensions["start"]()
     signal.signal(signal.SIGTERM, _end)
     _say(settings, server.effective_port)
     notify.watch(settings.server.host, server.effective_port)
@@ -117,16 +117,11 @@ def allow_open_files(hosts: int) -> None:
 def _load(settings: Settings, log_options: LogOptions, tell_loaded: int) -> Callable[..., Any]:
     """Build the application in granian's worker, and tell its main process that it is there."""
     logs.setup(log_options)
-    app = create_app(settings)
-    app.extensions["start"]()
-    _settle()
+    with made_to_last():
+        app = create_app(settings)
+        app.extensions["start"]()
     os.write(tell_loaded, b"1")
     return app
-
-
-def _settle() -> None:
-    """Keep what is loaded by now out of garbage collections: no post is answered during one, and it is half of each."""
-    gc.freeze()
 
 
 def _certificate(settings: Settings) -> tuple[Path | None, Path | None]:
