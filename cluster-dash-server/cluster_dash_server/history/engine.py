@@ -3,6 +3,7 @@
 import contextlib
 import http.client
 import ssl
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
 
 SECONDS = 10.0
 """How long a connection, or a part of an answer, may take."""
+ANSWER_SECONDS, ANSWER_BYTES = 60.0, 256 * 2**20
+"""How long the parts of an answer may take together, and how large it may be: else one could go on for ever."""
 WRITE_PATH = "/api/v1/write"
 _SAID = 200
 """Characters of an engine's own words that are passed on."""
@@ -91,7 +94,7 @@ class Connection:
             connection = self._opened()
             connection.request("POST", self.path + path, body, {**self._headers, **headers})
             answer = connection.getresponse()
-            found = answer.read()
+            found = _read(answer)
         except (OSError, http.client.HTTPException) as error:
             self.close()
             raise EngineError(f"{self._where}: {_why(error)}") from None
@@ -194,11 +197,29 @@ def _headers(texts: tuple[str, ...]) -> Iterator[tuple[str, str]]:
         yield name, value.strip()
 
 
+def _read(answer: http.client.HTTPResponse) -> bytes:
+    until = time.monotonic() + ANSWER_SECONDS
+    parts, size = [], 0
+    while part := answer.read1(2**16):
+        parts.append(part)
+        size += len(part)
+        if size > ANSWER_BYTES or time.monotonic() > until:
+            raise OSError(
+                0, f"its answer is still not whole after {ANSWER_SECONDS:.0f} s, or {ANSWER_BYTES // 2**20} MiB"
+            )
+    if answer.length:
+        raise OSError(0, "it hung up in the middle of its answer")
+    answer.read()  # it counts as read only now
+    return b"".join(parts)
+
+
 def _why(error: Exception) -> str:
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"its certificate does not hold: {error.verify_message}"
     if isinstance(error, TimeoutError):
         return f"no answer within {SECONDS:.0f} s"
+    if isinstance(error, http.client.IncompleteRead):
+        return "it hung up in the middle of its answer"
     if isinstance(error, http.client.RemoteDisconnected):
         return "it hung up without an answer"
     if isinstance(error, OSError) and error.strerror:

@@ -353,7 +353,9 @@ class Asker:
     def _answer(self, path: Literal["query", "query_range"], **fields: str) -> list[dict[str, Any]]:
         """Ask; raises StoreError."""
         # VictoriaMetrics keeps answers, and gives them again although a backlog has added to what they tell
-        body = urlencode({**fields, "nocache": "1"}).encode()
+        # and a cluster of VictoriaMetrics, or Thanos, of which a part is away would tell of the rest as if it were all
+        whole = {"deny_partial_response": "1", "partial_response": "false"}
+        body = urlencode({**fields, "nocache": "1", **whole}).encode()
         headers = {"Content-Type": "application/x-www-form-urlencoded"}
         try:
             connection = self._idle.pop()
@@ -378,6 +380,8 @@ class Asker:
             if not answer.is_good or found["status"] != "success":
                 why = found.get("error") or refusal(answer)
                 raise StoreError(f"history cannot be read: the engine says: {why}")
+            if found.get("isPartial"):
+                raise StoreError("history cannot be read: a part of the engine is away")
             result: list[dict[str, Any]] = found["data"]["result"]
         except (json.JSONDecodeError, KeyError, TypeError, AttributeError):
             raise StoreError(f"history cannot be read: {refusal(answer)}") from None
