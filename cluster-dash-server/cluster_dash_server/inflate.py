@@ -78,13 +78,12 @@ def unpack(kept: bytes) -> bytes:
     """
     if not is_packed(kept):
         return kept
-    zstandard = import_module("zstandard")
     context: Any = getattr(_thread, "unpacker", None)
     if context is None:
-        context = _thread.unpacker = zstandard.ZstdDecompressor()
+        context = _thread.unpacker = import_module("zstandard").ZstdDecompressor()
     try:
         return bytes(context.decompress(kept))
-    except zstandard.ZstdError:
+    except import_module("zstandard").ZstdError:  # asked for only when there is an error
         raise InflateError(400, "a snapshot that was kept is damaged") from None
 
 
