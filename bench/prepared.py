@@ -34,7 +34,7 @@ def main(server: str, hosts: int, interval_seconds: float, seconds: float) -> No
     fleet = Fleet(
         seed=1, hosts=hosts, gpus=8, interval_seconds=interval_seconds, began_at=time.time(), faults=False
     ).build()
-    bodies = [_bodies(host, interval_seconds) for host in fleet]
+    bodies = [bodies_of(host, interval_seconds) for host in fleet]
     with socket.create_connection((place.hostname, place.port)) as connection:
         family, peer = connection.family, connection.getpeername()
     swarm = Swarm(
@@ -60,7 +60,7 @@ def main(server: str, hosts: int, interval_seconds: float, seconds: float) -> No
     )
 
 
-def _bodies(host: SimulatedHost, interval_seconds: float) -> Callable[[float], bytes]:
+def bodies_of(host: SimulatedHost, interval_seconds: float) -> Callable[[float], bytes]:
     """Return what gives the bodies of a host: some in turn, each under a number and a moment of its own."""
     began = time.time()
     takes = cycle([_parts(host, began + take * interval_seconds) for take in range(TAKES)])

@@ -26,6 +26,7 @@ from bench import (  # noqa: E402 - the folder is no installed package
     relay,
     replicas,
     scrape,
+    sharing,
     simulate,
     start,
 )
@@ -44,6 +45,7 @@ CASES: dict[str, Callable[[int], list[Figure]]] = {
     "simulate": simulate.run,
     "history": history.run,
     "relay": relay.run,
+    "sharing": sharing.run,
     "replicas": replicas.run,
     "alerts": alerts.run,
 }
