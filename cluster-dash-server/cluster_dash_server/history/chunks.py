@@ -5,12 +5,24 @@ from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate, groupby, pairwise, repeat
-from operator import sub, truediv
+from itertools import accumulate, groupby, pairwise
+from operator import sub
 from typing import Any, NamedTuple, cast
 
-from cluster_dash_server.history.columns import NAN, Column, Frames, bind, decode, encode, extended, stays, unzip, zip_
-from cluster_dash_server.history.lanes import least_sum_most
+from cluster_dash_server.history.columns import (
+    NAN,
+    Column,
+    Frames,
+    bind,
+    decode,
+    encode,
+    encode_numbers,
+    extended,
+    stays,
+    unzip,
+    zip_,
+)
+from cluster_dash_server.history.lanes import MOST, least_sum_most
 from cluster_dash_server.store import GPU_METRICS, HOST_METRICS, Figures, GpuId, Holder
 
 METRICS = GPU_METRICS + HOST_METRICS
@@ -205,9 +217,10 @@ def slot_of(columns: "Sequence[array[float]]") -> Slot:
     """Add up rows of one layout, of which `columns_of` made columns."""
     least, mean, most = array("f"), array("f"), array("f")
     for column in columns:
-        of_column = _least_mean_most(column)
-        for found, figure in zip((least, mean, most), of_column, strict=True):
-            found.append(figure)
+        low, middle, high = _least_mean_most(column)
+        least.append(low)
+        mean.append(middle)
+        most.append(high)
     return Slot(len(columns[0]), least, mean, most)
 
 
@@ -239,31 +252,52 @@ class Day(NamedTuple):
 
     places: list[int]
     rows: list[int]
-    least: "list[array[float]]"
-    mean: "list[array[float]]"
-    most: "list[array[float]]"
+    least: list[Column]
+    mean: list[Column]
+    most: list[Column]
 
-    def put(self, columns: int, least: "array[float]", mean: "array[float]", most: "array[float]") -> None:
+    def put(self, columns: int, least: Column, mean: Column, most: Column) -> None:
         """Put in the next columns, which come one after the other."""
-        length = len(least) // columns
+        length = len(least.numbers) // columns
         for found, new in zip(self[2:], (least, mean, most), strict=True):
-            found += [new[at : at + length] for at in range(0, len(new), length)]
+            for at in range(0, columns * length, length):
+                found.append(Column(new.numbers[at : at + length], new.scale, None))
 
     def extend(self, later: "Day") -> None:
         """Put later steps behind those that are here."""
         self.places.extend(later.places)
         self.rows.extend(later.rows)
         for found, new in zip(self[2:], later[2:], strict=True):
-            for column, figures in zip(found, new, strict=True):
-                column.extend(figures)
+            found[:] = map(_joined, found, new)
 
     def slots(self) -> dict[int, Slot]:
         """Return the steps by their place."""
-        kinds = [[array("f", row) for row in zip(*kind, strict=True)] for kind in self[2:]]
+        kinds = [
+            [array("f", row) for row in zip(*[column.floats() for column in kind], strict=True)] for kind in self[2:]
+        ]
         return {
             place: Slot(count, least, mean, most)
             for place, count, least, mean, most in zip(self.places, self.rows, *kinds, strict=True)
         }
+
+
+def _joined(first: Column, second: Column) -> Column:
+    if not (_is_whole(first) and _is_whole(second) and first.scale == second.scale):
+        first, second = _as_figures(first), _as_figures(second)
+    return Column(cast("array[Any]", first.numbers) + cast("array[Any]", second.numbers), first.scale, None)
+
+
+def _as_figures(column: Column) -> Column:
+    return _figures(column.floats()) if _is_whole(column) else column
+
+
+def _figures(figures: Iterable[float]) -> Column:
+    return Column(array("f", figures), 1.0, None)
+
+
+def _is_whole(column: Column) -> bool:
+    """Say whether a column is whole numbers of its scale, all known."""
+    return column.known is None and isinstance(column.numbers, array) and column.numbers.typecode == "i"
 
 
 def minutes_of(blob: bytes, layout: Layout, day: int) -> Day:
@@ -282,7 +316,7 @@ def minutes_of(blob: bytes, layout: Layout, day: int) -> Day:
         columns = rows.columns(metric)
         if all(column is columns[0] for column in columns) and (not columns or columns[0].stays()):
             figure = columns[0].floats()[0] if columns else NAN
-            found.put(width, *[array("f", [figure]) * (width * len(counts))] * 3)
+            found.put(width, *[_constant(figure, scale, width * len(counts)) for scale in (1, _HUNDREDTHS, 1)])
         elif len(set(counts)) == 1 and all(_are_decimals(column) for column in columns):
             found.put(width, *_added(columns, counts[0]))
         else:
@@ -291,35 +325,48 @@ def minutes_of(blob: bytes, layout: Layout, day: int) -> Day:
     return found
 
 
+def _constant(figure: float, scale: int, count: int) -> Column:
+    """Return a figure so many times, as whole numbers of a scale where it is one."""
+    if abs(figure) * scale < MOST and (figure * scale).is_integer():
+        return Column(array("i", [int(figure * scale)]) * count, scale, None)
+    return Column(array("f", [figure]) * count, 1.0, None)
+
+
 def _are_decimals(column: Column) -> bool:
     """Say whether all figures are there, with so few decimals that rounding leaves the mean of equal ones as it is."""
-    numbers, decimals = column.numbers, column.scale
-    return column.known is None and decimals <= _HUNDREDTHS and isinstance(numbers, array) and numbers.typecode == "i"
+    return _is_whole(column) and column.scale <= _HUNDREDTHS
 
 
-def _added(columns: Sequence[Column], rows: int) -> "Iterator[array[float]]":
+def _added(columns: Sequence[Column], rows: int) -> Iterator[Column]:
     """Give the least, mean and most of each so many figures of columns that `_are_decimals`, of one scale."""
     whole = array("i", b"".join([cast("array[int]", column.numbers).tobytes() for column in columns]))
     scale = columns[0].scale
     least, totals, most = least_sum_most([whole[place::rows] for place in range(rows)])
     of_one = int(scale) * rows
     means = [(2 * _HUNDREDTHS * total + of_one) // (2 * of_one) for total in totals]  # round() takes ten times as long
-    for numbers, of in ((least, scale), (means, _HUNDREDTHS), (most, scale)):
-        yield array("f", numbers if of == 1 else map(truediv, numbers, repeat(of)))
+    yield Column(least, scale, None)
+    if max(max(means), -min(means)) < MOST:
+        yield Column(array("i", means), _HUNDREDTHS, None)
+    else:
+        yield _figures([mean / _HUNDREDTHS for mean in means])
+    yield Column(most, scale, None)
 
 
-def _added_unevenly(column: Column, counts: Iterable[int]) -> "Iterator[array[float]]":
+def _added_unevenly(column: Column, counts: Iterable[int]) -> Iterator[Column]:
     """Give the least, mean and most of each so many figures of a column."""
     figures, ends = array("f", column.floats()), accumulate(counts, initial=0)
     for of_kind in zip(*[_least_mean_most(figures[at:end]) for at, end in pairwise(ends)], strict=True):
-        yield array("f", of_kind)
+        yield _figures(of_kind)
 
 
 def pack_slots(slots: dict[int, Slot], gpus: int) -> bytes:
     """Pack the steps of a day, by their place in it."""
     places = sorted(slots)
     of = [slots[place] for place in places]
-    least, mean, most = (columns_of([getattr(slot, kind) for slot in of]) for kind in ("least", "mean", "most"))
+    least, mean, most = (
+        [Column(column, 1.0, None) for column in columns_of([getattr(slot, kind) for slot in of])]
+        for kind in ("least", "mean", "most")
+    )
     return pack_day(Day(places, [slot.rows for slot in of], least, mean, most), gpus)
 
 
@@ -330,9 +377,15 @@ def pack_day(day: Day, gpus: int) -> bytes:
     for columns in (day.mean,) if alone else (day.mean, day.least, day.most):
         at = 0
         for count in _widths(gpus):
-            frames.append(encode(columns[at : at + count]) if count else b"")
+            frames.append(_encoded(columns[at : at + count]) if count else b"")
             at += count
     return bind(frames)
+
+
+def _encoded(columns: Sequence[Column]) -> bytes:
+    if all(_is_whole(column) for column in columns) and len({column.scale for column in columns}) == 1:
+        return encode_numbers([cast("array[int]", column.numbers) for column in columns], columns[0].scale)
+    return encode([cast("array[float]", _as_figures(column).numbers) for column in columns])
 
 
 class Slots:

@@ -17,7 +17,7 @@ from itertools import accumulate, repeat
 from operator import truediv
 from typing import Any, NamedTuple, cast
 
-from cluster_dash_server.history.lanes import LANE_BYTES, MOST, little, native, ones, running
+from cluster_dash_server.history.lanes import LANE_BYTES, MOST, biased, little, native, ones, running
 from cluster_dash_server.store import StoreError
 
 NAN = float("nan")
@@ -116,6 +116,20 @@ def encode(columns: "Sequence[array[float]]") -> bytes:
         return _HEAD.pack(_PLAIN, 0, 4, known is not None, 0, len(mask)) + mask + zip_(_shuffled(little(whole), 4))
     size, least, body = _differences(numbers, length)
     return _HEAD.pack(_DECIMAL, place, size, known is not None, least, len(mask)) + mask + zip_(body)
+
+
+def encode_numbers(columns: "Sequence[array[int]]", scale: float) -> bytes:
+    """Pack columns of whole numbers below MOST, which are figures times a scale, in half the time of `encode`."""
+    whole = columns[0] if len(columns) == 1 else array("i", b"".join([column.tobytes() for column in columns]))
+    if stays(whole):
+        return bytes((_CONSTANT,)) + struct.pack("<f", whole[0] / scale)
+    length, place, plain = len(columns[0]), _SCALES.index(scale), little(whole)
+    small, nothing = plain[::4], bytes(len(whole))
+    if plain[1::4] == plain[2::4] == plain[3::4] == nothing and small.isascii():
+        body = _differences_of_bytes(small, length)
+        return _HEAD.pack(_DECIMAL, place, 1, False, -128, 0) + zip_(body)
+    size, least, body = _differences(biased(whole), length)
+    return _HEAD.pack(_DECIMAL, place, size, False, least, 0) + zip_(body)
 
 
 def extended(packed: bytes, length: int, new: "array[float]") -> bytes:

@@ -82,6 +82,12 @@ def _lanes(numbers: "array[int]") -> int:
     return (int.from_bytes(little(numbers), "little") ^ (ones(count) << (_LANE - 1))) - _ZERO * ones(count)
 
 
+def biased(numbers: "array[int]") -> bytes:
+    """Return numbers below MOST as unsigned ones, each MOST more, the least byte first."""
+    count = len(numbers)
+    return (_lanes(numbers) - (_ZERO - MOST) * ones(count)).to_bytes(LANE_BYTES * count, "little")
+
+
 def _numbers(lanes: int, count: int) -> "array[int]":
     plain = ((lanes + _ZERO * ones(count)) ^ (ones(count) << (_LANE - 1))).to_bytes(LANE_BYTES * count, "little")
     return array("i", native(plain, "i"))

@@ -18,7 +18,8 @@ from cluster_dash_server.history.chunks import (
     pack_slots,
     slot_of,
 )
-from cluster_dash_server.history.columns import NAN, Frames, bind, decode, encode, extended
+from cluster_dash_server.history.columns import NAN, Frames, bind, decode, encode, encode_numbers, extended
+from cluster_dash_server.history.lanes import MOST
 from cluster_dash_server.history.rollups import roll
 from cluster_dash_server.history.seqs import Seqs
 from cluster_dash_server.store import GPU_METRICS, HOST_METRICS, Figures, GpuId, StoreError
@@ -40,6 +41,21 @@ def test_columns_come_back_as_they_were(values: list[float], columns: int) -> No
     for column, wanted in zip(found, whole, strict=True):
         for back, value in zip(array("f", column.floats()), wanted, strict=True):
             assert back == value or (back != back and value != value)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(st.integers(-5, 130) | st.integers(-MOST + 1, MOST - 1), min_size=1, max_size=40),
+    st.integers(1, 3),
+    st.sampled_from((1, 10, 100)),
+)
+def test_whole_numbers_come_back_as_the_figures_that_they_are(numbers: list[int], columns: int, scale: int) -> None:
+    whole = [array("i", numbers[place:] + numbers[:place]) for place in range(columns)]
+
+    found = decode(encode_numbers(whole, scale), columns, len(numbers))
+
+    for column, wanted in zip(found, whole, strict=True):
+        assert array("f", column.floats()) == array("f", [number / scale for number in wanted])
 
 
 def test_a_steady_column_takes_a_few_bytes_and_decimals_about_one() -> None:
