@@ -9,7 +9,7 @@ from cluster_dash_server.cluster import KnownGpu, KnownHost
 from cluster_dash_server.inflate import InflateError, pack, packed, unpack
 from cluster_dash_server.privacy import Unnaming
 from cluster_dash_server.slurm import Slurm
-from cluster_dash_server.snapshot import Gpu, Json, dumps, loads, read
+from cluster_dash_server.snapshot import Gpu, Json, SnapshotError, decode_by_types, dumps, loads, read
 from cluster_dash_server.states import DEFAULT_INTERVAL_SECONDS
 from cluster_dash_server.store import LastSeen
 
@@ -77,14 +77,20 @@ def recall(kept: Iterable[LastSeen]) -> Iterator[KnownHost]:
             continue
         try:
             yield _recalled(last)
-        except (InflateError, ValueError, TypeError, KeyError, IndexError):
+        except (InflateError, SnapshotError, ValueError, TypeError, KeyError, IndexError):
             log.warning("the last snapshot of a host could not be read back: it is shown when it posts again")
 
 
 def _recalled(last: LastSeen) -> KnownHost:
-    snapshot: Any = loads(unpack(last.packed))
+    decoded = decode_by_types(unpack(last.packed))
     known: Any = loads(last.known)
-    seen = read(snapshot, received_at=last.received_at, skew_seconds=last.skew_seconds, packed=last.packed)
+    seen = read(
+        decoded.snapshot,
+        received_at=last.received_at,
+        skew_seconds=last.skew_seconds,
+        entries=decoded.entries,
+        packed=last.packed,
+    )
     gaps, kept = known
     gpus = []
     for place, idle_since, missing_since, free_since, whole in kept:
@@ -137,7 +143,7 @@ def stripped(last: LastSeen, user: str) -> LastSeen:
             return last if left == block else dataclasses.replace(last, packed=pack(dumps(left)))
         known = _recalled(last)
         found = unnamed(known, user)
-    except (InflateError, ValueError, TypeError, KeyError, IndexError, AttributeError):
+    except (InflateError, SnapshotError, ValueError, TypeError, KeyError, IndexError, AttributeError):
         return dataclasses.replace(last, packed=b"", known=b"")  # it could not be read back at a start, either
     return last if found is known else remember(found)
 
