@@ -26,6 +26,18 @@ def ones(count: int) -> int:
 
 
 @lru_cache(maxsize=64)
+def _zeros(count: int) -> int:
+    """Return lanes with what stands for 0 in each."""
+    return _ZERO * ones(count)
+
+
+@lru_cache(maxsize=64)
+def _highest_bits(count: int) -> int:
+    """Return lanes with the highest bit in each."""
+    return ones(count) << (_LANE - 1)
+
+
+@lru_cache(maxsize=64)
 def _steps(rows: int, columns: int) -> int:
     """Return lanes of rows with 1, 2, 3, … in all columns of one."""
     return _added_up(ones(rows * columns), rows, columns)
@@ -59,14 +71,14 @@ def running(firsts: "array[int]", steps: bytes | bytearray, least: int) -> "list
 def least_sum_most(columns: "Sequence[array[int]]") -> tuple[Sequence[int], Sequence[int], Sequence[int]]:
     """Return the least, the sum and the most of columns of numbers below MOST, place by place."""
     count, biased = len(columns[0]), [_lanes(column) for column in columns]
-    low, top, high = biased[0], biased[0], ones(count) << (_LANE - 1)
+    low, top, high = biased[0], biased[0], _highest_bits(count)
     for lanes in biased[1:]:
         low, _ = _sorted(low, lanes, high)
         _, top = _sorted(top, lanes, high)
     least, most = _numbers(low, count), _numbers(top, count)
     if max(max(most), -min(least)) * len(columns) >= 2 * _ZERO:  # the sums would not find room
         return least, list(map(sum, zip(*columns, strict=True))), most
-    return least, _numbers(sum(biased) - (len(biased) - 1) * _ZERO * ones(count), count), most
+    return least, _numbers(sum(biased) - (len(biased) - 1) * _zeros(count), count), most
 
 
 def _sorted(first: int, second: int, high: int) -> tuple[int, int]:
@@ -79,7 +91,7 @@ def _sorted(first: int, second: int, high: int) -> tuple[int, int]:
 def _lanes(numbers: "array[int]") -> int:
     """Return numbers in lanes, each with _ZERO added; C writes those below 0 as if they had the highest bit."""
     count = len(numbers)
-    return (int.from_bytes(little(numbers), "little") ^ (ones(count) << (_LANE - 1))) - _ZERO * ones(count)
+    return (int.from_bytes(little(numbers), "little") ^ _highest_bits(count)) - _zeros(count)
 
 
 def biased(numbers: "array[int]") -> bytes:
@@ -89,7 +101,7 @@ def biased(numbers: "array[int]") -> bytes:
 
 
 def _numbers(lanes: int, count: int) -> "array[int]":
-    plain = ((lanes + _ZERO * ones(count)) ^ (ones(count) << (_LANE - 1))).to_bytes(LANE_BYTES * count, "little")
+    plain = ((lanes + _zeros(count)) ^ _highest_bits(count)).to_bytes(LANE_BYTES * count, "little")
     return array("i", native(plain, "i"))
 
 

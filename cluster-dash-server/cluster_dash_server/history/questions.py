@@ -6,7 +6,7 @@ from array import array
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import chain, pairwise
+from itertools import chain, pairwise, repeat
 from operator import add, truediv
 from typing import Any, cast
 
@@ -90,7 +90,7 @@ class _Line:
         """Return it; what was gathered is used up."""
         least: list[float | None] = [*self.least]
         most: list[float | None] = [*self.most]
-        empty = [place for place, count in enumerate(self.count) if not count]
+        empty = [place for place, count in enumerate(self.count) if not count] if 0 in self.count else []
         for place in empty:
             self.count[place] = 1
         mean: list[float | None] = [*map(truediv, self.total, self.count)]
@@ -512,7 +512,7 @@ class _Gather:
             sums = _added([column.numbers[first : last[2]] for column, _ in together], rows)
             scale, length = together[0][0].scale, len(bounds)
             if scale != 1:
-                sums = [[number / scale for number in numbers] for numbers in sums]
+                sums = [list(map(truediv, numbers, repeat(scale))) for numbers in sums]
             for place, (_, line) in enumerate(together):
                 line.put(begin, [numbers[place * length : (place + 1) * length] for numbers in sums], rows)
         for column, line in rest:
