@@ -16,12 +16,12 @@ from typing import Any
 import pytest
 
 from cluster_dash_server.events import EventLog
-from cluster_dash_server.history import adding, remote
+from cluster_dash_server.history import adding, postgresql, remote
 from cluster_dash_server.history.memory import MemoryStore
 from cluster_dash_server.history.postgresql import PostgresqlLedger
 from cluster_dash_server.history.rollups import HOUR
 from cluster_dash_server.history.settled import OwnSettled
-from cluster_dash_server.postgresql import Database
+from cluster_dash_server.postgresql import Database, PostgresqlError
 from cluster_dash_server.states import Thresholds
 from cluster_dash_server.store import (
     HOST_METRICS,
@@ -384,6 +384,46 @@ def test_while_the_database_is_away_nothing_is_called_durable_and_nothing_is_los
         finally:
             ledger.close()
             database.close()
+
+
+def test_what_was_kept_though_nobody_heard_so_is_kept_once(
+    replica: MakeReplica, moving: Any, make_fleet: MakeFleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The connection breaks in the COMMIT, each other time: nobody knows what became of it, and it is done again."""
+    monkeypatch.setattr(postgresql, "RETRY_SECONDS", 0.05)
+    plain, ledger, rows = MemoryStore(moving), replica(), make_fleet(5, 3, BEGIN, BEGIN + HOUR)
+    whole, times = ledger._db.transaction, [0]
+
+    @contextlib.contextmanager
+    def cut() -> Iterator[Any]:
+        with whole() as db:
+            yield db
+        times[0] += 1
+        if times[0] % 2:
+            raise PostgresqlError("cut", is_away=True)
+
+    for number, row in enumerate(rows):
+        plain.append(row)
+        ledger.append(replace(row))
+        if number % 40 == 0:
+            ledger.record(KeptEvent(event(BEGIN + number), False, ("boot", number)))
+            with monkeypatch.context() as during:
+                during.setattr(ledger._db, "transaction", cut)
+                wait_until(lambda: written(ledger), 60, "it is written")
+    ledger.flush()
+
+    agrees(ledger, plain)
+    assert times[0] > 4
+    assert len(ledger.events(EventQuery(begin=0, end=2 * BEGIN))) == len(range(0, len(rows), 40))
+    newest = rows[-1]
+    assert ledger.durable_seq(newest.host, str(newest.boot_id), newest.seq) == newest.seq
+
+
+def written(ledger: PostgresqlLedger) -> bool:
+    with contextlib.suppress(StoreError):
+        ledger.write()
+        return True
+    return False
 
 
 def test_what_cannot_be_written_does_not_hold_up_the_rest(

@@ -271,7 +271,7 @@ def _numbered_texts(db: Statements, table: str, of: dict[str, Any], where: str =
     """The same for texts that are too long for an index."""
     if not of:
         return {}
-    wanted = list(of)
+    wanted = sorted(of)  # two replicas that make the same ones wait for each other in one order
     db.execute(f"INSERT INTO {table} (text) SELECT unnest(?::text[]) ON CONFLICT DO NOTHING", (wanted,))
     digests = [hashlib.md5(text.encode(), usedforsecurity=False).hexdigest() for text in wanted]
     also = f" AND {where.removeprefix(' WHERE ')}" if where else ""
