@@ -8,7 +8,7 @@ at a time here; what a commit costs, and what is kept for a restart, stand in li
 
 The goals name 100 hosts for a day and 1,000 for a month: `--full`, which takes hours. Otherwise fewer are taken, and
 each line says how many: what a snapshot and a figure cost, and what one host's past does, hardly depends on how many
-there are; sums over all are kept as such, but GPU-hours of hosts (the waste page) grow with them.
+there are; sums over all are kept as such, and GPU-hours of hosts, which the waste page reads, are copied to 1,000.
 """
 
 import gc
@@ -198,6 +198,8 @@ def _month(folder: Path, runs: int, hosts: int) -> list[Figure]:
     gpus = _cost_ms(lambda: store.series(of_host), runs)
     month = Span(begin=BEGIN, end=BEGIN + MONTH_DAYS * DAY, is_relative=False)
     wasted = _cost_ms(lambda: waste.report(store, store, month, UTC, lambda user: None), runs)
+    _copy_days(store.path, ALL_MONTH_HOSTS // hosts)
+    wasted_by_all = _cost_ms(lambda: waste.report(store, store, month, UTC, lambda user: None), runs)
     store.close()
     return [
         Figure(
@@ -215,14 +217,29 @@ def _month(folder: Path, runs: int, hosts: int) -> list[Figure]:
             met=users <= 10,
         ),
         Figure(name="history: one metric of 8 GPUs over 30 days, by the hour", value=gpus, unit="ms"),
+        Figure(name=f"history: what the waste page tells, over 30 days, {hosts:,} hosts", value=wasted, unit="ms"),
         Figure(
-            name=f"history: what the waste page tells, over 30 days, {hosts:,} hosts",
-            value=wasted,
+            name=f"history: the same with the GPU-hours of {ALL_MONTH_HOSTS:,} hosts",
+            value=wasted_by_all,
             unit="ms",
             target="≤ 300 ms",
-            met=wasted <= 300,
+            met=wasted_by_all <= 300,
         ),
     ]
+
+
+def _copy_days(file: Path, copies: int) -> None:
+    """Give each host's GPU-hours of days to more hosts: of these there is one row a host, of all else one for all."""
+    with closing(sqlite3.connect(file)) as db:
+        for copy in range(1, copies):
+            first = copy * 1_000_000
+            db.execute("INSERT INTO hosts SELECT id + ?, name || ? FROM hosts WHERE id < 1000000", (first, f"-{first}"))
+            db.execute(
+                "INSERT INTO usage_days SELECT day, host + ?, user, model, held, busy, idle, allocated, util, seen "
+                "FROM usage_days WHERE host < 1000000",
+                (first,),
+            )
+        db.commit()
 
 
 def _engine(runs: int) -> list[Figure]:
