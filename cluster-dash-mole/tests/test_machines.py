@@ -25,7 +25,7 @@ def take(machine: Path, nvml_folder: Path, folder: Path) -> dict[str, Any]:
     if (machine / "nvml.conf").exists():
         conf.write_text((machine / "nvml.conf").read_text())
         environ |= {"LD_LIBRARY_PATH": str(nvml_folder), "FAKE_NVML_CONFIG": str(conf)}
-    options = json.dumps({"machine": str(machine), "deadline": 1.0 if machine.name == "hung-call" else 10.0})
+    options = json.dumps({"machine": str(machine), "deadline": 5.0 if machine.name == "hung-call" else 10.0})
     command = [sys.executable, str(HERE / "take.py"), options]
     try:
         done = subprocess.run(command, env=environ, input="\n", capture_output=True, text=True, timeout=60, check=True)

@@ -273,6 +273,7 @@ def simulate(line: str, **environment: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.clocked
 def test_every_host_posts_every_interval_and_the_summary_counts_them(sink: Sink) -> None:
     done = simulate(f"--server {sink.url} --hosts 5 --gpus 2 --interval 0.2 --seconds 1 --json --quiet")
     assert done.returncode == 0, done.stderr
@@ -380,6 +381,7 @@ def test_only_plain_http_addresses_are_taken(url: str) -> None:
         parse_server(url)
 
 
+@pytest.mark.clocked
 @pytest.mark.parametrize(("listens", "counted"), [(False, "refused"), (True, "timeouts")])
 def test_a_server_that_goes_away_or_hangs_is_counted_and_does_not_end_it(
     listens: bool, counted: str, monkeypatch: pytest.MonkeyPatch

@@ -1,4 +1,4 @@
-"""Hundreds of numbers in one: pure.
+"""Adds and compares hundreds of numbers at once, side by side in one whole number of Python. Pure.
 
 A whole number of Python holds as many bits as one likes, and C adds and compares them in one call. So numbers lie side
 by side in lanes of 32 bits, and sums, least and most of all of them cost next to nothing: without NumPy, which the

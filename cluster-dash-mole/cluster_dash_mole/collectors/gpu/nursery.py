@@ -1,4 +1,4 @@
-"""Where the processes that hold NVML are born.
+"""Forks the processes that hold NVML, from one that was forked before the mole had threads.
 
 NVML runs in a child, as a call into a sick driver may never return. A child has to be forked again and again over the
 life of a mole (only a fresh one loads a new library), but by then the mole has threads, and a fork copies their locks
