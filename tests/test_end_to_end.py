@@ -122,9 +122,15 @@ def test_a_driver_that_is_not_loaded_is_said_in_words_and_heals_by_itself(
     fake_nvml()
     healthy = nvml.read_text()
     rewrite(nvml, healthy + "fault nvmlInit* DRIVER_NOT_LOADED\n")
+
+    def without_driver() -> Any:
+        host = only_host(server)
+        said = host and host["snapshot"]["gpu"].get("gpu_error")
+        return host if said and "driver" in said["error"] else None
+
     with start_mole(server.url, state=tmp_path, nvml=nvml):
-        shown = wait_until(lambda: only_host(server), 20, "the first snapshot")
-        assert "driver" in shown["snapshot"]["gpu"]["gpu_error"]["error"]
+        # on a machine that is busy the first snapshot may say that NVML has not answered yet
+        shown = wait_until(without_driver, 20, "the driver is not loaded")
         assert shown["snapshot"]["cpu"]["num_cpus"] == os.cpu_count()
         assert shown["state"] == "error"
 
