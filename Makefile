@@ -39,9 +39,9 @@ types: setup
 	$(BIN)/mypy cluster-dash-mole/tests
 	$(BIN)/lint-imports
 
-# a process more than there are cores, for tests that wait; a plugin that units do not need takes each of them a second
+# a process more than there are cores, for tests that wait
 units: setup
-	$(BIN)/pytest -n $$(( $$(nproc) + 1 )) --dist loadfile -p no:schemathesis -m "not soak and not clocked" cluster-dash-server/tests cluster-dash-mole/tests
+	$(BIN)/pytest -n $$(( $$(nproc) + 1 )) --dist loadfile -m "not soak and not clocked" cluster-dash-server/tests cluster-dash-mole/tests
 
 soak: setup ## the long runs; `make test` has their short form
 	$(BIN)/pytest -m soak --timeout 36000 tests

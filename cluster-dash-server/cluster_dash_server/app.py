@@ -78,7 +78,7 @@ from cluster_dash_server.web import history as history_pages
 from cluster_dash_server.web import slurm as slurm_pages
 from cluster_dash_server.web import waiting as waiting_page
 from cluster_dash_server.web.history import Past
-from cluster_dash_server.web.late_rule import LateRule
+from cluster_dash_server.web.lazy_rule import LazyRule
 from cluster_dash_server.web.views import QueryError
 
 if TYPE_CHECKING:
@@ -268,7 +268,7 @@ def create_app(settings: Settings | None = None, clock: Callable[[], float] = ti
     if commons is not None:
         start.before_posts.append(commons.access.start)
     app = Flask(__name__, static_folder=None)
-    app.url_rule_class = LateRule
+    app.url_rule_class = LazyRule
     app.url_map.merge_slashes = False  # its redirect names the Host header, which anybody can forge
     app.extensions["control"] = control
     app.extensions["tokens"] = tokens

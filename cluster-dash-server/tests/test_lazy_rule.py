@@ -1,7 +1,7 @@
 import pytest
 from werkzeug.routing import Map, Rule
 
-from cluster_dash_server.web.late_rule import LateRule
+from cluster_dash_server.web.lazy_rule import LazyRule
 
 
 def test_addresses_are_made_as_by_plain_routes_and_nothing_is_compiled_before(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -13,7 +13,7 @@ def test_addresses_are_made_as_by_plain_routes_and_nothing_is_compiled_before(mo
 
     monkeypatch.setattr(Rule, "_compile_builder", counted)
     routes = ("/", "/host/<name>", "/host/<name>/gpu/<int:gpu>", "/static/<path:file>")
-    late = Map([LateRule(route, endpoint=route) for route in routes]).bind("server")
+    late = Map([LazyRule(route, endpoint=route) for route in routes]).bind("server")
     assert compiled == []
     plain = Map([Rule(route, endpoint=route) for route in routes]).bind("server")
     compiled.clear()

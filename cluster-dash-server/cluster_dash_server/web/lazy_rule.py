@@ -1,4 +1,4 @@
-"""Routes that a server starts with sooner.
+"""Routes whose addresses are compiled when they are first asked for, so that a server starts sooner.
 
 For each route Werkzeug compiles two functions that make its address of values: half of the time in which the
 application is built. Most are never called, so they are compiled when they are.
@@ -12,7 +12,7 @@ from werkzeug.routing import Rule
 _Builder = Callable[..., tuple[str, str]]
 
 
-class LateRule(Rule):
+class LazyRule(Rule):
     """A route whose address can be made of values a little later."""
 
     def _compile_builder(self, append_unknown: bool = True) -> _Builder:
