@@ -292,7 +292,11 @@ class Sender:
     def _send(self, lane: _Lane) -> bool:
         """Send the next batch of a lane; False where it failed and is to be tried again."""
         batch, said_yes = lane.next(), self._said_yes
-        answer = self._post(self._body(batch))
+        body = self._body(batch)
+        if not batch.pieces:
+            lane.batches.remove(batch)
+            return True
+        answer = self._post(body)
         if answer is None:
             self._fail(lane)
             return False

@@ -404,6 +404,18 @@ def test_a_snapshot_that_cannot_be_said_holds_up_no_other(engine: Engine, start:
     assert (engine.has("odd"), sending.sender.refused) == (0, 1)
 
 
+def test_where_nothing_can_be_said_nothing_is_asked(engine: Engine, start: Start, make_row: MakeRow) -> None:
+    engine.judge = lambda body: 204 if body else 400
+    sending = start()
+    odd = make_row("odd")
+    odd.values[0], odd.values[-1] = math.inf, -math.inf
+    sending.put(odd)
+
+    sending.sender.send()
+
+    assert (sending.settled, engine.asked, sending.sender.refused) == (["odd"], 0, 1)
+
+
 # ---------------------------------------------------------------------------------------------- what is recorded
 
 
