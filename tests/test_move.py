@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from cluster_dash_server import app, free
+from cluster_dash_server import free, site
 from cluster_dash_server.access.tokens import TokenFile, Tokens
 from cluster_dash_server.alerts.book import Silence
 from cluster_dash_server.cli import main
@@ -57,7 +57,7 @@ def settings_file(path: Path, data: Path, more: str = "") -> Path:
 def fill(folder: Path, make_fleet: MakeFleet) -> list[Figures]:
     """Make the data folder of a small site."""
     folder.mkdir()
-    settings = app.load_settings()
+    settings = site.load_settings()
     clock = [OLD + 6 * HOUR]
     store = SqliteStore(folder, clock=lambda: clock[0], keep=keep_of(settings.history, settings.privacy))
     for row in make_fleet(7, 2, OLD, OLD + 2 * HOUR):
@@ -149,7 +149,7 @@ def test_a_site_goes_to_engines_and_back_and_tells_the_same(
     assert f"rows of {time.strftime('%Y-%m-%d %H:%M', time.gmtime(BEGIN))}Z: " in said
     assert main(["move", "-c", str(of_one), "--to", str(of_replicas)]) == 1  # it is not empty
 
-    settings = app.load_settings(of_replicas)
+    settings = site.load_settings(of_replicas)
     keep = keep_of(settings.history, settings.privacy)
     before = SqliteStore(first, clock=time.time, keep=keep)
     before.seal_all()
@@ -225,7 +225,7 @@ def test_a_move_that_was_stopped_goes_on_and_doubles_nothing(
     assert main(["move", "-c", str(of_one), "--to", str(of_replicas)]) == 0
     assert not (folder / "moving.json").exists()
 
-    settings = app.load_settings(of_replicas)
+    settings = site.load_settings(of_replicas)
     keep = keep_of(settings.history, settings.privacy)
     before = SqliteStore(tmp_path / "copy", clock=time.time, keep=keep)
     before.seal_all()

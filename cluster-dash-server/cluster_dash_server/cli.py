@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from cluster_dash_server import __version__, control, logs
+from cluster_dash_server import __version__, control, logs, site
 from cluster_dash_server.access.users import UsersError
 from cluster_dash_server.commands import CommandError, UsageError
 from cluster_dash_server.commands import alerts as alert_commands
@@ -168,22 +168,20 @@ def check(options: argparse.Namespace) -> int:
     Raises:
         ConfigError: a setting that cannot be used.
     """
-    from cluster_dash_server import app
     from cluster_dash_server.commands import check_config
 
-    sys.stdout.write(check_config.report(_at_data(app.read_settings(options.config), options.data)))
+    sys.stdout.write(check_config.report(_at_data(site.read_settings(options.config), options.data)))
     return EXIT_DONE
 
 
 def examine(options: argparse.Namespace) -> int:
     """Print what the doctor finds; the exit code is that of the worst finding."""
-    from cluster_dash_server import app
     from cluster_dash_server.commands import doctor
 
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal without ✔ still gets the words
     try:
-        reading = _at_data(app.read_settings(options.config), options.data)
+        reading = _at_data(site.read_settings(options.config), options.data)
     except ConfigError as error:
         sys.stdout.write(f"{doctor.unusable_settings(str(error))}\n")
         return EXIT_CONFIG
@@ -246,9 +244,7 @@ def past(options: argparse.Namespace) -> int:
 
 def move(options: argparse.Namespace) -> int:
     """Take the site from files to engines, or back."""
-    from cluster_dash_server import app
-
-    settings, target = _load_settings(options), app.load_settings(options.to)
+    settings, target = _load_settings(options), site.load_settings(options.to)
     move_command.run(options, settings, target, past_command.folder_of(options, settings))
     return EXIT_DONE
 
@@ -291,9 +287,7 @@ def _at_data(reading: Reading, data: str | None) -> Reading:
 
 
 def _load_settings(options: argparse.Namespace) -> Settings:
-    from cluster_dash_server import app
-
-    return app.load_settings(options.config)
+    return site.load_settings(options.config)
 
 
 def _log_options(options: argparse.Namespace) -> logs.LogOptions:

@@ -217,7 +217,7 @@ def test_of_replicas_the_one_that_evaluates_says_that_somebody_does(monkeypatch:
             super().__init__(*args, is_well=is_well, **named)
 
     leads = [True]
-    monkeypatch.setattr("cluster_dash_server.app.Telling", Noted)
+    monkeypatch.setattr("cluster_dash_server.parts.Telling", Noted)
     monkeypatch.setattr(KeptBook, "leads", lambda self: leads[0])
     create_app(Settings(), clock=lambda: 10.0)
     (is_well,) = asked

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster_dash_server import app
+from cluster_dash_server import app, site
 from cluster_dash_server.history.engine import access_of
 from cluster_dash_server.settings import ConfigError, Settings, find_file, load
 
@@ -173,13 +173,13 @@ def test_every_setting_says_what_it_is_for() -> None:
 def test_the_site_s_config_py_is_read_as_flask_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "config.py").write_text('PASSCODE = "lab" + "-a"\n')
-    assert app.load_settings().ingest.passcode == "lab-a"
+    assert site.load_settings().ingest.passcode == "lab-a"
 
 
 def test_a_config_py_that_is_not_ours_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "config.py").write_text("raise SystemExit('not meant for you')\n")
-    assert app.load_settings().ingest.passcode is None
+    assert site.load_settings().ingest.passcode is None
 
 
 @pytest.mark.parametrize("text", ["PASSCODE = 1/0\n", "PASSCODE = 5\n", "PASSCODE = ''\n"])
@@ -187,7 +187,7 @@ def test_a_broken_config_py_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.chdir(tmp_path)
     (tmp_path / "config.py").write_text(text)
     with pytest.raises(ConfigError, match=r"config\.py"):
-        app.load_settings()
+        site.load_settings()
 
 
 @pytest.mark.parametrize("origin", ["intranet.lab", "https://a.lab; script-src *", "https://a.lab/page", "'self'", "*"])

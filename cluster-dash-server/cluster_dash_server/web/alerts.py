@@ -4,7 +4,6 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, tzinfo
-from typing import Literal, get_args
 
 from flask import Blueprint, Response, redirect, render_template, request, url_for
 from werkzeug.wrappers import Response as Answer
@@ -13,11 +12,10 @@ from cluster_dash_server.access.viewers import Viewer, current, needs
 from cluster_dash_server.alerts.book import Alert, Book, BookError, Silence
 from cluster_dash_server.alerts.coming import Coming
 from cluster_dash_server.alerts.routing import silence_of
+from cluster_dash_server.alerts.standing import MOST_SHOWN, STANDINGS, Standing, gravity, open_count, seen_by, standing
 from cluster_dash_server.notices.receivers import PERSON
 from cluster_dash_server.notices.telling import without_addresses
-from cluster_dash_server.privacy import unnamed
 from cluster_dash_server.snapshot import Json, dumps, printable
-from cluster_dash_server.store import Event
 from cluster_dash_server.web import views
 from cluster_dash_server.web.api import failure, json_response
 from cluster_dash_server.web.export import csv_response
@@ -27,8 +25,6 @@ from cluster_dash_server.web.views import QueryError
 
 log = logging.getLogger(__name__)
 
-Standing = Literal["firing", "acknowledged", "silenced", "ended"]
-STANDINGS: tuple[Standing, ...] = get_args(Standing)
 COLUMNS = (
     *("id", "state", "rule", "severity", "title", "host", "gpu", "user", "began_at", "ended_at"),
     *("acknowledged", "silenced_until", "facts", "labels"),
@@ -36,7 +32,7 @@ COLUMNS = (
 SILENCE_COLUMNS = ("id", "filter", "by", "reason", "begins_at", "ends_at")
 STATE_OF = {"critical": "error", "warning": "held", "info": "busy"}
 """The colours of a state in which a severity is shown; the word stands beside it."""
-MOST_ALERTS, MOST_SHOWN, MOST_COMING = 10_000, 200, 50
+MOST_ALERTS, MOST_COMING = 10_000, 50
 MOST_TEXT, MOST_FILTER = 500, 2_000
 POLL_SECONDS = 15
 MOST_SILENT_DAYS = 366
@@ -47,83 +43,10 @@ UNTILS = (
     ("7 days", "now+7d"),
     ("30 days", "now+30d"),
 )
-UNKNOWN_NAMES = ("who",)
-"""Facts that name people: who may not know them is not told these."""
 
 
 class NoSuch(Exception):
     """What is to be changed is not there (any more); the text says what."""
-
-
-def standing(alert: Alert, now: float) -> Standing:
-    """Say how an alert stands."""
-    if alert.ended_at is not None:
-        return "ended"
-    if alert.silenced_until is not None and alert.silenced_until > now:
-        return "silenced"
-    return "firing" if alert.acknowledged is None else "acknowledged"
-
-
-def open_count(book: Book, now: float) -> int:
-    """Count the alerts that nobody has taken on; 0 where none can be asked for: the pages say why."""
-    try:
-        return book.open_count(now)
-    except BookError:
-        return 0
-
-
-def open_titles(book: Book, now: float, viewer: Viewer | None) -> list[str]:
-    """Return the titles of the alerts that nobody has taken on, the gravest first.
-
-    Args:
-        book: where alerts are kept.
-        now: Unix s.
-        viewer: who is told; None: somebody who may know all names.
-    """
-    found = sorted(_open(book, now), key=_gravity)
-    return [(each if viewer is None else seen_by(each, viewer)).title for each in found]
-
-
-def _open(book: Book, now: float) -> list[Alert]:
-    try:
-        return [each for each in book.firing() if standing(each, now) == "firing"]
-    except BookError:
-        return []
-
-
-def seen_by(alert: Alert, viewer: Viewer) -> Alert:
-    """Return an alert as a viewer may know it: without names of people where they may not."""
-    if viewer.sees_names:
-        return alert
-    facts = [(name, text) for name, text in alert.facts if name not in UNKNOWN_NAMES]
-    acknowledged = alert.acknowledged
-    nameless = replace(
-        alert,
-        user=None,
-        facts=tuple(facts),
-        labels={name: text for name, text in alert.labels.items() if name != "user"},
-        acknowledged=None if acknowledged is None else replace(acknowledged, by="somebody", note=""),
-    )
-    if alert.user is None:
-        return nameless
-    return replace(
-        nameless,
-        title=unnamed(alert.title, alert.user),
-        facts=tuple([(name, unnamed(text, alert.user)) for name, text in facts]),
-    )
-
-
-def marks(book: Book, begin: float, end: float) -> list[Event]:
-    """Return the alerts that began between two moments as marks of a chart, as the viewer may know them."""
-    try:
-        found = [seen_by(each, current.get()) for each in book.history(begin, end, MOST_SHOWN)]
-    except BookError:
-        return []
-    return [
-        Event(at=each.began_at, host=each.host or "", gpu=each.gpu, kind="alert", code=each.rule, text=each.title)
-        for each in found
-        if begin <= each.began_at <= end
-    ]
 
 
 def blueprint(
@@ -200,7 +123,7 @@ def blueprint(
 
     def _page(problem: str = "") -> Response:
         now, viewer = clock(), current.get()
-        going = [seen_by(each, viewer) for each in sorted(book.firing(), key=_gravity)]
+        going = [seen_by(each, viewer) for each in sorted(book.firing(), key=gravity)]
         of = {state: [each for each in going if standing(each, now) == state] for state in STANDINGS}
         begin = moment("from", request.args.get("from") or "now-24h", now, zone)
         past = [seen_by(each, viewer) for each in book.history(begin, now, MOST_SHOWN + 1) if each.ended_at is not None]
@@ -353,10 +276,6 @@ def sentence(of: Mapping[Standing, Sequence[Alert]]) -> str:
         said = f"{len(firing)} {'alert' if len(firing) == 1 else 'alerts'} that nobody has taken on: {counts}."
     rest = [f"{len(of[state])} {state}." for state in STANDINGS[1:3] if of[state]]
     return " ".join([said, *rest])
-
-
-def _gravity(alert: Alert) -> tuple[int, float]:
-    return ("critical", "warning", "info").index(alert.severity), -alert.began_at
 
 
 def _row(alert: Alert, now: float) -> Json:

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 from urllib.parse import parse_qs
 
 from flask import Blueprint, Response, request
@@ -74,23 +74,15 @@ def _reply(body: Body, environ: "WSGIEnvironment") -> Reply:
     return Reply(body.content, "200 OK", headers)
 
 
-class Failing(NamedTuple):
-    """A part that does not do its work, and why; `is_ours`: another replica may do better."""
-
-    part: str
-    why: str
-    is_ours: bool
-
-
 def blueprint(
     cluster: Cluster,
     narrowed: Narrowed,
     looks: Way,
     clock: Callable[[], float],
     version: str,
-    failing: Callable[[], Iterable[Failing]],
+    failing: Callable[[], Iterable[tuple[str, str, bool]]],
 ) -> Blueprint:
-    """Build the routes; `failing` names the parts that do not do their work, and why."""
+    """Build the routes; `failing` tells the parts that fail: name, why, whether another replica would do better."""
     api = Blueprint("api", __name__)
 
     @api.get("/healthz")
@@ -104,13 +96,13 @@ def blueprint(
         parts = list(failing())
         body = {
             "success": not parts,
-            "failing": [{"part": part.part, "why": part.why} for part in parts],
+            "failing": [{"part": part, "why": why} for part, why, _ in parts],
             "hosts": len(cluster),
             "version": version,
         }
         # people look at the cluster all the same while a mail server is away, and what all replicas lack is no reason
         # to send everybody away from all of them
-        return json_response(body, 503 if any(part.is_ours for part in parts) else 200)
+        return json_response(body, 503 if any(is_ours for _, _, is_ours in parts) else 200)
 
     @api.get("/data-out/gpu-data-simple")
     @needs("state:read")
