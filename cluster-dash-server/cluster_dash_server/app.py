@@ -1,25 +1,21 @@
 """`create_app`: HTTP before the parts of a server, each page with what its viewer may know of them."""
 
-import secrets
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import click
 from flask import Flask, Response, render_template, request
 from werkzeug.exceptions import HTTPException
 
-from cluster_dash_server import __version__, looking, privacy
+from cluster_dash_server import __version__
 from cluster_dash_server.access.auth import Auth, Passcode, Proxies, names_loopback
-from cluster_dash_server.access.viewers import Scope, current, scope_of
+from cluster_dash_server.access.viewers import current, scope_of
 from cluster_dash_server.alerts.standing import marks
-from cluster_dash_server.cluster import Cluster
+from cluster_dash_server.front import Front
 from cluster_dash_server.groups import Groups
-from cluster_dash_server.ingest import Answer
-from cluster_dash_server.live import Live
-from cluster_dash_server.narrowed import Narrowed
-from cluster_dash_server.parts import Parts, Start
+from cluster_dash_server.parts import Start
 from cluster_dash_server.prometheus.metrics import Metrics
 from cluster_dash_server.received import Reception
 from cluster_dash_server.relaying.centre import Centre
@@ -29,6 +25,7 @@ from cluster_dash_server.site import load_settings
 from cluster_dash_server.web import alerts as alert_pages
 from cluster_dash_server.web import (
     api,
+    asked,
     charts,
     edge,
     first_history,
@@ -43,7 +40,6 @@ from cluster_dash_server.web import (
     relay,
     sign_in,
     status,
-    waitress_limits,
     wall,
     waste,
 )
@@ -56,22 +52,9 @@ from cluster_dash_server.web.lazy_rule import LazyRule
 from cluster_dash_server.web.views import QueryError
 
 if TYPE_CHECKING:
-    from _typeshed.wsgi import WSGIEnvironment
-
-    from cluster_dash_server.ledger.access import SignedSessions
-    from cluster_dash_server.ledger.commons import Commons
-    from cluster_dash_server.sharing.replica import Replica
+    pass
 
 VERSION = __version__
-SECURITY_HEADERS = {
-    "Content-Security-Policy": (
-        "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; "
-        "connect-src 'self'; font-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
-    ),
-    "X-Content-Type-Options": "nosniff",
-    "X-Frame-Options": "DENY",
-    "Referrer-Policy": "same-origin",
-}
 
 
 def create_app(settings: Settings | None = None, clock: Callable[[], float] = time.time) -> Flask:
@@ -88,7 +71,17 @@ def create_app(settings: Settings | None = None, clock: Callable[[], float] = ti
     settings = load_settings() if settings is None else settings
     if settings.relay.to is not None:
         return _relay(settings, settings.relay.to, clock)
-    parts = Parts(settings, clock)
+    front = Front(settings, clock)
+    app = pages_of(front)
+    app.wsgi_app = front.edge  # type: ignore[method-assign]
+    if is_loaded_by_others:
+        app.wsgi_app = _started_by_a_request(front.edge, front.parts.start)  # type: ignore[method-assign]
+    return app
+
+
+def pages_of(front: Front) -> Flask:
+    """Build the pages, and all else that Flask answers, and put the front of a server before them."""
+    parts, settings = front.parts, front.parts.settings
     app = Flask(__name__, static_folder=None)
     app.url_rule_class = LazyRule
     app.url_map.merge_slashes = False  # its redirect names the Host header, which anybody can forge
@@ -104,48 +97,22 @@ def create_app(settings: Settings | None = None, clock: Callable[[], float] = ti
     }
     if app.debug:
         _keep_the_debugger_at_home()
-
-    def note(answer: Answer) -> None:
-        parts.counts.count(answer)
-        parts.reception.note(answer)
-
-    posts = post.ways(parts.ingest, note)
-    app.register_blueprint(post.blueprint(*posts))
+    app.register_blueprint(post.blueprint(*front.posts))
     app.register_blueprint(post.enrolment(parts.auth, parts.clock))
-    looks = _show(app, parts)
-    gate = _guard(app, parts)
+    _show(app, front)
+    _guard(app, front)
     _answer_errors(app)
-    app.wsgi_app = edge.Edge(  # type: ignore[method-assign]
-        app.wsgi_app,
-        ways=(*posts, looks),
-        headers=SECURITY_HEADERS.items(),
-        admit=gate,
-        base_path=settings.server.base_path,
-        trusted_hosts=settings.viewers.trusted_hosts,
-    )
-    if is_loaded_by_others:
-        app.wsgi_app = _started_by_a_request(app.wsgi_app, parts.start)  # type: ignore[method-assign]
-    waitress_limits.apply(settings.limits.body_bytes)
+    front.put_before(app.wsgi_app)
     return app
 
 
-def _show(app: Flask, parts: Parts) -> edge.Way:
-    """Add all that viewers ask for, each shown what they may know; return what answers for the live view by itself."""
-    settings, zone, clock, view_clock = parts.settings, parts.zone, parts.clock, parts.view_clock
-    book = parts.book.book
-    veiled = privacy.veiled(parts.cluster, parts.veil_for_some)
-    life = secrets.token_hex(4)
-    lives = Live(parts.cluster, life), Live(veiled, f"{life}v")
-    if parts.replica is not None:
-        lives = _shared_lives(lives, (parts.cluster, veiled), parts.replica)
-    live = privacy.by_viewer(*lives)
-    narrowed = privacy.by_viewer(Narrowed(lives[0], life), Narrowed(lives[1], f"{life}v"))
-    cluster = privacy.by_viewer(parts.cluster, veiled)
-    slurm = privacy.by_viewer(parts.slurm, privacy.veiled_slurm(parts.slurm, parts.veil_for_some))
-    history = privacy.by_viewer(parts.history, privacy.veiled_past(parts.history, parts.veil_for_some))
+def _show(app: Flask, front: Front) -> None:
+    """Add all that viewers ask for, each shown what they may know."""
+    parts, settings = front.parts, front.parts.settings
+    zone, clock, view_clock, book = parts.zone, parts.clock, parts.view_clock, parts.book.book
+    cluster, slurm, history = front.cluster, front.slurm, front.history
     past = Past(cluster, history, history, clock, zone, alerts=lambda begin, end: marks(book, begin, end))
-    reached, viewers = _Reached(), status.Viewers()
-    looks = api.way(live, narrowed, view_clock, viewers.note)
+    reached = _Reached()
 
     @app.before_request
     def remember_who_comes() -> None:
@@ -159,9 +126,9 @@ def _show(app: Flask, parts: Parts) -> edge.Way:
     )
     about = status.Parts(
         cluster=cluster,
-        live=live,
+        live=front.live,
         reception=parts.reception,
-        viewers=viewers,
+        viewers=front.viewers,
         limits=settings.limits,
         began_at=clock(),
         version=VERSION,
@@ -177,11 +144,11 @@ def _show(app: Flask, parts: Parts) -> edge.Way:
         users=settings.metrics.users,
         receivers_failing=lambda: len(parts.telling.failing()),
     )
-    frames = wall.Frames(policy=SECURITY_HEADERS["Content-Security-Policy"], embed_from=settings.site.embed_from)
+    frames = wall.Frames(policy=edge.SECURITY_HEADERS["Content-Security-Policy"], embed_from=settings.site.embed_from)
     for blueprint in (
         # the live view
         pages.blueprint(cluster, parts.events, view_clock, site, past.view_at),
-        api.blueprint(cluster, narrowed, looks, view_clock, VERSION, parts.failing),
+        api.blueprint(cluster, front.narrowed, front.looks, view_clock, VERSION, parts.failing),
         lists.blueprint(cluster, parts.events, parts.history, view_clock, zone),
         slurm_pages.blueprint(slurm, cluster, view_clock, settings.site.name),
         charts.blueprint(cluster, view_clock),
@@ -212,29 +179,24 @@ def _show(app: Flask, parts: Parts) -> edge.Way:
         ),
     ):
         app.register_blueprint(blueprint)
-    return looks
 
 
-def _guard(app: Flask, parts: Parts) -> "Callable[[WSGIEnvironment, Scope], object]":
-    """Stand before every route, and name the headers that browsers keep; return what admits to those before Flask."""
-    settings, commons = parts.settings, parts.commons
-    gate = looking.gate(settings, parts.tokens, parts.clock, None if commons is None else _sessions(settings, commons))
-    asked_of = sign_in.reader(gate, settings.viewers.proxy_header)
-    provider = looking.provider(settings, parts.clock, None if commons is None else commons.access)
-    app.register_blueprint(sign_in.blueprint(gate, provider, settings.server.public_url))
-    sign_in.stand_guard(app, gate, asked_of)
+def _guard(app: Flask, front: Front) -> None:
+    """Stand before every route, and name the headers that browsers heed."""
+    settings = front.parts.settings
+    asked_of = asked.reader(front.gate, settings.viewers.proxy_header, csrf=sign_in.handed_back)
+    app.register_blueprint(sign_in.blueprint(front.gate, front.provider, settings.server.public_url))
+    sign_in.stand_guard(app, front.gate, asked_of)
     _refuse_routes_without_scope(app)
     app.after_request(packing.packed)
 
     @app.after_request
     def add_security_headers(response: Response) -> Response:
         may_be_framed = "Content-Security-Policy" in response.headers  # its own says by whom
-        for name, value in SECURITY_HEADERS.items():
+        for name, value in edge.SECURITY_HEADERS.items():
             if not (may_be_framed and name == "X-Frame-Options"):
                 response.headers.setdefault(name, value)
         return response
-
-    return lambda environ, scope: gate.admit(asked_of(environ), scope)
 
 
 def _answer_errors(app: Flask) -> None:
@@ -262,30 +224,6 @@ def _answer_errors(app: Flask) -> None:
         if _is_for_machines():
             return api.failure(500, text)
         return render_template("error.html", title="Error", text=text), 500
-
-
-def _sessions(settings: Settings, commons: "Commons") -> "tuple[SignedSessions, bytes] | None":
-    """Return who has signed in at any replica, and the key that pages are tied to; None: nobody says who they are.
-
-    Raises:
-        ConfigError: there is no key, and none can be made now.
-    """
-    if settings.viewers.mode == "open":
-        return None
-    try:
-        return commons.sessions(settings.viewers.session_hours * 3600)
-    except OSError as error:
-        raise ConfigError(f"viewers.mode: the key of sessions cannot be kept: {error}") from None
-
-
-def _shared_lives(lives: tuple[Live, Live], clusters: tuple[Cluster, Cluster], replica: "Replica") -> tuple[Live, Live]:
-    """Return the live view, and the veiled one, under versions that all replicas share."""
-    from cluster_dash_server.sharing.view import SharedLive
-
-    named, veiled = (
-        SharedLive(live, cluster, replica, name) for live, cluster, name in zip(lives, clusters, ("", "v"), strict=True)
-    )
-    return cast(Live, named), cast(Live, veiled)
 
 
 def _relay(settings: Settings, to: str, clock: Callable[[], float]) -> Flask:
@@ -322,7 +260,7 @@ def _relay(settings: Settings, to: str, clock: Callable[[], float]) -> Flask:
         began_at=clock(),
         clock=clock,
     )
-    return relay.application(passing, SECURITY_HEADERS.items())
+    return relay.application(passing, edge.SECURITY_HEADERS.items())
 
 
 def _started_by_a_request(serve: Callable[..., Any], start: Start) -> Callable[..., Any]:

@@ -15,17 +15,20 @@ from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from waitress.server import create_server
 
-from cluster_dash_server import logs, notify
-from cluster_dash_server.app import VERSION, create_app
+from cluster_dash_server import __version__, logs, notify
+from cluster_dash_server.front import Front
 from cluster_dash_server.lasting import made_to_last
 from cluster_dash_server.logs import LogOptions
 from cluster_dash_server.port_holder import holder_of
+from cluster_dash_server.relaying import relay
 from cluster_dash_server.settings import ConfigError, Settings
-from cluster_dash_server.web import relay
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import WSGIApplication
 
 log = logging.getLogger(__name__)
 
@@ -46,14 +49,15 @@ def by_waitress(settings: Settings, log_options: LogOptions) -> None:
         )
     host, port = settings.server.host, settings.server.port
     with made_to_last():
-        app = create_app(settings)
+        site = _site(settings)
         try:
-            server: Any = create_server(app, host=host, port=port)
+            server: Any = create_server(site.answer, host=host, port=port)
         except (OSError, ValueError) as error:  # waitress makes a ValueError of a name that does not resolve
             raise _cannot_listen(settings, error) from None
-        app.extensions["start"]()
+        site.start()
     signal.signal(signal.SIGTERM, _end)
     _say(settings, server.effective_port)
+    site.load_pages()
     notify.watch(settings.server.host, server.effective_port)
     server.run()  # returns when a signal raises SystemExit; requests under way are answered first
 
@@ -105,6 +109,29 @@ SERVERS: dict[str, Callable[[Settings, LogOptions], None]] = {"waitress": by_wai
 """The kinds of server, by the name that `--server` and `[server] server` give them."""
 
 
+class _Site(NamedTuple):
+    """What is served: what answers, what is done once before, and what is done while it answers already."""
+
+    answer: "WSGIApplication"
+    start: Callable[[], object]
+    load_pages: Callable[[], object]
+
+
+def _site(settings: Settings) -> _Site:
+    """Build what is served; Flask and the pages, a third of a start, come when posts are taken already.
+
+    Raises:
+        ConfigError: a setting that cannot be used.
+    """
+    if settings.relay.to is not None:
+        app = import_module("cluster_dash_server.app").create_app(settings)
+        return _Site(app, app.extensions["start"], lambda: None)
+    front = Front(settings)
+    return _Site(
+        front, front.parts.start, lambda: front.load(lambda: import_module("cluster_dash_server.app").pages_of(front))
+    )
+
+
 def allow_open_files(hosts: int) -> None:
     """Raise this process's limit of open files, as far as it may, so that so many hosts can be connected at once."""
     with contextlib.suppress(OSError):  # a sandbox may forbid it; the doctor says what the limit is
@@ -114,14 +141,15 @@ def allow_open_files(hosts: int) -> None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
-def _load(settings: Settings, log_options: LogOptions, tell_loaded: int) -> Callable[..., Any]:
+def _load(settings: Settings, log_options: LogOptions, tell_loaded: int) -> "WSGIApplication":
     """Build the application in granian's worker, and tell its main process that it is there."""
     logs.setup(log_options)
     with made_to_last():
-        app = create_app(settings)
-        app.extensions["start"]()
+        site = _site(settings)
+        site.start()
+    site.load_pages()
     os.write(tell_loaded, b"1")
-    return app
+    return site.answer
 
 
 def _certificate(settings: Settings) -> tuple[Path | None, Path | None]:
@@ -167,7 +195,7 @@ def _say(settings: Settings, port: int) -> None:
     host = f"[{settings.server.host}]" if ":" in settings.server.host else settings.server.host
     scheme = "https" if settings.server.speaks_tls else "http"
     where = f"{scheme}://{host}:{port}{settings.server.base_path}"
-    log.info("cluster-dash-server %s listens on %s", VERSION, where)
+    log.info("cluster-dash-server %s listens on %s", __version__, where)
 
 
 def _end(number: int, frame: FrameType | None) -> None:

@@ -9,8 +9,9 @@ from flask.testing import FlaskClient
 
 from cluster_dash_server.app import create_app
 from cluster_dash_server.settings import Settings
-from cluster_dash_server.web import status
-from cluster_dash_server.web.status import Viewers, memory_bytes, versions
+from cluster_dash_server.web import hot
+from cluster_dash_server.web.hot import Viewers
+from cluster_dash_server.web.status import memory_bytes, versions
 
 
 @pytest.fixture
@@ -88,7 +89,7 @@ def test_who_looked_within_a_minute_is_counted_once(client: FlaskClient, clock: 
 
 
 def test_viewers_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(status, "MOST_VIEWERS", 3)
+    monkeypatch.setattr(hot, "MOST_VIEWERS", 3)
     viewers = Viewers()
     for number in range(10):
         viewers.note({"REMOTE_ADDR": f"10.0.0.{number}"}, 0.0)

@@ -97,7 +97,7 @@ def test_no_route_lets_anybody_in_who_has_not_signed_in(make_app: MakeApp) -> No
     assert len(tried) > 15
     assert {"/", "/api/v1/cluster", "/data-out/gpu-data-simple", "/api/gpu-summary", "/metrics"} <= tried
     assert isinstance(app.wsgi_app, Edge)
-    assert {way.scope for way in app.wsgi_app.ways} == {"ingest", "state:read"}
+    assert {way.scope for way in app.wsgi_app.ways} == {"ingest", "public", "state:read"}
 
 
 def test_every_route_that_changes_something_refuses_the_pages_of_other_sites(make_app: MakeApp) -> None:

@@ -54,6 +54,19 @@ def test_three_hundred_idle_clients_do_not_keep_others_out(port: int) -> None:
             each.close()
 
 
+def test_head_and_body_of_an_answer_leave_in_one_piece(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    pieces, send = list[bytes](), waitress_limits.Channel.send
+
+    def sent(channel: waitress_limits.Channel, data: bytes, **more: Any) -> int:
+        pieces.append(bytes(data))
+        return int(send(channel, data, **more))
+
+    monkeypatch.setattr(waitress_limits.Channel, "send", sent)
+    answer = exchange(port, b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    assert pieces == [answer]
+    assert answer.endswith(b'\r\n\r\n{"success":true}\n')
+
+
 @pytest.mark.parametrize(
     ("head", "status"),
     [

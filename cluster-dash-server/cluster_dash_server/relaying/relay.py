@@ -38,6 +38,8 @@ from cluster_dash_server.snapshot import Json, SnapshotError, decode, dumps, loa
 
 log = logging.getLogger(__name__)
 
+THREADS = 256
+"""Posts that wait for the centre's answer at a time: each has a thread, which sleeps."""
 ONE, MANY, ENROL, HEALTH = "/", "/api/v1/snapshots", "/api/v1/enrol", "/healthz"
 BATCH_BYTES = 4_000_000
 """What a batch may be: by contract 4 MiB when inflated."""

@@ -3,22 +3,21 @@
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
-from urllib.parse import parse_qs
 
 from flask import Blueprint, Response, request
-from werkzeug.http import parse_etags
 
 from cluster_dash_server.access.viewers import needs
 from cluster_dash_server.cluster import Cluster, GpuView, HostView
-from cluster_dash_server.live import Body, Live, choose_encoding, chosen_columns
+from cluster_dash_server.live import choose_encoding
 from cluster_dash_server.narrowed import Narrowed
 from cluster_dash_server.snapshot import Json, dumps, printable, schema_text
 from cluster_dash_server.states import STATES
 from cluster_dash_server.web import views
-from cluster_dash_server.web.edge import Reply, Way
+from cluster_dash_server.web.edge import Way
+from cluster_dash_server.web.hot import ALIVE, ready
 
 if TYPE_CHECKING:
-    from _typeshed.wsgi import WSGIEnvironment
+    pass
 
 OFFLINE_MINUTES = 10
 """The kept routes' own rule, older than the states: a host is offline after so long."""
@@ -38,42 +37,6 @@ def failure(status: int, text: str) -> Response:
     return json_response({"success": False, "msg": text}, status)
 
 
-def way(
-    live: Live,
-    narrowed: Narrowed,
-    clock: Callable[[], float],
-    note: "Callable[[WSGIEnvironment, float], None]" = lambda *_: None,
-) -> Way:
-    """Build the way to the live view, which is answered in front of Flask; `note` is told of who looks."""
-
-    def answer(environ: "WSGIEnvironment") -> Reply:
-        now = clock()
-        note(environ, now)
-        encoding = choose_encoding(environ.get("HTTP_ACCEPT_ENCODING"))
-        query = parse_qs(environ.get("QUERY_STRING", ""))
-        since, q = query.get("since", [""])[0], query.get("q", [""])[0].strip()
-        columns = chosen_columns(query.get("columns", [""])[0])
-        if q:
-            return _reply(narrowed.body(now, q, since, encoding, columns), environ)
-        body = live.body(now, since, encoding, columns)
-        return _reply(body, environ)
-
-    return Way("GET", "/api/v1/cluster", "state:read", answer)
-
-
-def _reply(body: Body, environ: "WSGIEnvironment") -> Reply:
-    """Answer with a body that is ready, or by 304 who has it."""
-    headers = [
-        *(("Content-Type", "application/json"), ("ETag", f'"{body.version}"')),
-        *(("Cache-Control", "no-cache"), ("Vary", "Accept-Encoding")),
-    ]
-    if body.version in parse_etags(environ.get("HTTP_IF_NONE_MATCH")):
-        return Reply(b"", "304 Not Modified", headers)
-    if body.encoding != "identity":
-        headers.append(("Content-Encoding", body.encoding))
-    return Reply(body.content, "200 OK", headers)
-
-
 def blueprint(
     cluster: Cluster,
     narrowed: Narrowed,
@@ -85,10 +48,10 @@ def blueprint(
     """Build the routes; `failing` tells the parts that fail: name, why, whether another replica would do better."""
     api = Blueprint("api", __name__)
 
-    @api.get("/healthz")
+    @api.get(ALIVE.path)
     @needs("public")
     def healthz() -> Response:
-        return json_response({"success": True})
+        return Response(*ALIVE.answer(request.environ))
 
     @api.get("/readyz")
     @needs("public")
@@ -137,7 +100,7 @@ def blueprint(
     def filter_facets() -> Response:
         encoding = choose_encoding(request.headers.get("Accept-Encoding"))
         body = narrowed.facets(clock(), request.args.get("q", "").strip(), encoding)
-        return Response(*_reply(body, request.environ))
+        return Response(*ready(body, request.environ))
 
     @api.get("/api/v1/hosts/<host>")
     @needs("state:read")

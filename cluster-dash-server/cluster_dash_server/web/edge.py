@@ -19,6 +19,15 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+SECURITY_HEADERS = {
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; "
+        "connect-src 'self'; font-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+    ),
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "same-origin",
+}
 FORWARDING_HEADERS = ("HTTP_X_FORWARDED", "HTTP_FORWARDED", "HTTP_X_REAL_IP", "HTTP_VIA")
 
 
@@ -87,9 +96,9 @@ class Edge:
         """Answer a request."""
         if "HTTP_TRANSFER_ENCODING" in environ and environ.get("CONTENT_LENGTH"):
             # of two lengths a proxy may believe the one and we the other: what is left over becomes a second request
-            return _plain(start_response, "400 Bad Request", "a request with both Content-Length and Transfer-Encoding")
+            return plain(start_response, "400 Bad Request", "a request with both Content-Length and Transfer-Encoding")
         if self._trusted_hosts and not self._trusts(environ.get("HTTP_HOST", "")):
-            return _plain(
+            return plain(
                 start_response, "421 Misdirected Request", "this name is not in [viewers] trusted_hosts of the server"
             )
         if self._base_path:
@@ -108,7 +117,7 @@ class Edge:
             content, status, headers = denial(denied, environ)
         except Exception as error:  # as Flask does for its routes: the caller gets a number, the log the traceback
             text = numbered(error, environ["REQUEST_METHOD"], environ["PATH_INFO"])
-            return _plain(start_response, "500 Internal Server Error", text)
+            return plain(start_response, "500 Internal Server Error", text)
         if not status.startswith("304"):
             headers = [*headers, ("Content-Length", str(len(content)))]
         start_response(status, [*headers, *self._headers])
@@ -136,7 +145,8 @@ def numbered(error: Exception, method: str, path: str) -> str:
     return f"request: an error of the server; its log names it {number}"
 
 
-def _plain(start_response: "StartResponse", status: str, text: str) -> Iterable[bytes]:
+def plain(start_response: "StartResponse", status: str, text: str) -> Iterable[bytes]:
+    """Answer with the one shape of all errors; `text` needs no escaping."""
     body = b'{"success": false, "msg": "%b"}\n' % text.encode()
     start_response(
         status,

@@ -14,16 +14,13 @@ from cluster_dash_server.access.viewers import needs
 from cluster_dash_server.prometheus import exposition
 from cluster_dash_server.prometheus.exposition import Family
 from cluster_dash_server.received import Reception
-from cluster_dash_server.relaying.relay import ENROL, Relay, Standing
+from cluster_dash_server.relaying.relay import ENROL, THREADS, Relay, Standing
 from cluster_dash_server.snapshot import Json
-from cluster_dash_server.web import edge, pages, post, status, waitress_limits, words
+from cluster_dash_server.web import edge, hot, pages, post, status, waitress_limits, words
 from cluster_dash_server.web.api import failure, json_response
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
-
-THREADS = 256
-"""Posts that wait for the centre's answer at a time: each has a thread, which sleeps."""
 
 _METRICS: tuple[tuple[Family, Callable[[Standing], float | None]], ...] = tuple(
     (Family(name=f"cluster_dash_relay_{name}", kind=kind, help=text), value)  # type: ignore[arg-type]
@@ -92,7 +89,7 @@ class Passing:
 def application(passing: Passing, headers: Iterable[tuple[str, str]]) -> Flask:
     """Build a relay; `headers` are what every answer carries."""
     relay = passing.relay
-    ways = (*post.ways(relay, passing.reception.note), post.way(ENROL, relay, relay.enrol))
+    ways = (*hot.ways(relay, passing.reception.note), hot.way(ENROL, relay, relay.enrol))
     app = Flask(__name__, static_folder=None, template_folder="../templates")
     app.url_map.merge_slashes = False
     app.config["MAX_CONTENT_LENGTH"] = relay.limits.body_bytes

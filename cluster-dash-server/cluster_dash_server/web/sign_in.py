@@ -9,54 +9,19 @@ from werkzeug.wrappers import Response as Answer
 
 from cluster_dash_server.access.oidc import OidcError, Provider
 from cluster_dash_server.access.viewers import Asked, Denied, Gate, current, needs, scope_of
+from cluster_dash_server.web.asked import cookie, cookie_name, is_secure
 from cluster_dash_server.web.edge import caller_of, denial
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
 
-COOKIE = "cluster_dash"
-SECURE_COOKIE = f"__Host-{COOKIE}"
-"""A browser takes a cookie of such a name over https only, and from this very host."""
 ON_THE_WAY = "_on_the_way"
 """Ends the name of the cookie that ties a sign-in at a provider to the browser that began it."""
 
 
-def reader(gate: Gate, proxy_header: str) -> "Callable[[WSGIEnvironment], Asked]":
-    """Build what reads from a request who asks."""
-    proxy_key = f"HTTP_{proxy_header.upper().replace('-', '_')}"
-
-    def asked_of(environ: "WSGIEnvironment") -> Asked:
-        return Asked(
-            caller=caller_of(environ),
-            method=environ["REQUEST_METHOD"],
-            authorization=environ.get("HTTP_AUTHORIZATION"),
-            session=_cookie(environ, gate, ""),
-            proxy_says=environ.get(proxy_key),
-            # only Flask's routes change anything, and so its request is at hand where this is asked
-            csrf=lambda: request.headers.get("X-CSRF-Token") or request.form.get("csrf"),
-            sends_json=environ.get("CONTENT_TYPE", "").partition(";")[0].strip().lower() == "application/json",
-        )
-
-    return asked_of
-
-
-def _is_secure(environ: "WSGIEnvironment", gate: Gate) -> bool:
-    """Say whether the browser speaks https, to us or to a proxy in front of us."""
-    caller = caller_of(environ)
-    return not gate.proxies.in_clear(caller) and "https" in (caller.scheme, (caller.forwarded_proto or "").lower())
-
-
-def _cookie_name(environ: "WSGIEnvironment", gate: Gate, ending: str) -> str:
-    return (SECURE_COOKIE if _is_secure(environ, gate) else COOKIE) + ending
-
-
-def _cookie(environ: "WSGIEnvironment", gate: Gate, ending: str) -> str | None:
-    wanted = _cookie_name(environ, gate, ending)
-    for part in environ.get("HTTP_COOKIE", "").split(";"):
-        name, _, value = part.strip().partition("=")
-        if name == wanted:
-            return str(value)
-    return None
+def handed_back() -> str | None:
+    """Return what the page of a request hands back, to show that it is ours."""
+    return request.headers.get("X-CSRF-Token") or request.form.get("csrf")
 
 
 def stand_guard(app: Flask, gate: Gate, asked_of: "Callable[[WSGIEnvironment], Asked]") -> None:
@@ -104,11 +69,11 @@ def blueprint(gate: Gate, provider: Provider | None, public_url: str | None) -> 
 
     def _set(response: Answer, ending: str, value: str, seconds: int) -> None:
         response.set_cookie(
-            _cookie_name(request.environ, gate, ending),
+            cookie_name(request.environ, gate, ending),
             value,
             max_age=seconds,
             path="/",
-            secure=_is_secure(request.environ, gate),
+            secure=is_secure(request.environ, gate),
             httponly=True,
             samesite="Lax",
         )
@@ -148,7 +113,7 @@ def blueprint(gate: Gate, provider: Provider | None, public_url: str | None) -> 
     @needs("public")
     def back() -> Answer:
         state = request.args.get("state", "")
-        if provider is None or not state or state != _cookie(request.environ, gate, ON_THE_WAY):
+        if provider is None or not state or state != cookie(request.environ, gate, ON_THE_WAY):
             return page("", "this sign-in was not begun in this browser: begin again", 400)
         try:
             name, goes_to = provider.finish(state, request.args.get("code", ""))
@@ -161,7 +126,7 @@ def blueprint(gate: Gate, provider: Provider | None, public_url: str | None) -> 
     @sign_in.post("/sign-out")
     @needs("public")
     def leave() -> Answer:
-        gate.sessions.end(_cookie(request.environ, gate, ""))
+        gate.sessions.end(cookie(request.environ, gate, ""))
         response = redirect(url_for("pages.overview"), 303)
         _set(response, "", "", 0)
         return response

@@ -1,7 +1,6 @@
 """How the server itself does: what it takes and refuses, versions of agents, how far behind it is, its memory."""
 
 import os
-import threading
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -21,43 +20,14 @@ from cluster_dash_server.received import Received, Reception
 from cluster_dash_server.snapshot import Json
 from cluster_dash_server.web import views
 from cluster_dash_server.web.api import json_response
+from cluster_dash_server.web.hot import Viewers
 
 if TYPE_CHECKING:
-    from _typeshed.wsgi import WSGIEnvironment
+    pass
 
-VIEWED_SECONDS = 60
-"""For how long somebody who asked for the live view counts as looking: pages ask every 5 to 15 s."""
-MOST_VIEWERS = 10_000
 SKEWED_SECONDS = 60
 MOST_VERSIONS = 50
 MOST_NAMED = 20
-
-
-class Viewers:
-    """Who looks at the live view, as far as one can tell: by address and browser. Thread-safe."""
-
-    def __init__(self) -> None:
-        self._seen_at: dict[tuple[str, str, str], float] = {}
-        self._lock = threading.Lock()
-
-    def note(self, environ: "WSGIEnvironment", now: float) -> None:
-        """Note somebody who asks for the live view."""
-        who = (
-            environ.get("REMOTE_ADDR") or "",
-            environ.get("HTTP_X_FORWARDED_FOR") or "",
-            environ.get("HTTP_USER_AGENT") or "",
-        )
-        if len(self._seen_at) >= MOST_VIEWERS and who not in self._seen_at:
-            self.count(now)
-            if len(self._seen_at) >= MOST_VIEWERS:
-                return
-        self._seen_at[who] = now
-
-    def count(self, now: float) -> int:
-        """Return how many have looked in the last minute; forget the others."""
-        with self._lock:
-            self._seen_at = {who: at for who, at in self._seen_at.copy().items() if now - at <= VIEWED_SECONDS}
-            return len(self._seen_at)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,14 +4,17 @@ waitress' own defaults stop answering at 98 clients, since they count idle keep-
 1 GiB, and hide from the application that a proxy passed a request on.
 """
 
+import contextlib
 import select
 import time
+from collections.abc import Iterator
 from typing import Any
 
 from waitress.adjustments import Adjustments
 from waitress.channel import HTTPChannel
 from waitress.parser import HTTPRequestParser, ParsingError
 from waitress.server import BaseWSGIServer, MultiSocketServer
+from waitress.task import WSGITask
 from waitress.utilities import Error
 
 from cluster_dash_server.snapshot import dumps
@@ -39,6 +42,8 @@ WHOLE_SINCE = "whole since"
 
 _OF_MANY = (b"\nrelayed-dates:", b"\nx-forwarded-for:", b"\nforwarded:")
 """Headers of requests whose connection others will use."""
+LARGE_BYTES = 65_536
+"""A part of a body that is longer goes by itself: to copy it costs more than a call into the system."""
 
 
 class _JsonError:
@@ -88,13 +93,50 @@ class RequestParser(HTTPRequestParser):  # type: ignore[misc]
         return used
 
 
+class Task(WSGITask):  # type: ignore[misc]
+    """waitress' answer; its head leaves with the first part of its body.
+
+    Who is killed between the two leaves half an answer, which no proxy may ask another server for; and each costs a
+    call into the system.
+    """
+
+    channel: "Channel"
+
+    def write(self, data: bytes) -> None:
+        """Send a part of the body, before the first one the head."""
+        if self.wrote_header or len(data) > LARGE_BYTES:
+            super().write(data)
+        else:
+            with self.channel.at_once():
+                super().write(data)
+
+
 class Channel(HTTPChannel):  # type: ignore[misc]
     """waitress' connection; a request has `channel_timeout` to arrive in full.
 
     waitress counts from the last byte, so that one byte every few seconds would keep a connection for ever.
     """
 
+    task_class = Task
     last_activity: float
+    _held: list[bytes] | None = None
+
+    @contextlib.contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Send in one piece what is written meanwhile."""
+        held = self._held = []
+        try:
+            yield
+        finally:
+            self._held = None
+        super().write_soon(b"".join(held))
+
+    def write_soon(self, data: Any) -> int:
+        """Send some bytes, or a file."""
+        if self._held is None:
+            return int(super().write_soon(data))
+        self._held.append(data)
+        return len(data)
 
     def handle_read(self) -> None:
         """Read what came."""

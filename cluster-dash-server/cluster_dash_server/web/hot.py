@@ -1,0 +1,155 @@
+"""The hot ways, from a WSGI request to an answer without Flask: posts, the live view, whether the server is alive."""
+
+import threading
+import time
+from collections.abc import Callable
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Protocol
+from urllib.parse import parse_qs
+
+from werkzeug.exceptions import ClientDisconnected, RequestEntityTooLarge
+from werkzeug.http import parse_etags
+from werkzeug.wsgi import get_input_stream
+
+from cluster_dash_server.ingest import RELAYED, Answer, Limits, Post, refused
+from cluster_dash_server.live import Body, Live, choose_encoding, chosen_columns
+from cluster_dash_server.narrowed import Narrowed
+from cluster_dash_server.snapshot import dumps
+from cluster_dash_server.web.edge import Reply, Way, caller_of
+from cluster_dash_server.web.waitress_limits import WHOLE_SINCE
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import WSGIEnvironment
+
+VIEWED_SECONDS = 60
+"""For how long somebody who asked for the live view counts as looking: pages ask every 5 to 15 s."""
+MOST_VIEWERS = 10_000
+ALIVE = Way(
+    "GET",
+    "/healthz",
+    "public",
+    lambda _: Reply(dumps({"success": True}) + b"\n", "200 OK", [("Content-Type", "application/json")]),
+)
+_HEADERS = {
+    "authorization": "HTTP_AUTHORIZATION",
+    "content-encoding": "HTTP_CONTENT_ENCODING",
+    "date": "HTTP_DATE",
+    RELAYED: "HTTP_RELAYED_DATES",
+}
+_STATUS_LINES = {status.value: f"{status.value} {status.phrase}" for status in HTTPStatus}
+
+
+class Takes(Protocol):
+    """What takes snapshots: `Ingest`, or a relay."""
+
+    limits: Limits
+
+    def __call__(self, post: Post) -> Answer:
+        """Take one snapshot, or say why not; never raises."""
+
+    def batch(self, post: Post) -> Answer:
+        """Take many, one a line; never raises."""
+
+
+def ways(ingest: Takes, count: Callable[[Answer], None] = lambda _: None) -> tuple[Way, Way]:
+    """Build the ways of posts: one snapshot, and many; `count` is told of each answer."""
+    return way("/", ingest, ingest, count), way("/api/v1/snapshots", ingest, ingest.batch, count)
+
+
+def way(
+    path: str, ingest: Takes, take: Callable[[Post], Answer], count: Callable[[Answer], None] = lambda _: None
+) -> Way:
+    """Build the way of one kind of post."""
+    return Way("POST", path, "ingest", lambda environ: _reply(ingest, take, count, environ))
+
+
+def _reply(
+    ingest: Takes, take: Callable[[Post], Answer], count: Callable[[Answer], None], environ: "WSGIEnvironment"
+) -> Reply:
+    try:
+        # The content type is not asked: `curl -d @file` says it is a form. One byte more than the limit: a chunked body
+        # is cut there without a word, and must be seen to be too large.
+        body = get_input_stream(environ, max_content_length=ingest.limits.body_bytes + 1).read()
+    except RequestEntityTooLarge:
+        answer = refused(413, f"body: larger than {ingest.limits.body_bytes} bytes")
+    except ClientDisconnected:
+        answer = refused(400, "body: shorter than its Content-Length")
+    else:
+        headers = {name: environ[key] for name, key in _HEADERS.items() if key in environ}
+        since = float(environ.get(f"HTTP_{WHOLE_SINCE}", "inf"))
+        waited_seconds = max(0.0, time.monotonic() - since)
+        answer = take(Post(caller=caller_of(environ), headers=headers, body=body, waited_seconds=waited_seconds))
+    count(answer)
+    return worded(answer)
+
+
+def worded(answer: Answer) -> Reply:
+    """Return what `Ingest` answers as the answer to a request."""
+    # the second header tells a mole that it may compress its posts and send its secret in a header
+    own = [("Content-Type", "application/json"), ("Accept-Encoding", "gzip, zstd")]
+    if answer.retry_after_seconds is not None:
+        own.append(("Retry-After", str(answer.retry_after_seconds)))
+    return Reply(dumps(answer.body) + b"\n", _STATUS_LINES[answer.status], own)
+
+
+class Viewers:
+    """Who looks at the live view, as far as one can tell: by address and browser. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._seen_at: dict[tuple[str, str, str], float] = {}
+        self._lock = threading.Lock()
+
+    def note(self, environ: "WSGIEnvironment", now: float) -> None:
+        """Note somebody who asks for the live view."""
+        who = (
+            environ.get("REMOTE_ADDR") or "",
+            environ.get("HTTP_X_FORWARDED_FOR") or "",
+            environ.get("HTTP_USER_AGENT") or "",
+        )
+        if len(self._seen_at) >= MOST_VIEWERS and who not in self._seen_at:
+            self.count(now)
+            if len(self._seen_at) >= MOST_VIEWERS:
+                return
+        self._seen_at[who] = now
+
+    def count(self, now: float) -> int:
+        """Return how many have looked in the last minute; forget the others."""
+        with self._lock:
+            self._seen_at = {who: at for who, at in self._seen_at.copy().items() if now - at <= VIEWED_SECONDS}
+            return len(self._seen_at)
+
+
+def live_way(
+    live: Live,
+    narrowed: Narrowed,
+    clock: Callable[[], float],
+    note: "Callable[[WSGIEnvironment, float], None]" = lambda *_: None,
+) -> Way:
+    """Build the way to the live view; `note` is told of who looks."""
+
+    def answer(environ: "WSGIEnvironment") -> Reply:
+        now = clock()
+        note(environ, now)
+        encoding = choose_encoding(environ.get("HTTP_ACCEPT_ENCODING"))
+        query = parse_qs(environ.get("QUERY_STRING", ""))
+        since, q = query.get("since", [""])[0], query.get("q", [""])[0].strip()
+        columns = chosen_columns(query.get("columns", [""])[0])
+        if q:
+            return ready(narrowed.body(now, q, since, encoding, columns), environ)
+        body = live.body(now, since, encoding, columns)
+        return ready(body, environ)
+
+    return Way("GET", "/api/v1/cluster", "state:read", answer)
+
+
+def ready(body: Body, environ: "WSGIEnvironment") -> Reply:
+    """Answer with a body that is ready, or by 304 who has it."""
+    headers = [
+        *(("Content-Type", "application/json"), ("ETag", f'"{body.version}"')),
+        *(("Cache-Control", "no-cache"), ("Vary", "Accept-Encoding")),
+    ]
+    if body.version in parse_etags(environ.get("HTTP_IF_NONE_MATCH")):
+        return Reply(b"", "304 Not Modified", headers)
+    if body.encoding != "identity":
+        headers.append(("Content-Encoding", body.encoding))
+    return Reply(body.content, "200 OK", headers)
