@@ -215,6 +215,8 @@ class Control:
                 done = [part for part in done if part != "history"]
                 failed.append(f"history: {error}")
         if failed:
+            # no name of a user in the log
+            log.warning("a user is not forgotten everywhere yet: %s", "; ".join(failed))
             so_far = f"taken out of {', '.join(done)}; " if done else ""
             return {
                 "success": False,

@@ -493,19 +493,16 @@ class Waiting:
             yield
 
     def _seen(self, now: float) -> Line:
-        """Return the line for one who changes nothing, and so waits for no other replica that does."""
+        """Return the line for one who changes nothing, and so waits for nobody who does."""
+        if self._kept.is_shared:
+            return _open(self._kept.read(), now)
         with self._lock:
-            if self._kept.is_shared:
-                self._read = None
             return self._current(now)
 
     def _current(self, now: float) -> Line:
-        """Return the line without those who wait no longer."""
         if self._read is None:
             self._read = self._kept.read()
-        line = self._read
-        told = tuple([each for each in line.told if now - each.at < DAY_SECONDS])
-        return replace(line, waits=tuple([each for each in line.waits if each.until > now]), told=told)
+        return _open(self._read, now)
 
     def _keep(self, line: Line) -> None:
         self._kept.write(line)
@@ -543,6 +540,12 @@ class Waiting:
             begun_at=since,
             ended_at=None,
         )
+
+
+def _open(line: Line, now: float) -> Line:
+    """Return a line without those who wait no longer."""
+    told = tuple([each for each in line.told if now - each.at < DAY_SECONDS])
+    return replace(line, waits=tuple([each for each in line.waits if each.until > now]), told=told)
 
 
 def _told(found: Found, now: float) -> Told:

@@ -122,7 +122,12 @@ def test_a_user_is_forgotten_by_the_running_server_in_what_is_live_and_what_is_k
 
 
 def test_a_part_that_cannot_forget_a_user_now_is_named_and_a_repeat_does_the_rest(
-    running: Control, folder: Path, cluster: Cluster, make_seen: MakeSeen, make_gpu: MakeGpu
+    running: Control,
+    folder: Path,
+    cluster: Cluster,
+    make_seen: MakeSeen,
+    make_gpu: MakeGpu,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     cluster.offer(make_seen("gpu03", [{**make_gpu(0), "users": {"zoe": {"4711": {"used_mem": 100}}}}], received_at=NOW))
     is_away = [True]
@@ -142,6 +147,7 @@ def test_a_part_that_cannot_forget_a_user_now_is_named_and_a_repeat_does_the_res
         "database dash at db: Connection refused. The same command again does the rest",
     }
     assert forgotten == ["zoe"]
+    assert "not forgotten everywhere yet: alerts: " in caplog.text
     host = cluster.host("gpu03", NOW)
     assert host is not None
     assert host.gpus[0].gpu.users == {"unknown": 1}

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -576,3 +577,22 @@ def test_where_the_settings_name_nobody_there_is_no_form_and_the_mend_is_said(cl
     assert 'action="/waiting"' not in client.get("/").text + client.get("/waiting").text
     answer = client.post("/api/v1/waiting", json=WISH)
     assert (answer.status_code, "waiting_to is empty" in told(answer)["msg"]) == (403, True)
+
+
+def test_who_looks_at_a_shared_line_waits_for_nobody_who_changes_it() -> None:
+    class SharedLine:
+        is_shared = True
+
+        @contextmanager
+        def alone(self) -> Iterator[None]:
+            assert line.waits(0.0) == ()  # else this test hangs: whoever is alone holds what lookers would wait for
+            yield
+
+        def read(self) -> Line:
+            return Line()
+
+        def write(self, line: Line) -> None:
+            """Keep nothing."""
+
+    line = Waiting(SharedLine(), allowed=ALLOWED, put=lambda notices, now: None, link=lambda path: None)
+    line.forget_user("zoe")

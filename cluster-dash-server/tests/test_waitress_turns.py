@@ -1,6 +1,8 @@
 """waitress' turns: who is asked what it wants, on real sockets."""
 
 import http.client
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -98,3 +100,12 @@ def test_many_who_ask_at_once_are_all_answered(port: int) -> None:
     for thread in threads:
         thread.join(60)
     assert answers == [b"short"] * 16 * 5 * 5
+
+
+def test_where_the_system_has_no_epoll_waitress_keeps_its_own_loop() -> None:
+    code = (
+        "import select; del select.epoll; from waitress.server import BaseWSGIServer; own = BaseWSGIServer.asyncore;"
+        "from cluster_dash_server.web import waitress_limits; waitress_limits.apply(1);"
+        "assert BaseWSGIServer.asyncore is own"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -47,10 +47,10 @@ def loop(timeout: float, use_poll: bool, map: dict[int, Any]) -> None:
                 wasyncore.readwrite(connection, flags)
                 due.add(fd)
                 if connection.accepting:
-                    due.add(next(reversed(map), fd))  # the one that has just come
+                    due.update(tuple(map)[-1:])  # the one that has just come
 
 
-def _ask(fd: int, connection: Any, epoll: select.epoll, polled: dict[int, tuple[Any, int]]) -> bool:
+def _ask(fd: int, connection: Any, epoll: "select.epoll", polled: dict[int, tuple[Any, int]]) -> bool:
     """Poll for what a connection wants; return whether it is to be asked again at the next turn."""
     whose, before = polled.pop(fd, (None, 0))
     if connection is None:
