@@ -41,7 +41,10 @@ HEADERS = {
 _ROW_BYTES = 600
 _HALVED = (400, 413, 422)
 _AWAY_BEHIND = (502, 503, 504)
-"""What a proxy answers whose engine went: that may lack its last seconds, though no connection of ours broke."""
+"""What a proxy answers whose engine went: that may lack its last seconds, though no connection of ours broke.
+
+Only after another failure: one alone is said by engines that are busy too, and would else keep all from being settled.
+"""
 
 
 def packed(body: bytes) -> bytes:
@@ -308,7 +311,7 @@ class Sender:
             return self._find_what_is_refused(lane, batch, answer, said_yes=said_yes)
         self._tell(refusal(answer))
         if answer.status >= 500:
-            if answer.status in _AWAY_BEHIND:
+            if answer.status in _AWAY_BEHIND and lane.failures:
                 self._again()
             other = self._other(lane)
             if not batch.failures:

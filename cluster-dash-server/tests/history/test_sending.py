@@ -11,7 +11,7 @@ import pytest
 
 from cluster_dash_server.history import sending
 from cluster_dash_server.history.encoding import Encoder
-from cluster_dash_server.history.engine import Access
+from cluster_dash_server.history.engine import Access, Answer
 from cluster_dash_server.history.recording import Recorder
 from cluster_dash_server.history.sending import Item, Sender, Snapshot
 from cluster_dash_server.store import Figures
@@ -265,9 +265,10 @@ def test_what_a_proxy_took_whose_engine_went_is_sent_again(
     sending.put(make_row("host-a"))
     sending.sender.send()
     engine.judge = lambda body: status
-    sending.now += 5
     sending.put(make_row("host-b"))
-    sending.sender.send()
+    for _ in range(3):
+        sending.now += 5
+        sending.sender.send()
     engine.judge = lambda body: 204
     sending.now += 12
     sending.sender.send()
@@ -275,6 +276,38 @@ def test_what_a_proxy_took_whose_engine_went_is_sent_again(
     sending.now += 15
     sending.sender.send()
     assert sorted(sending.settled) == ["host-a", "host-b"]
+
+
+class BusyNowAndThen:
+    """A connection to an engine that says 503 once in ten seconds."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self.count = 1
+        self.asked = 0
+        self._clock = clock
+        self._next = 10.0
+
+    def post(self, path: str, body: bytes, headers: object) -> Answer:
+        self.asked += 1
+        if self._clock() < self._next:
+            return Answer(204, b"", True, None)
+        self._next += 10
+        return Answer(503, b"busy", True, None)
+
+    def close(self) -> None: ...
+
+
+def test_a_single_503_now_and_then_keeps_nothing_from_being_settled(start: Start, make_row: MakeRow) -> None:
+    sending = start(settle_seconds=15)
+    connection = BusyNowAndThen(lambda: sending.now)
+    sending.sender._connection = connection  # type: ignore[assignment]
+    for number in range(180):
+        sending.now += 1
+        sending.put(make_row(f"host-{number}"))
+        sending.sender.send()
+
+    assert len(sending.settled) > 150
+    assert connection.asked < 220
 
 
 def test_an_engine_that_is_away_is_asked_ever_more_rarely(start: Start, make_row: MakeRow, engine: Engine) -> None:
