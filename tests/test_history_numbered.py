@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from cluster_dash_server.history.numbered import PART, SCHEMA, Names
-from cluster_dash_server.postgresql import Database
+from cluster_dash_server.history.numbered import PART, SCHEMA, USED, Names
+from cluster_dash_server.postgresql import Database, PostgresqlError
 from cluster_dash_server.store import Figures, GpuId, Holder
 
 pytestmark = pytest.mark.needs("postgres")
@@ -55,3 +55,25 @@ def test_once_somebody_was_forgotten_all_is_asked_for_anew(database_url: str) ->
         (after,) = names.ids([FIRST])
     assert after.holding != before.holding
     assert after._replace(holding=before.holding) == before
+
+
+@pytest.mark.parametrize("table", USED)
+def test_what_is_dropped_between_looking_and_asking_is_tried_again_and_is_no_bad_value(
+    table: str, database_url: str
+) -> None:
+    with contextlib.closing(Database(database_url)) as database:
+        database.expects(PART, SCHEMA)
+        Names(database).ids([FIRST])
+        with database.transaction() as db:  # as another replica that prunes
+            db.execute(
+                "CREATE FUNCTION prune() RETURNS trigger AS "
+                "'BEGIN EXECUTE ''DELETE FROM '' || TG_TABLE_NAME; RETURN NULL; END' LANGUAGE plpgsql"
+            )
+            db.execute(f"CREATE TRIGGER pruned AFTER INSERT ON {table} FOR EACH STATEMENT EXECUTE FUNCTION prune()")
+        names = Names(database)
+        with pytest.raises(PostgresqlError, match=f"^{table}: some were dropped as old") as gone:
+            names.ids([FIRST])
+        assert not gone.value.is_of_values
+        with database.transaction() as db:
+            db.execute(f"DROP TRIGGER pruned ON {table}")
+        assert names.ids([FIRST]) == Names(database).ids([FIRST])

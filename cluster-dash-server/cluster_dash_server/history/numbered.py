@@ -246,13 +246,19 @@ def _holders_of(text: str) -> tuple[Holder, ...]:
 
 
 def _numbered(db: Statements, table: str, column: str, texts: Iterable[str]) -> dict[str, int]:
-    """Return the numbers of texts, made where there are none."""
+    """Return the numbers of texts, made where there are none.
+
+    Raises:
+        PostgresqlError: some of them went at this very moment.
+    """
     kept = {text: text.replace("\0", "\ufffd") for text in texts}  # no text there can hold a NUL
     if not kept:
         return {}
     wanted = sorted(set(kept.values()))
     db.execute(f"INSERT INTO {table} ({column}) SELECT unnest(?::text[]) ON CONFLICT DO NOTHING", (wanted,))
     found = dict(db.execute(f"SELECT {column}, id FROM {table} WHERE {column} = ANY(?)", (wanted,)).fetchall())  # noqa: S608 - ours
+    if len(found) < len(wanted):
+        raise _gone(table)
     return {text: found[there] for text, there in kept.items()}
 
 
@@ -264,7 +270,11 @@ def _use(db: Statements, table: str, numbers: Set[int]) -> None:
     """
     used = db.execute(f"UPDATE {table} SET used_at = now() WHERE id = ANY(?)", (sorted(numbers),)) if numbers else None  # noqa: S608 - ours
     if used is not None and used.rowcount != len(numbers):
-        raise PostgresqlError(f"{table}: some were dropped as old just when they came again: tried again")
+        raise _gone(table)
+
+
+def _gone(table: str) -> PostgresqlError:
+    return PostgresqlError(f"{table}: some were dropped as old just when they came again: tried again")
 
 
 def _numbered_texts(db: Statements, table: str, of: dict[str, Any], where: str = "") -> dict[Any, int]:
@@ -276,6 +286,8 @@ def _numbered_texts(db: Statements, table: str, of: dict[str, Any], where: str =
     digests = [hashlib.md5(text.encode(), usedforsecurity=False).hexdigest() for text in wanted]
     also = f" AND {where.removeprefix(' WHERE ')}" if where else ""
     found = db.execute(f"SELECT text, id FROM {table} WHERE md5(text) = ANY(?){also}", (digests,)).fetchall()  # noqa: S608 - ours
+    if len(found) < len(set(digests)):
+        raise _gone(table)
     return {of[text]: number for text, number in found if text in of}
 
 
