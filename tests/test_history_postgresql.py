@@ -312,6 +312,32 @@ def test_what_is_too_old_goes_though_all_of_it_at_once_takes_longer_than_a_state
             ledger.close()
 
 
+def test_pieces_which_may_be_megabytes_each_go_a_few_at_a_time(database_url: str, moving: Any) -> None:
+    with contextlib.closing(Database(database_url)) as database:
+        ledger = PostgresqlLedger(database, clock=moving, keep=suite.KEEP, leads=lambda: False)
+        with database.transaction() as db:
+            db.execute("CREATE TABLE dropped (pieces INTEGER)")
+            db.execute(
+                "CREATE FUNCTION note() RETURNS trigger AS 'BEGIN INSERT INTO dropped SELECT COUNT(*) FROM gone; "
+                "RETURN NULL; END' LANGUAGE plpgsql"
+            )
+            db.execute(
+                "CREATE TRIGGER noted AFTER DELETE ON pieces REFERENCING OLD TABLE AS gone FOR EACH STATEMENT "
+                "EXECUTE FUNCTION note()"
+            )
+            db.execute(
+                "INSERT INTO pieces (id, hour, part, is_sealed, body) "
+                "SELECT gen_random_uuid(), 0, 0, true, '' FROM generate_series(1, 150)"
+            )
+        try:
+            ledger.prune(BEGIN)
+            with database.reading() as db:
+                dropped = db.execute("SELECT MAX(pieces), SUM(pieces) FROM dropped").fetchone()
+        finally:
+            ledger.close()
+    assert dropped == (adding.PIECES_AT_ONCE, 150)
+
+
 def test_what_rows_referred_to_goes_with_them_and_stays_while_it_is_used(
     replica: MakeReplica, database_url: str, make_row: MakeRow
 ) -> None:

@@ -29,6 +29,7 @@ PRUNE_FOR_SECONDS = 5.0
 """For how long at a time what is old is dropped: rows wait meanwhile to be added up."""
 PRUNED_AT_ONCE = 1000
 PIECES_AT_ONCE = 64
+"""Where there are many hosts a piece is megabytes."""
 GONE_KEPT_SECONDS = 3600
 """For how long it is known that an event was taken back: the other replicas have heard of it by then."""
 
@@ -231,11 +232,12 @@ class Sum:
             ("events", "is_gone AND changed_at < now() - ? * interval '1 second'", GONE_KEPT_SECONDS),
         ):
             # some at a time: a statement that takes too long is ended, and has done nothing
-            some = f"SELECT ctid FROM {table} WHERE {what} LIMIT {PRUNED_AT_ONCE}"  # noqa: S608 - names of ours
+            at_once = PIECES_AT_ONCE if table == "pieces" else PRUNED_AT_ONCE
+            some = f"SELECT ctid FROM {table} WHERE {what} LIMIT {at_once}"  # noqa: S608 - names of ours
             while True:
                 with Asking(), self._db.transaction() as db:
                     count = db.execute(f"DELETE FROM {table} WHERE ctid = ANY(ARRAY({some}))", (than,)).rowcount  # noqa: S608 - names of ours
-                if count < PRUNED_AT_ONCE:
+                if count < at_once:
                     break
                 if time.monotonic() > until:  # what rows refer to goes only after all of these
                     return True
