@@ -13,8 +13,11 @@ from cluster_dash_server.history.settled import Identity
 
 OF_SETTLED = "settled/"
 """How keys begin whose rows an engine joins, whoever puts them: `settled/<host>/<boot_id>`."""
-MOST_RANGES = 32
-"""Ranges of a row, the last ones: to claim less is never wrong."""
+MOST_RANGES = 128
+"""Ranges of a row, the last ones: to claim less is never wrong.
+
+After an outage of history two replicas settle every other snapshot each: so many ranges, until both have told.
+"""
 MOST_SEQ = 2**53
 """From here on a script cannot count by one; such numbers are not shared."""
 

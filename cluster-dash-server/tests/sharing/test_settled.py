@@ -75,6 +75,16 @@ def test_what_one_replica_settled_all_claim_and_one_that_comes_later(make_server
         assert server.replica.status()["waiting"] == 0
 
 
+def test_of_a_long_outage_all_is_claimed_once_both_replicas_have_settled_their_half(make_server: Any) -> None:
+    """Of half an hour and more: else moles would send nearly all of it again."""
+    one, other = make_server(), make_server()
+    one.settled.add([Identity("gpu01", "b", seq) for seq in range(0, 240, 2)])
+    other.settled.add([Identity("gpu01", "b", seq) for seq in range(1, 240, 2)])
+    for server in (one, other, one):
+        server.replica.tick()
+    assert [each.settled.last_from("gpu01", "b", 0) for each in (one, other)] == [239, 239]
+
+
 def test_a_boot_that_ended_long_ago_is_forgotten(make_server: Any) -> None:
     one, other = make_server(), make_server()
     one.settled.add([Identity("gpu01", "b", 5)])
