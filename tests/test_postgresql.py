@@ -220,7 +220,7 @@ def test_a_question_that_takes_too_long_is_ended_and_nobody_else_hears_of_it(dat
 
 
 def test_where_too_many_ask_for_much_the_others_are_told_so(database_url: str) -> None:
-    database = Database(database_url, asking=1, seconds=0.2)
+    database = Database(database_url, asking=1, seconds=1)
     with database.asking(), pytest.raises(PostgresqlError, match="all connections are busy: try again later") as busy:
         asked(database, "SELECT 1")
     assert busy.value.is_away
