@@ -108,8 +108,11 @@ class OpenHours:
         given = host.given.pop(hour, None)
         if given is not None:
             _take_out(self._minutes, given.minutes)
-            _take_out(self._usage[hour], given.usage)
-            if not self._usage[hour]:
+            usage = self._usage.get(hour)
+            if usage is None:  # hosts without GPUs give none, and those that did are out
+                return
+            _take_out(usage, given.usage)
+            if not usage:
                 del self._usage[hour]
 
     def given(self, name: str, hour: int, rows: Sequence[Figures]) -> Rolled | None:
@@ -190,7 +193,10 @@ def _put(sums: dict[Any, Share], new: dict[Any, Share]) -> None:
 
 def _take_out(sums: dict[Any, Share], gone: dict[Any, Share]) -> None:
     for key, share in gone.items():
-        left = tuple(map(sub, sums[key], share))
+        was = sums.get(key)
+        if was is None:  # what is left of it was too little to be kept
+            continue
+        left = tuple(map(sub, was, share))
         if any(each > 1e-6 for each in left):  # less is what rounding leaves
             sums[key] = left
         else:

@@ -14,6 +14,8 @@ BEGIN = 1_699_999_200.0
 
 
 MakeRow = Callable[..., Figures]
+WITH_GPUS = 4
+"""Hosts of a fleet that have GPUs; those behind them have none."""
 MakeFleet = Callable[[int, int, float, float], list[Figures]]
 
 
@@ -25,7 +27,7 @@ def make_row() -> MakeRow:
 
 @pytest.fixture
 def make_fleet() -> MakeFleet:
-    """Make the rows of some hosts, in the order of time: `make_fleet(seed, hosts, begin, end)`."""
+    """Make the rows of some hosts, in the order of time: `make_fleet(seed, hosts, begin, end)`; see WITH_GPUS."""
     return lambda seed, hosts, begin, end: list(_fleet(seed, hosts, begin, end))
 
 
@@ -68,13 +70,16 @@ def _make_row(
 def _fleet(seed: int, hosts: int, begin: float, end: float) -> Iterator[Figures]:
     """Give the rows of some hosts in the order of time."""
     rng = random.Random(seed)
-    rows = [each for number in range(hosts) for each in _host(rng, f"gpu{number:02}", begin, end)]
+    rows = [each for number in range(hosts) for each in _host(rng, number, begin, end)]
     yield from sorted(rows, key=lambda each: each.at)
 
 
-def _host(rng: random.Random, host: str, begin: float, end: float) -> Iterator[Figures]:
+def _host(rng: random.Random, number: int, begin: float, end: float) -> Iterator[Figures]:
+    host = f"gpu{number:02}" if number < WITH_GPUS else f"cpu{number:02}"
     interval = rng.choice((15.0, 60.0, 60.0, 300.0))
     model, count = rng.choice((("H100", 4), ("A100", 2), ("RTX 4090", 1)))
+    if number >= WITH_GPUS:
+        count = 0
     ids = [GpuId(place, f"GPU-{host}-{place}", model, 80_000.0) for place in range(count)]
     at, seq = begin + rng.uniform(0, interval), rng.randrange(1, 10_000)
     holders: tuple[Holder, ...] = ()

@@ -108,3 +108,30 @@ def test_rows_of_an_hour_before_wait_for_its_sealing(make_row: MakeRow) -> None:
     opened.anew("gpu01", int(BEGIN), [make_row("gpu01", BEGIN + HOUR - 15)])
     opened.anew("gpu02", int(BEGIN), [make_row("gpu02", BEGIN + HOUR - 15)])
     assert opened.usage() == {}
+
+
+def test_hosts_without_gpus_give_nothing_and_end_no_hour_of_the_others(make_row: MakeRow) -> None:
+    opened, hour = OpenHours(), int(BEGIN)
+    names = [f"cpu{number:02}" for number in range(4)]
+    bare = {name: [make_row(name, BEGIN + 60 * place, gpus=0, user=None) for place in range(10)] for name in names}
+    with_gpus = [make_row("gpu01", BEGIN + 60 * place) for place in range(10)]
+    opened.take([*with_gpus, *[row for rows in bare.values() for row in rows]])
+    assert opened.usage()[hour] != {}
+
+    opened.close(names[0], hour)
+    opened.anew(names[1], hour, bare[names[1]])
+    opened.close("gpu01", hour)
+    for name in names[1:]:
+        opened.close(name, hour)
+    assert (opened.minutes(), opened.usage()) == ({}, {})
+
+
+def test_an_hour_ends_also_for_a_host_that_had_a_gpu_for_less_than_rounding_leaves(make_row: MakeRow) -> None:
+    opened, hour = OpenHours(), int(BEGIN)
+    for name in ("gpu01", "gpu02"):
+        opened.take([make_row(name, BEGIN + HOUR - 2**-21), make_row(name, BEGIN + HOUR)])
+    opened.take([make_row("gpu03", BEGIN, user="bob"), make_row("gpu03", BEGIN + HOUR)])
+
+    for name in ("gpu01", "gpu02", "gpu03"):
+        opened.close(name, hour)
+    assert (opened.minutes(), opened.usage()) == ({}, {})

@@ -341,7 +341,7 @@ def test_sealed_late_and_reopened_answers_are_those_of_the_plainest_store(
     seed: int, tmp_path: Path, moving: Clock, make_fleet: MakeFleet
 ) -> None:
     rng = random.Random(seed)
-    rows = make_fleet(seed + 2, 4, BEGIN, BEGIN + 4 * HOUR)
+    rows = make_fleet(seed + 6, 7, BEGIN, BEGIN + 4 * HOUR)  # of these the last to begin have no GPUs
     plain, store = MemoryStore(moving), SqliteStore(tmp_path, clock=moving, keep=KEEP)
     in_time: list[Figures] = []
     late: list[Figures] = []
