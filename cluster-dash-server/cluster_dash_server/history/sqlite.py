@@ -137,7 +137,7 @@ class SqliteStore:
         self._pruned_at = float("-inf")
         self._chores_from = time.monotonic() + START_SECONDS
         try:
-            self._connect()
+            self._connect(())
             if first is not None:
                 self._take_in_first_version(first)
         except (sqlite3.Error, OSError) as error:
@@ -236,7 +236,7 @@ class SqliteStore:
                 self._queue = []
             try:
                 if self._db is None:
-                    self._connect()
+                    self._connect(waiting)
                 self._make_room(time.monotonic() + ROOM_SECONDS, sum(map(_size, waiting)))
                 self._write(waiting)
                 waiting = []
@@ -543,6 +543,9 @@ class SqliteStore:
             with self._wake:
                 self._snapshots.begin_anew(())
             self._open = OpenHours()
+            # hours go by the numbers of hosts in that file
+            self._hot.clear()
+            self._left_over.clear()
             return
         if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_IOERR:
             self._suspect = True  # after a failed fsync nobody knows what the file holds
@@ -572,8 +575,11 @@ class SqliteStore:
             raise StoreError("history: the file is not open")
         return self._db, self._names
 
-    def _connect(self) -> None:
+    def _connect(self, waiting: Iterable[_Item]) -> None:
         """Open the file for writing, and read what this object must know of it.
+
+        Args:
+            waiting: what is to be written, beside the queue.
 
         Raises:
             StoreError: it is of a newer release, or no history of ours.
@@ -595,6 +601,10 @@ class SqliteStore:
         ]
         with self._wake:
             self._snapshots.begin_anew(written)
+            self._snapshots.let_go_unwritten()  # the file may have less than was written: that is to come again
+            for item in (*waiting, *self._queue):
+                if item[0] == "figures" and item[1].boot_id is not None and item[1].seq is not None:
+                    self._snapshots.take(item[1].host, item[1].boot_id, item[1].seq, item[1].at)
         hot = db.execute("SELECT DISTINCT host, hour FROM hot").fetchall()
         for host, hour in hot:
             self._hot.setdefault((host, hour), 0.0)

@@ -5,10 +5,11 @@ import os
 import random
 import sqlite3
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -207,6 +208,102 @@ def test_a_damaged_file_is_set_aside_and_a_new_one_begun(
     (aside,) = tmp_path.glob("history.db.bad-*")
     assert aside.read_bytes() == damaged
     assert aside.name in str(store.loss)
+
+
+def break_once(monkeypatch: pytest.MonkeyPatch, meanwhile: Callable[[SqliteStore], None]) -> None:
+    """Have the next group of rows find that the file is damaged; `meanwhile` is called just before."""
+    real = SqliteStore._write
+    left = [meanwhile]
+
+    def write(self: SqliteStore, items: Sequence[Any]) -> None:
+        if items and left:
+            left.pop()(self)
+            raise schema.Damaged("a page is never used")
+        real(self, items)
+
+    monkeypatch.setattr(SqliteStore, "_write", write)
+
+
+def test_of_a_file_damaged_while_serving_moles_are_asked_again_and_what_waits_is_written_once(
+    tmp_path: Path, moving: Clock, make_row: MakeRow, monkeypatch: pytest.MonkeyPatch, quick: None
+) -> None:
+    rows = [make_row(at=BEGIN + seq, seq=seq) for seq in range(1, 8)]
+    with closing(SqliteStore(tmp_path, clock=moving, keep=KEEP)) as store:
+        for row in rows[:5]:
+            store.append(row)
+        store.flush()
+        break_once(monkeypatch, lambda store: store.append(rows[6]))
+        store.append(rows[5])
+        store.flush()
+        store.flush()
+        assert "damaged" in str(store.loss)
+        assert [store.knows("gpu01", "boot", seq) for seq in range(1, 8)] == [False] * 5 + [True] * 2
+        assert store.durable_seq("gpu01", "boot", 6) == 7
+        assert store.durable_seq("gpu01", "boot", 1) is None
+
+        for row in rows:
+            store.append(row)
+        store.flush()
+        assert store.durable_seq("gpu01", "boot", 1) == 7
+        with closing(sqlite3.connect(tmp_path / "history.db")) as db:
+            assert db.execute("SELECT seq FROM hot ORDER BY seq").fetchall() == [(seq,) for seq in range(1, 8)]
+
+
+def test_what_a_failed_fsync_lost_is_taken_again(
+    tmp_path: Path, moving: Clock, make_row: MakeRow, monkeypatch: pytest.MonkeyPatch, quick: None
+) -> None:
+    rows = [make_row(at=BEGIN + seq, seq=seq) for seq in range(1, 7)]
+    with closing(SqliteStore(tmp_path, clock=moving, keep=KEEP)) as store:
+        for row in rows[:5]:
+            store.append(row)
+        store.flush()
+        with closing(sqlite3.connect(tmp_path / "history.db")) as db, db:
+            db.execute("UPDATE boots SET seqs = '[[1, 3]]'")
+        with monkeypatch.context() as patch:
+            patch.setattr(SqliteStore, "_write", lambda self, items: 1 / 0 if items else None)
+            store.append(rows[5])
+            with pytest.raises(StoreError):
+                store.flush()
+        store.flush()
+        assert [store.knows("gpu01", "boot", seq) for seq in range(1, 7)] == [True] * 3 + [False] * 2 + [True]
+        for row in rows:
+            store.append(row)
+        store.flush()
+        assert store.durable_seq("gpu01", "boot", 1) == 6
+
+
+def test_hours_of_a_damaged_file_are_not_looked_for_in_the_new_one(
+    tmp_path: Path, moving: Clock, make_row: MakeRow, monkeypatch: pytest.MonkeyPatch, quick: None
+) -> None:
+    with closing(SqliteStore(tmp_path, clock=moving, keep=KEEP)) as store:
+        for host in ("gpu01", "gpu02"):
+            store.append(make_row(host, at=BEGIN, seq=1))
+        store.flush()
+        break_once(monkeypatch, lambda store: None)
+        store.append(make_row("gpu02", at=BEGIN + 60, seq=2))
+        store.flush()
+        store.seal_all()
+        assert store.trouble is None
+        assert [use.host for use in store.uses(UseQuery(begin=BEGIN, end=BEGIN + HOUR))] == ["gpu02"]
+
+
+def test_an_hour_of_hosts_without_gpus_is_sealed_and_that_of_the_others_counted_once(
+    tmp_path: Path, moving: Clock, make_row: MakeRow, quick: None
+) -> None:
+    with closing(SqliteStore(tmp_path, clock=moving, keep=KEEP)) as store:
+        for place in range(10):
+            for host in ("cpu01", "cpu02", "gpu01", "cpu03", "cpu04"):
+                has_gpus = host == "gpu01"
+                store.append(
+                    make_row(host, at=BEGIN + 60 * place, seq=place, gpus=has_gpus, user="alice" if has_gpus else None)
+                )
+        store.flush()
+        store.seal_all()
+        (usage,) = store.usage(UsageQuery(begin=BEGIN, end=BEGIN + HOUR))
+        assert usage.held_seconds == pytest.approx(9 * 60 + 90)
+        with closing(sqlite3.connect(tmp_path / "history.db")) as db:
+            assert db.execute("SELECT COUNT(*) FROM sealed").fetchone() == (5,)
+            assert db.execute("SELECT COUNT(*) FROM hot").fetchone() == (0,)
 
 
 def test_a_damaged_hour_is_a_gap(tmp_path: Path, moving: Clock, make_row: MakeRow) -> None:
