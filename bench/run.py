@@ -69,13 +69,14 @@ def main() -> int:
         print(f"{name} …", file=sys.stderr, flush=True)
         case = partial(FULL[name], full=True) if options.full and name in FULL else CASES[name]
         figures += case(options.runs)
-    text = (
-        f"{machine()}. Medians of {options.runs} runs, each beside its reference in the same run.\n\n{table(figures)}\n"
-    )
+        text = (
+            f"{machine()}. Medians of {options.runs} runs, each beside its reference in the same run.\n\n"
+            f"{table(figures)}\n"
+        )
+        if options.write:  # after each case: who ends a long run keeps what it has found
+            day = datetime.now(tz=timezone.utc).date().isoformat()
+            (TOP / "bench" / "RESULTS.md").write_text(f"# Results\n\nWritten by `make bench` on {day}: {text}")
     print(text)
-    if options.write:
-        day = datetime.now(tz=timezone.utc).date().isoformat()
-        (TOP / "bench" / "RESULTS.md").write_text(f"# Results\n\nWritten by `make bench` on {day}: {text}")
     return int(any(figure.met is False for figure in figures))
 
 
