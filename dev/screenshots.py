@@ -62,6 +62,8 @@ def main() -> int:
                 *(Picture("gpus", "/gpu-data", theme, height=868) for theme in both),
                 *(Picture("host", f"/host/{host}", theme, height=1340) for theme in both),
             )
+            told = f"{url}/api/v1/series?metric=total_gpus&from=now-23h&to=now&step=900"
+            _wait_for("day before", demo, lambda: _is_whole(_asked(told), len(live["gpus"]["state"])))
             _wait_for("alerts", demo, lambda: len(_asked(f"{url}/api/v1/alerts")["alerts"]) >= MOST_ALERTS)
             sizes |= _take(
                 browser,
@@ -96,6 +98,12 @@ def _asked(url: str) -> Any:
 
 def _faulty(live: Any) -> Any:
     return live if {"error", "held", "stale"} <= set(live["gpus"]["state"]) else None
+
+
+def _is_whole(told: Any, gpus: int) -> bool:
+    """Say whether the past of nearly all GPUs has come in, the running hour's last."""
+    means = told["series"][0]["mean"] if told["series"] else [None]
+    return all(mean is not None and mean > gpus * 0.7 for mean in means[:-1])
 
 
 def _wait_for(what: str, demo: subprocess.Popen[bytes], found: Callable[[], Any]) -> Any:
