@@ -68,7 +68,7 @@ class Front:
         self.history = privacy.by_viewer(parts.history, privacy.veiled_past(parts.history, parts.veil_for_some))
         self.viewers = hot.Viewers()
         self.gate = _gate(parts)
-        self.provider = looking.provider(settings, clock, None if parts.commons is None else parts.commons.access)
+        self.provider = looking.provider(settings, parts.clock, None if parts.commons is None else parts.commons.access)
         self.posts = hot.ways(parts.ingest, self._note)
         self.looks = hot.live_way(self.live, self.narrowed, parts.view_clock, self.viewers.note)
         asked_of = asked.reader(self.gate, settings.viewers.proxy_header)

@@ -10,8 +10,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from werkzeug.test import Client
 
+from cluster_dash_server import looking
 from cluster_dash_server.front import Front
 from cluster_dash_server.settings import Settings
+from cluster_dash_server.sharing.clock import EngineClock
+from cluster_dash_server.sharing.kinds import LiveSettings
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
@@ -28,8 +31,11 @@ def test_posts_and_the_live_view_are_answered_without_flask() -> None:
     code = f"""
 import sys
 from werkzeug.test import Client
+from cluster_dash_server import looking
 from cluster_dash_server.front import Front
 from cluster_dash_server.settings import Settings
+from cluster_dash_server.sharing.clock import EngineClock
+from cluster_dash_server.sharing.kinds import LiveSettings
 client = Client(Front(Settings()))
 posted = client.post("/", data=open({str(EXAMPLE)!r}, "rb").read(), environ_base={{"REMOTE_ADDR": "127.0.0.1"}})
 asked = client.get("/api/v1/cluster")
@@ -70,3 +76,11 @@ def test_where_the_pages_cannot_be_built_who_asks_is_told_and_posts_go_on(caplog
     posted = Client(front).post("/", data=EXAMPLE.read_bytes(), environ_base={"REMOTE_ADDR": "127.0.0.1"})
     assert posted.status_code == 200
     assert "a route without a scope" in caplog.text
+
+
+def test_whoever_signs_in_at_a_provider_is_timed_by_the_clock_of_all_replicas(monkeypatch: pytest.MonkeyPatch) -> None:
+    clocks = list[object]()
+    monkeypatch.setattr(looking, "provider", lambda settings, clock, kept: clocks.append(clock))
+    front = Front(Settings(live=LiveSettings(kind="redis", url="redis://127.0.0.1:1/0")), clock=lambda: 1.0)
+    assert isinstance(front.parts.clock, EngineClock)
+    assert clocks == [front.parts.clock]
