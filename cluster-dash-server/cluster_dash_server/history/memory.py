@@ -5,6 +5,7 @@ import threading
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
+from cluster_dash_server.history.gpu_hours import order, usage_of
 from cluster_dash_server.history.rollups import (
     DAY,
     HOUR,
@@ -189,7 +190,11 @@ class MemoryStore:
                     }
                     key = tuple(of[name] if name in ask.by else None for name in of)
                     sums[key] = [a + b for a, b in zip(sums.get(key, [0.0] * len(USAGE)), share, strict=True)]
-        return [_usage(key, share) for key, share in sorted(sums.items(), key=lambda each: _order(each[0]))]
+        # the fourth place is for what Slurm gave away; nothing fills it yet
+        return [
+            usage_of(key, held, busy, idle, util, seen)
+            for key, (held, busy, idle, _, util, seen) in sorted(sums.items(), key=lambda each: order(each[0]))
+        ]
 
     def forget(self, hosts: Iterable[str]) -> None:
         """See `Ledger`."""
@@ -228,7 +233,7 @@ class MemoryStore:
                         lists[step].append(value)
         return [
             _series(steps, lists, host=host, gpu=gpu, names=named.get((host, gpu), (None, None)))
-            for (host, gpu), lists in sorted(of_line.items(), key=lambda each: _order(each[0]))
+            for (host, gpu), lists in sorted(of_line.items(), key=lambda each: order(each[0]))
         ]
 
     def _cluster(self, ask: SeriesQuery, steps: Steps) -> list[Series]:
@@ -299,25 +304,3 @@ def _series(
 
 def _sum(first: Share | None, second: Share) -> Share:
     return second if first is None else tuple(map(sum, zip(first, second, strict=True)))
-
-
-def _order(key: tuple[str | float | None, ...]) -> tuple[tuple[bool, str | float], ...]:
-    return tuple((part is not None, part or 0 if not isinstance(part, str) else part) for part in key)
-
-
-def _usage(key: tuple[str | float | None, ...], share: list[float]) -> Usage:
-    user, host, model, hour, day = key
-    held, busy, idle, _, util, seen = share  # the fourth place is for what Slurm gave away; nothing fills it yet
-    return Usage(
-        user=user,  # type: ignore[arg-type]
-        host=host,  # type: ignore[arg-type]
-        model=model,  # type: ignore[arg-type]
-        hour=hour,  # type: ignore[arg-type]
-        day=day,  # type: ignore[arg-type]
-        held_seconds=held,
-        busy_seconds=busy,
-        idle_seconds=idle,
-        allocated_seconds=None,
-        util_seconds=util,
-        seen_seconds=seen,
-    )
