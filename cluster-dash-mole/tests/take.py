@@ -2,11 +2,12 @@
 
 Its one argument is JSON: {machine: folder, proc: another /proc, interval, deadline, patience, retry, mismatch_retry,
 renew: s}. For each line of input it prints one: {"document": a snapshot, "took": s, "children": the pids of the
-processes it has begotten}.
+processes it has begotten and that live, "births": how many children the nursery was asked for so far}.
 """
 
 import json
 import os
+import socket
 import sys
 import time
 from collections.abc import Sequence
@@ -14,9 +15,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import IO
 
+from cluster_dash_mole.collectors import gpu as gpus
 from cluster_dash_mole.collectors.cpu import CpuCollector
 from cluster_dash_mole.collectors.disk import DiskCollector
-from cluster_dash_mole.collectors.gpu import GpuCollector
+from cluster_dash_mole.collectors.gpu.nursery import Nursery
 from cluster_dash_mole.collectors.gpu.processes import ProcessTable
 from cluster_dash_mole.collectors.memory import MemoryCollector
 from cluster_dash_mole.collectors.network import NetworkCollector
@@ -25,6 +27,16 @@ from cluster_dash_mole.host import read_host
 from cluster_dash_mole.mole import Collector, Mole
 
 USERS = {0: "root", 1001: "ada", 1002: "grace"}
+
+
+class CountingNursery(Nursery):
+    """Counts its births: a child that cannot begin may be gone before anybody looks for it."""
+
+    births = 0
+
+    def birth(self) -> socket.socket:
+        CountingNursery.births += 1
+        return super().birth()
 
 
 class StandingClock:
@@ -71,7 +83,8 @@ def main() -> None:
     proc, sysfs = str(tree / "proc"), str((machine if (machine / "sys").exists() else tree) / "sys")
     clock = RunningClock() if given.get("retry") is not None else StandingClock()
     recorded = ProcessTable(proc, owner_of=lambda _: 0, user_of=USERS.get, uptime=lambda: 9e9)
-    gpu = GpuCollector(
+    gpus.Nursery = CountingNursery  # type: ignore[attr-defined]
+    gpu = gpus.GpuCollector(
         interval=given.get("interval", 20),
         clock=clock,
         proc=given.get("proc", proc),
@@ -99,7 +112,8 @@ def main() -> None:
         started = time.monotonic()
         document = mole.snapshot().document()
         took = time.monotonic() - started
-        sys.stdout.write(json.dumps({"document": document, "took": took, "children": descendants(os.getpid())}) + "\n")
+        told = {"document": document, "took": took, "children": descendants(os.getpid())}
+        sys.stdout.write(json.dumps({**told, "births": CountingNursery.births}) + "\n")
         sys.stdout.flush()
 
 
