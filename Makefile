@@ -25,8 +25,8 @@ dev: $(SERVER) ## a server that starts anew when its source changes: http://loca
 test: setup ## everything CI runs, with real parts: NVML stand-in, processes, Chromium
 	dev/parts
 	$(MAKE) --no-print-directory check
-	$(BIN)/pytest -n 4 --dist loadfile -m "not soak and not clocked" tests
-	$(BIN)/pytest -m "clocked and not soak" cluster-dash-server/tests cluster-dash-mole/tests tests
+	dev/tests -n 4 --dist loadfile -m "not soak and not clocked" tests
+	dev/tests -m "clocked and not soak" cluster-dash-server/tests cluster-dash-mole/tests tests
 
 check: setup ## the fast part of `make test`: format, lint, types, import rules, unit tests
 	$(BIN)/ruff format --check .
@@ -41,7 +41,7 @@ types: setup
 
 # a process more than there are cores, for tests that wait
 units: setup
-	$(BIN)/pytest -n $$(( $$(nproc) + 1 )) --dist loadfile -m "not soak and not clocked" cluster-dash-server/tests cluster-dash-mole/tests
+	dev/tests -n $$(( $$(nproc) + 1 )) --dist loadfile -m "not soak and not clocked" cluster-dash-server/tests cluster-dash-mole/tests
 
 soak: setup ## the long runs; `make test` has their short form
 	$(BIN)/pytest -m soak --timeout 36000 tests
