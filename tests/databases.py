@@ -81,12 +81,16 @@ class Postgresql:
         """Return the address of a database of it."""
         return f"postgresql://{USER}:{quote(PASSWORD, safe='')}@127.0.0.1:{self.port}/{database}"
 
-    def new_database(self) -> str:
-        """Make a database and return its address."""
+    def new_database(self, how: str = "") -> str:
+        """Make a database and return its address.
+
+        Args:
+            how: what else is said to make it.
+        """
         self._count += 1
         name = f"test_{self._count}"
         with psycopg.connect(self.url(), autocommit=True) as connection:
-            connection.execute(f"CREATE DATABASE {name}".encode())
+            connection.execute(f"CREATE DATABASE {name} {how}".encode())
         return self.url(name)
 
     def signal(self, number: int) -> None:

@@ -7,13 +7,17 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import psycopg
 import pytest
 
+from cluster_dash_server.app import create_app
+from cluster_dash_server.cli import EXIT_CONFIG, main
 from cluster_dash_server.commands.doctor import database_of_ledger
 from cluster_dash_server.ledger.kept import LedgerSettings
 from cluster_dash_server.postgresql import ASKING, REST_SECONDS, Database, PostgresqlError
+from cluster_dash_server.settings import ConfigError, ServerSettings, Settings
 from tests import databases
 from tests.processes import wait_until
 
@@ -267,6 +271,55 @@ def test_the_doctor_says_what_a_database_is_good_for(postgresql: databases.Postg
     for said in (good, nowhere, wrong):
         assert databases.PASSWORD not in str(said)
         assert "a%20secret" not in str(said)
+
+
+@pytest.mark.parametrize("encoding", ["SQL_ASCII", "LATIN1"])
+def test_a_database_that_cannot_hold_all_names_is_refused_with_its_mend(
+    postgresql: databases.Postgresql,
+    encoding: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    url = postgresql.new_database(f"ENCODING '{encoding}' TEMPLATE template0")
+    name = url.rpartition("/")[2]
+    wanted = (
+        f"the database {name} at 127.0.0.1 has the encoding {encoding}, expected UTF8: make another one by "
+        "CREATE DATABASE … ENCODING 'UTF8' LOCALE 'C' TEMPLATE template0, and name that"
+    )
+    settings = LedgerSettings(kind="postgresql", url=url)
+    found = database_of_ledger(settings)
+    assert (found.mark, found.measured) == ("✘", wanted)
+    monkeypatch.setenv("CLUSTER_DASH_LEDGER__KIND", "postgresql")
+    monkeypatch.setenv("CLUSTER_DASH_LEDGER__URL", url)
+    assert main(["check-config"]) == EXIT_CONFIG
+    assert f"ledger.url: {wanted}" in capsys.readouterr().err
+    with pytest.raises(ConfigError) as refused:
+        create_app(Settings(server=ServerSettings(data=str(tmp_path)), ledger=settings))
+    assert str(refused.value) == wanted
+    with psycopg.connect(url) as connection:
+        tables = connection.execute("SELECT COUNT(*) FROM pg_tables WHERE schemaname = 'public'").fetchone()
+    assert tables == (0,)
+    mended = postgresql.new_database(wanted.partition("DATABASE … ")[2].partition(",")[0])
+    assert not database_of_ledger(LedgerSettings(kind="postgresql", url=mended)).is_problem
+
+
+@pytest.mark.usefixtures("capsys")
+def test_settings_can_be_looked_at_while_the_database_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CLUSTER_DASH_LEDGER__KIND", "postgresql")
+    monkeypatch.setenv("CLUSTER_DASH_LEDGER__URL", "postgresql://dash:secret@127.0.0.1:1/dash")
+    assert main(["check-config"]) == 0
+
+
+def test_texts_are_written_as_utf_8_whatever_this_machine_is_set_to(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PGCLIENTENCODING", "LATIN1")
+    database = Database(database_url)
+    database.expects("things", STEPS)
+    put(database, "Łukasz 🙂")
+    assert names(database) == ["Łukasz 🙂"]
+    database.close()
 
 
 def test_who_has_no_database_imports_nothing_for_one() -> None:

@@ -166,11 +166,15 @@ def check(options: argparse.Namespace) -> int:
     """Print the settings in force.
 
     Raises:
-        ConfigError: a setting that cannot be used.
+        ConfigError: a setting that cannot be used, or a database.
     """
     from cluster_dash_server.commands import check_config
 
-    sys.stdout.write(check_config.report(_at_data(site.read_settings(options.config), options.data)))
+    reading = _at_data(site.read_settings(options.config), options.data)
+    sys.stdout.write(check_config.report(reading))
+    fault = check_config.fault_of_database(reading.settings)
+    if fault is not None:
+        raise ConfigError(f"ledger.url: {fault}")
     return EXIT_DONE
 
 

@@ -18,6 +18,8 @@ from psycopg import conninfo
 
 OLDEST = 13
 """The oldest PostgreSQL that is known to do."""
+ENCODING = "UTF8"
+"""What a database must have: in any other one a name of a user or a process may be one that it cannot hold."""
 CONNECTIONS = 4
 ASKING = 2
 """So many of them at most are with pages that ask for much: who writes finds another one."""
@@ -124,6 +126,7 @@ class Database:
                 "keepalives_interval": 3,
                 "keepalives_count": 3,
                 **parts,
+                "client_encoding": ENCODING,
             }
         )
         host = parts.get("host") or parts.get("hostaddr") or "this machine"
@@ -163,11 +166,23 @@ class Database:
                 "SELECT current_setting('server_version_num')::int, current_schema(), "
                 "COALESCE(has_schema_privilege(current_schema(), 'CREATE'), FALSE)"
             ).fetchone()
+            misfit = self._misfit_of(connection)
         if version < OLDEST * 10_000:
             return f"{self.where} is PostgreSQL {version // 10_000}, expected {OLDEST} or newer"
+        if misfit is not None:
+            return misfit
         if not may_create:
             return f"{self.where}: the user may make no tables in the schema {folder or 'public'}"
         return None
+
+    def _misfit_of(self, connection: "_Connection") -> str | None:
+        """Say which encoding it has, and the mend, where that cannot hold all names."""
+        if connection.encoding in (ENCODING, None):
+            return None
+        return (
+            f"{self.where} has the encoding {connection.encoding}, expected {ENCODING}: make another one by CREATE "
+            f"DATABASE … ENCODING '{ENCODING}' LOCALE 'C' TEMPLATE template0, and name that"
+        )
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[Statements]:
@@ -288,6 +303,9 @@ class Database:
         with self._preparing:
             if self._is_prepared.is_set():
                 return
+            misfit = self._misfit_of(connection)
+            if misfit is not None:
+                raise PostgresqlError(misfit)
             connection.may_take(MIGRATE_SECONDS)
             parts = self._parts
             with _in_transaction(connection, MIGRATE_SECONDS):
@@ -384,6 +402,11 @@ class _Connection:
     def stands(self) -> bool:
         """Whether the other end said nothing since: it says something only when it goes."""
         return self.is_at_rest and not self._poll.poll(0)
+
+    @property
+    def encoding(self) -> str | None:
+        """How the database keeps texts, as PostgreSQL names it; None: what stands between does not say."""
+        return self._connection.info.parameter_status("server_encoding")
 
     def close(self) -> None:
         self._connection.close()

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from cluster_dash_server.notices.receivers import Receiver
-from cluster_dash_server.settings import Reading
+from cluster_dash_server.settings import Reading, Settings
 
 
 def report(reading: Reading) -> str:
@@ -17,6 +17,21 @@ def report(reading: Reading) -> str:
     lines += [f"{setting.ljust(left)}   # {origin}" for setting, origin in rows]
     lines.append("all other settings are at their defaults" if rows else "all settings are at their defaults")
     return "\n".join(lines) + "\n"
+
+
+def fault_of_database(settings: Settings) -> str | None:
+    """Say why the database that is named cannot be used though it answers; None: it can, it is away, or none is."""
+    if settings.ledger.kind != "postgresql" or settings.ledger.url is None:
+        return None
+    from cluster_dash_server import postgresql  # only who has one needs it
+
+    database = postgresql.Database(settings.ledger.url, connections=1)
+    try:
+        return database.problem()
+    except postgresql.PostgresqlError:  # settings may be looked at where it cannot be reached: the doctor says that
+        return None
+    finally:
+        database.close()
 
 
 def _rows(reading: Reading) -> Iterator[tuple[str, str]]:

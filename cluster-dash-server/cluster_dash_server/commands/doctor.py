@@ -540,8 +540,8 @@ def database_of_ledger(ledger: LedgerSettings) -> Finding:
             mark="✘",
             what="database",
             measured=problem,
-            cause="it was made for another user, or by an older system",
-            command="createdb --owner dash dash",
+            cause="it was made for another user, by an older system, or where the system's encoding was not UTF-8",
+            command="createdb --owner dash --encoding UTF8 --locale C --template template0 dash",
         )
     return Finding(mark="✔", what="database", measured=f"{database.where} can be asked and written")
 
