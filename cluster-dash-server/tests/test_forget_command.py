@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from cluster_dash_server import cli
+from cluster_dash_server import cli, control
 from cluster_dash_server.alerts.book import Silence
 from cluster_dash_server.cluster import Cluster
+from cluster_dash_server.commands import forget
 from cluster_dash_server.history import folder as data_folder
+from cluster_dash_server.history import schema, unnaming
 from cluster_dash_server.history.kept import History, HistorySettings, PrivacySettings
 from cluster_dash_server.inflate import unpack
 from cluster_dash_server.ledger.sqlite import FILE as ALERTS
@@ -113,3 +115,26 @@ def test_a_command_line_that_says_too_little_or_too_much(
 def test_a_missing_gpu_takes_a_running_server(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(folder, "gpu01", "--gpu", "GPU-1") == 69
     assert "no server answers" in capsys.readouterr().err
+
+
+def test_without_a_server_a_file_that_is_damaged_meanwhile_ends_the_command_with_words(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def breaks(*_: object) -> bool:
+        raise schema.Damaged("a page is never used")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(unnaming, "go_on", breaks)
+        assert run(folder, "--user", "zoe") == 1
+    said = capsys.readouterr().err
+    assert "a new one was begun, before the name was out of all that the file held. The same command again does" in said
+    assert run(folder, "--user", "zoe") == 0
+
+
+def test_a_server_that_was_started_anew_meanwhile_is_not_waited_for_for_ever(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(control, "ask", lambda *_: {"success": True, "unnamed": None})
+    monkeypatch.setattr(forget, "UNKNOWN_SECONDS", 0.5)
+    assert run(folder, "--user", "zoe") == 1
+    assert "the server was started anew meanwhile: the same command again does the rest" in capsys.readouterr().err

@@ -31,6 +31,8 @@ log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.2
 """How often the command asks how far the server is."""
+UNKNOWN_SECONDS = 60.0
+"""A server that knows nothing of what was asked for so long has been started anew: nobody waits for it for ever."""
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
@@ -104,8 +106,11 @@ def _forget_user(user: str, settings: Settings, folder: Path) -> None:
         with _opened(settings, folder, error) as (history, _, _):
             _written(partial(history.forget_user, user, partial(restart.stripped, user=user)))
             _forget_in_alerts(user, settings, folder)
-            while (done := _written(partial(history.unnamed, user))) is None or done.hosts_left:
-                _written(history.flush)
+            try:
+                while (done := history.unnamed(user)) is None or done.hosts_left:
+                    history.flush()
+            except StoreError as failed:
+                raise CommandError(f"{failed}. The same command again does the rest") from None
             told = dataclasses.asdict(done)
     if told["stays"] is not None:
         log.warning("%s", printable(told["stays"], 1000))
@@ -144,13 +149,18 @@ def _forget_in_alerts(user: str, settings: Settings, folder: Path) -> None:
 
 def _by_the_server(user: str, folder: Path) -> Json:
     command = {"user": user, "begin": True}
+    known_at = time.monotonic()
     while True:
         answer = control.ask(folder, {"forget_user": command})
         if not answer["success"]:
             raise CommandError(str(answer["msg"]))
-        told: Json = answer["unnamed"]
+        told: Json | None = answer["unnamed"]
         if told is not None and not told["hosts_left"]:
             return told
+        if told is not None:
+            known_at = time.monotonic()
+        elif time.monotonic() - known_at >= UNKNOWN_SECONDS:
+            raise CommandError("the server was started anew meanwhile: the same command again does the rest")
         command["begin"] = False
         time.sleep(POLL_SECONDS)
 

@@ -117,7 +117,7 @@ class SqliteStore:
         self._wake = threading.Condition()  # guards what follows
         self._queue: list[_Item] = []
         self._snapshots = Boots()
-        self._unnamed: dict[str, Unnamed | None] = {}
+        self._unnamed: dict[str, Unnamed | str] = {}  # by user: how far it is, or why it goes no further
         self._ends = False
         self._flushes = 0
         self._flushed = 0
@@ -176,7 +176,7 @@ class SqliteStore:
     def forget_user(self, user: str, strip: Callable[[LastSeen], LastSeen]) -> None:
         """See `Ledger`."""
         with self._wake:
-            self._unnamed[user] = None
+            self._unnamed[user] = Unnamed(hosts_left=1, host_hours=0, events=0, snapshots=0)
             self._chores_from = 0.0
             self._put(("unname", user, strip))
 
@@ -185,7 +185,10 @@ class SqliteStore:
         if self.trouble is not None:
             raise StoreError(self.trouble)
         with self._wake:
-            return self._unnamed.get(user)
+            told = self._unnamed.get(user)
+        if isinstance(told, str):
+            raise StoreError(told)
+        return told
 
     def _put(self, item: _Item) -> None:
         self._queue.append(item)
@@ -611,9 +614,22 @@ class SqliteStore:
         self._sweeps, self._is_out = unnaming.pending(db), False
         if self._sweeps:
             db.execute("PRAGMA secure_delete = ON")
+        self._tell_who_is_unnamed(waiting)
         if not self._generation:  # rows of before a restart: nothing else has added them up
             self._left_over = {(host, hour) for host, hour in hot}
         self._generation += 1
+
+    def _tell_who_is_unnamed(self, waiting: Iterable[_Item]) -> None:
+        """Go by what the file knows of it: where a wish went with what the file lost, who waits for it hears so."""
+        with self._wake:
+            going_on = {item[1] for item in (*waiting, *self._queue) if item[0] == "unname"}
+            for sweep in self._sweeps:
+                self._unnamed[sweep.user] = sweep.told(is_done=False)
+                going_on.add(sweep.user)
+            for user, told in self._unnamed.items():
+                if user not in going_on and isinstance(told, Unnamed) and told.hosts_left:
+                    why = self.loss or "writing to it failed"
+                    self._unnamed[user] = f"{why}, before the name was out of all that the file held"
 
     def _opened(self) -> sqlite3.Connection:
         return schema.opened(self.path, wal=self._wal, file_bytes=self._keep.file_bytes)

@@ -1,5 +1,6 @@
 """A user is forgotten: the name is nowhere in the file afterwards, and what hosts and models did stays."""
 
+import contextlib
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster_dash_server.history import sqlite, unnaming
+from cluster_dash_server.history import schema, sqlite, unnaming
 from cluster_dash_server.history.chunks import Rows
 from cluster_dash_server.history.rollups import DAY, HOUR
 from cluster_dash_server.history.sealing import Names, unpack_stretches
@@ -163,3 +164,35 @@ def test_a_restart_goes_on_where_forgetting_was_not_finished(folder: Path, monke
     assert all(
         WHO.encode() not in file.read_bytes().replace(f"{WHO}2".encode(), b"") for file in folder.glob(f"{FILE}*")
     )
+
+
+@pytest.mark.parametrize("is_damaged", [True, False])
+def test_who_waits_for_it_is_told_where_the_wish_went_with_what_failed(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, is_damaged: bool
+) -> None:
+    monkeypatch.setattr(sqlite, "RETRY_SECONDS", 0.01)
+    real = SqliteStore._unname
+
+    def fails_once(self: SqliteStore, until: float) -> bool:
+        monkeypatch.setattr(SqliteStore, "_unname", real)
+        if is_damaged:
+            raise schema.Damaged("a page is never used")
+        monkeypatch.setattr(Names, "forget_holdings", out_of_pages)  # the wish is out of the file by then
+        return real(self, until)
+
+    def out_of_pages(_: Names) -> None:
+        monkeypatch.undo()
+        raise sqlite3.OperationalError("disk I/O error")
+
+    with closing(SqliteStore(folder, clock=lambda: END, keep=KEEP)) as store:
+        monkeypatch.setattr(SqliteStore, "_unname", fails_once)
+        store.forget_user(WHO, strip)
+        with contextlib.suppress(StoreError):  # why it failed, as long as it was not tried again
+            store.flush()
+            store.flush()
+        why = r"damaged \(a page .* is now history.db.bad-\S+; .*" if is_damaged else "writing to it failed"
+        with pytest.raises(StoreError, match=f"{why}, before the name was out of all that the file held"):
+            finished(store)
+        forgotten(store)
+    (file,) = folder.glob(FILE)
+    assert WHO.encode() not in file.read_bytes().replace(f"{WHO}2".encode(), b"")
