@@ -83,6 +83,7 @@ _Item = (
     | tuple[Literal["forget"], str]
     | tuple[Literal["unname"], str, Callable[[LastSeen], LastSeen]]
 )
+_Newest = tuple[int | None, int | None]
 
 
 class SqliteStore:
@@ -128,6 +129,7 @@ class SqliteStore:
         # of the writing thread alone
         self._db: sqlite3.Connection | None = None
         self._names: Names | None = None
+        self._doubted: tuple[_Newest, Sequence[_Item], list[Figures]] | None = None  # what a failed COMMIT was to write
         self._boots: dict[tuple[str, str], int] = {}
         self._hot: dict[tuple[int, int], float] = {}
         self._left_over: set[tuple[int, int]] = set()
@@ -240,6 +242,7 @@ class SqliteStore:
             try:
                 if self._db is None:
                     self._connect(waiting)
+                    waiting = self._undone(waiting)
                 self._make_room(time.monotonic() + ROOM_SECONDS, sum(map(_size, waiting)))
                 self._write(waiting)
                 waiting = []
@@ -270,6 +273,7 @@ class SqliteStore:
         if not items:
             return
         oldest = self._clock() - self._keep.rows_seconds
+        self._doubted = _newest(db), items, rows
         with _transaction(db):
             hot: list[tuple[object, ...]] = []
             new: dict[tuple[str, str], tuple[Seqs, float]] = {}
@@ -332,6 +336,7 @@ class SqliteStore:
                     ],
                 )
             begun = [self._begin_unnaming(db, *wish) for wish in wishes]
+        self._doubted = None
         with self._wake:
             for row in settled:
                 if row.boot_id is not None and row.seq is not None:
@@ -344,6 +349,23 @@ class SqliteStore:
         for sweep in begun:
             self._open.unname(sweep.user)
             self._sweeps = [each for each in self._sweeps if each.user != sweep.user] + [sweep]
+
+    def _undone(self, waiting: list[_Item]) -> list[_Item]:
+        """Return what is still to be written: a COMMIT that was said to have failed may have been done all the same."""
+        if self._doubted is None:
+            return waiting
+        db, _ = self._connection()
+        newest, items, rows = self._doubted
+        is_done = _newest(db) != newest  # one of neither rows nor events may be done twice
+        self._doubted = None
+        if not is_done:
+            return waiting
+        self._late.update(dict.fromkeys(self._open.take(rows), time.monotonic()))
+        for item in items:
+            if item[0] == "unname":
+                self._open.unname(item[1])
+        done = set(map(id, items))
+        return [item for item in waiting if id(item) not in done]
 
     def _begin_unnaming(
         self, db: sqlite3.Connection, user: str, strip: Callable[[LastSeen], LastSeen]
@@ -546,6 +568,7 @@ class SqliteStore:
             with self._wake:
                 self._snapshots.begin_anew(())
             self._open = OpenHours()
+            self._doubted = None
             # hours go by the numbers of hosts in that file
             self._hot.clear()
             self._left_over.clear()
@@ -720,6 +743,12 @@ class SqliteStore:
 def _size(item: _Item) -> int:
     """Return about how many bytes something takes in the file."""
     return 100 + 5 * len(item[1].values) if item[0] == "figures" else 300
+
+
+def _newest(db: sqlite3.Connection) -> _Newest:
+    """Return the ids of the newest row and event: others come with each commit of such."""
+    found: _Newest = db.execute("SELECT (SELECT MAX(id) FROM hot), (SELECT MAX(id) FROM events)").fetchone()
+    return found
 
 
 @contextlib.contextmanager

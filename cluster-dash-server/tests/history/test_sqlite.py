@@ -1,5 +1,6 @@
 """What only a file can go through: restarts, damage, other releases, a full disk, age, a cap."""
 
+import contextlib
 import errno
 import os
 import random
@@ -8,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,17 @@ from cluster_dash_server.history import schema, sqlite
 from cluster_dash_server.history.boots import MOST_BOOTS
 from cluster_dash_server.history.rollups import DAY, HOUR
 from cluster_dash_server.history.sqlite import Keep, SqliteStore
-from cluster_dash_server.store import Figures, LastSeen, SeriesQuery, StoreError, UsageQuery, UseQuery
+from cluster_dash_server.store import (
+    Event,
+    EventQuery,
+    Figures,
+    KeptEvent,
+    LastSeen,
+    SeriesQuery,
+    StoreError,
+    UsageQuery,
+    UseQuery,
+)
 
 BEGIN = 1_699_999_200.0
 KEEP = Keep(
@@ -270,6 +282,63 @@ def test_what_a_failed_fsync_lost_is_taken_again(
             store.append(row)
         store.flush()
         assert store.durable_seq("gpu01", "boot", 1) == 6
+
+
+class Lying(sqlite3.Connection):
+    """Says of the commits that are counted here that they failed."""
+
+    lies = 0
+    is_done = True
+
+    def execute(self, sql: str, *parameters: Any) -> sqlite3.Cursor:
+        lies = sql == "COMMIT" and Lying.lies > 0
+        if lies:
+            Lying.lies -= 1
+        if not lies or Lying.is_done:
+            done = super().execute(sql, *parameters)
+        if lies:
+            raise sqlite3.OperationalError("disk I/O error")
+        return done
+
+
+@pytest.mark.parametrize("is_done", [True, False])
+def test_what_a_commit_wrote_that_was_said_to_have_failed_is_there_once(
+    is_done: bool,
+    tmp_path: Path,
+    moving: Clock,
+    make_row: MakeRow,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    quick: None,
+) -> None:
+    monkeypatch.setattr(Lying, "is_done", is_done)
+    ask = UsageQuery(begin=BEGIN, end=BEGIN + HOUR)
+    with monkeypatch.context() as patch:
+        patch.setattr(sqlite3, "connect", partial(sqlite3.connect, factory=Lying))
+        store = SqliteStore(tmp_path, clock=moving, keep=KEEP)
+    with closing(store):
+        for first in range(0, 50, 10):
+            with store._wake:  # so that nothing of it is written alone
+                for minute in range(first, first + 10):
+                    store.append(make_row("known", BEGIN + 60 * minute, seq=minute))
+                    store.append(make_row("old", BEGIN + 60 * minute, seq=None))  # nobody can tell it from another
+                event = Event(at=BEGIN + first, host="known", gpu=0, kind="note", code=None, text="a note")
+                store.record(KeptEvent(event, told=True, source=None))
+                Lying.lies = int(first == 20)
+                with contextlib.suppress(StoreError):  # it may be tried again before anybody looks
+                    store.flush()
+            if first == 20:
+                store.append(make_row("late", BEGIN, seq=1))
+        store.flush()
+        assert store.trouble is None
+        assert caplog.text.count("history cannot be written: disk I/O error") == 1
+        assert (store.durable_seq("known", "boot", 0), store.durable_seq("late", "boot", 1)) == (49, 1)
+        assert len(store.events(EventQuery(begin=0, end=BEGIN + HOUR))) == 5
+        with closing(sqlite3.connect(tmp_path / "history.db")) as db:
+            assert db.execute("SELECT COUNT(*), COUNT(DISTINCT at) FROM hot").fetchone() == (101, 50)
+        assert store.usage(ask)[0].held_seconds == pytest.approx(2 * 48 * 60)  # the newest are not added up yet
+        store.seal_all()
+        assert store.usage(ask)[0].held_seconds == pytest.approx(2 * (49 * 60 + 90) + 90)
 
 
 def test_hours_of_a_damaged_file_are_not_looked_for_in_the_new_one(
