@@ -222,8 +222,10 @@ def test_a_file_that_cannot_be_read_leaves_what_is_known(site: Site) -> None:
 @pytest.mark.clocked
 def test_a_token_is_looked_up_in_microseconds(site: Site) -> None:
     secrets = [site.tokens.new("host", f"gpu{number:03}") for number in range(200)]
-    begin = time.process_time()
+    best = 1.0
     for _ in range(50):
+        begin = time.process_time()
         for secret in secrets:
             site.tokens.find(secret, site.clock.now)
-    assert (time.process_time() - begin) / 10_000 < 50e-6
+        best = min(best, time.process_time() - begin)
+    assert best / len(secrets) < 50e-6
