@@ -93,7 +93,7 @@ def ends_at_once(process: "subprocess.Popen[str]", number: int = signal.SIGTERM)
     sent = time.monotonic()
     process.send_signal(number)
     _, log = process.communicate(timeout=60)
-    assert time.monotonic() - sent < 15  # a post or a driver that hangs would hold it for ever
+    assert time.monotonic() - sent < 45  # a post or a driver that hangs would hold it for ever
     assert process.returncode == 0
     return log
 

@@ -1,9 +1,9 @@
 """The collector of Slurm, on what three versions of it really printed, and on what people may make it print."""
 
+import contextlib
 import io
 import os
 import re
-import subprocess
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -644,11 +644,13 @@ def test_a_command_that_is_not_there_is_said_with_the_mend(tmp_path: Path) -> No
 
 def test_a_command_that_hangs_is_killed_with_all_it_started(tmp_path: Path) -> None:
     program(tmp_path, "squeue", f"sleep 60 & echo $! > {tmp_path}/pid; wait")
-    with pytest.raises(AskError, match=r"^squeue: no answer within 0.5 s$"):
-        Commands(str(tmp_path), os.environ).ask(["squeue"], 0.5)
+    for limit in (0.5, 5.0, 50.0):
+        with pytest.raises(AskError, match=rf"^squeue: no answer within {limit:g} s$"):
+            Commands(str(tmp_path), os.environ).ask(["squeue"], limit)
+        if (tmp_path / "pid").exists() and (tmp_path / "pid").read_text():
+            break  # else the machine was too busy to start it in that time
     pid = int((tmp_path / "pid").read_text())
     until = time.monotonic() + 100
-    while subprocess.run(["kill", "-0", str(pid)], check=False, capture_output=True).returncode == 0:
-        if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
-            break
-        assert time.monotonic() < until
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it is gone
+        while Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
+            assert time.monotonic() < until
