@@ -13,8 +13,8 @@ import pytest
 
 from cluster_dash_server.access.tokens import Tokens
 from cluster_dash_server.history import remote
-from cluster_dash_server.history.kept import HistorySettings
 from cluster_dash_server.history.remote import RemoteStore
+from cluster_dash_server.history.settings import HistorySettings
 from cluster_dash_server.ledger.access import SharedAccess
 from cluster_dash_server.postgresql import Database
 from cluster_dash_server.store import Figures, SeriesQuery

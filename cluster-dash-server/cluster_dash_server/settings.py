@@ -19,7 +19,7 @@ import tomllib
 
 from cluster_dash_server import filters, when
 from cluster_dash_server.access.auth import Proxies, names_loopback
-from cluster_dash_server.history.kept import HistorySettings, PrivacySettings
+from cluster_dash_server.history.settings import HistorySettings, PrivacySettings
 from cluster_dash_server.ingest import Limits
 from cluster_dash_server.ledger.kept import LedgerSettings
 from cluster_dash_server.notices import notifiers

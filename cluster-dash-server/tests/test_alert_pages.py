@@ -15,7 +15,7 @@ from cluster_dash_server.alerts.book import Alert, Book, Silence, Transition
 from cluster_dash_server.alerts.coming import Coming
 from cluster_dash_server.alerts.watch import Watch
 from cluster_dash_server.app import create_app
-from cluster_dash_server.history.kept import PrivacySettings
+from cluster_dash_server.history.settings import PrivacySettings
 from cluster_dash_server.notices.notice import Notice
 from cluster_dash_server.settings import ServerSettings, Settings, ViewerSettings
 

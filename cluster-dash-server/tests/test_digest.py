@@ -14,8 +14,8 @@ from cluster_dash_server.app import create_app
 from cluster_dash_server.cluster import Cluster
 from cluster_dash_server.digest import MOST_LINES, Digest, Night, tell
 from cluster_dash_server.events import EventLog
-from cluster_dash_server.history.kept import PrivacySettings
 from cluster_dash_server.history.memory import MemoryStore
+from cluster_dash_server.history.settings import PrivacySettings
 from cluster_dash_server.incidents import incidents
 from cluster_dash_server.nights import Nights, last_due, night_before
 from cluster_dash_server.settings import ServerSettings, Settings, ViewerSettings

@@ -14,7 +14,7 @@ from cluster_dash_server.access.tokens import TokenFile, Tokens
 from cluster_dash_server.cli import main
 from cluster_dash_server.commands import doctor
 from cluster_dash_server.commands.doctor import Finding
-from cluster_dash_server.history.kept import HistorySettings
+from cluster_dash_server.history.settings import HistorySettings
 from cluster_dash_server.ledger.kept import LedgerSettings
 from cluster_dash_server.notices.receivers import AlertSettings, Receiver
 from cluster_dash_server.port_holder import Holder

@@ -12,7 +12,7 @@ from flask.testing import FlaskClient
 from cluster_dash_server.access import users
 from cluster_dash_server.access.viewers import scope_of
 from cluster_dash_server.app import create_app
-from cluster_dash_server.history.kept import PrivacySettings
+from cluster_dash_server.history.settings import PrivacySettings
 from cluster_dash_server.privacy import KEY_FILE, Veil, kept_key
 from cluster_dash_server.settings import MetricsSettings, ServerSettings, Settings, ViewerSettings
 

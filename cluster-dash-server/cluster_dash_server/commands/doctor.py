@@ -23,7 +23,7 @@ from cluster_dash_server.access.auth import SHIPPED_PASSCODE, names_loopback
 from cluster_dash_server.access.tokens import TokenError, TokenFile, Tokens
 from cluster_dash_server.asking import Answer, ask
 from cluster_dash_server.history.folder import NETWORK_FILE_SYSTEMS, file_system
-from cluster_dash_server.history.kept import HistorySettings
+from cluster_dash_server.history.settings import HistorySettings
 from cluster_dash_server.ledger.kept import LedgerSettings
 from cluster_dash_server.notices.receivers import AlertSettings, Receiver
 from cluster_dash_server.port_holder import Holder, holder_of

@@ -7,11 +7,10 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
-if TYPE_CHECKING:
-    from cluster_dash_server.history.kept import HistorySettings
+from cluster_dash_server.history.settings import HistorySettings
 
 SECONDS = 10.0
 """How long a connection, or a part of an answer, may take."""
@@ -159,7 +158,7 @@ def url_problem(url: str) -> str | None:
     return None
 
 
-def access_of(settings: "HistorySettings") -> Access:
+def access_of(settings: HistorySettings) -> Access:
     """Return where the engine of the settings is.
 
     Raises:

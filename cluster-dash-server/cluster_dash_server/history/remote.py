@@ -15,11 +15,11 @@ from cluster_dash_server.history import sending
 from cluster_dash_server.history.boots import Boots
 from cluster_dash_server.history.encoding import Encoder
 from cluster_dash_server.history.engine import Access, AccessError, Connection, EngineError, access_of, refusal
-from cluster_dash_server.history.kept import HistorySettings
 from cluster_dash_server.history.promql import Asker
 from cluster_dash_server.history.recording import Recorder
 from cluster_dash_server.history.rollups import DAY
 from cluster_dash_server.history.sending import Item, Minute, Sender, Snapshot
+from cluster_dash_server.history.settings import HistorySettings
 from cluster_dash_server.history.settled import FORGET_SECONDS, SETTLED_SECONDS, Identity, Settled
 from cluster_dash_server.snapshot import printable
 from cluster_dash_server.store import (
