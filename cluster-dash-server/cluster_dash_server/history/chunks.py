@@ -11,10 +11,12 @@ from typing import Any, NamedTuple, cast
 
 from cluster_dash_server.history.columns import (
     NAN,
+    Added,
     Column,
     Frames,
     bind,
     decode,
+    decode_added,
     encode,
     encode_numbers,
     extended,
@@ -22,7 +24,7 @@ from cluster_dash_server.history.columns import (
     unzip,
     zip_,
 )
-from cluster_dash_server.history.lanes import MOST, least_sum_most
+from cluster_dash_server.history.lanes import MOST
 from cluster_dash_server.store import GPU_METRICS, HOST_METRICS, Figures, GpuId, Holder
 
 METRICS = GPU_METRICS + HOST_METRICS
@@ -145,6 +147,16 @@ class Rows:
         if frame is None or not frame[1]:
             return []
         return decode(self._frames[_FIRST + frame[0]], frame[1], len(self.times))
+
+    def added(self, metric: str, rows: int) -> Added | None:
+        """Return what each so many figures of a metric add up to, column by column; None: `columns` tells more.
+
+        The times are a multiple of so many.
+        """
+        frame = self._layout.frame_of(metric)
+        if frame is None or not frame[1]:
+            return None
+        return decode_added(self._frames[_FIRST + frame[0]], frame[1], len(self.times), rows)
 
     def without_user(self, user: str) -> bytes | None:
         """Return the blob without a holder's name; None: it does not hold it."""
@@ -309,16 +321,19 @@ def minutes_of(blob: bytes, layout: Layout, day: int) -> Day:
     rows = Rows(blob, layout)
     minutes = [(place, len(list(group))) for place, group in groupby([int(at - day) // 60 for at in rows.times])]
     counts = [count for _, count in minutes]
+    is_even = len(set(counts)) == 1
     found = Day([place for place, _ in minutes], counts[:], [], [], [])
     for metric, width in zip(METRICS, _widths(len(layout.gpus)), strict=True):
         if not width:
+            continue
+        added = rows.added(metric, counts[0]) if is_even else None
+        if added is not None and _are_decimals(added):
+            found.put(width, *_means(added, counts[0]))
             continue
         columns = rows.columns(metric)
         if all(column is columns[0] for column in columns) and (not columns or columns[0].stays()):
             figure = columns[0].floats()[0] if columns else NAN
             found.put(width, *[_constant(figure, scale, width * len(counts)) for scale in (1, _HUNDREDTHS, 1)])
-        elif len(set(counts)) == 1 and all(_are_decimals(column) for column in columns):
-            found.put(width, *_added(columns, counts[0]))
         else:
             for column in columns:
                 found.put(1, *_added_unevenly(column, counts))
@@ -332,24 +347,21 @@ def _constant(figure: float, scale: int, count: int) -> Column:
     return Column(array("f", [figure]) * count, 1.0, None)
 
 
-def _are_decimals(column: Column) -> bool:
-    """Say whether all figures are there, with so few decimals that rounding leaves the mean of equal ones as it is."""
-    return _is_whole(column) and column.scale <= _HUNDREDTHS
+def _are_decimals(added: Added) -> bool:
+    """Say whether figures have so few decimals that rounding leaves the mean of equal ones as it is."""
+    return added.total.typecode == "i" and added.scale <= _HUNDREDTHS
 
 
-def _added(columns: Sequence[Column], rows: int) -> Iterator[Column]:
-    """Give the least, mean and most of each so many figures of columns that `_are_decimals`, of one scale."""
-    whole = array("i", b"".join([cast("array[int]", column.numbers).tobytes() for column in columns]))
-    scale = columns[0].scale
-    least, totals, most = least_sum_most([whole[place::rows] for place in range(rows)])
-    of_one = int(scale) * rows
-    means = [(2 * _HUNDREDTHS * total + of_one) // (2 * of_one) for total in totals]  # round() takes ten times as long
-    yield Column(least, scale, None)
+def _means(added: Added, rows: int) -> Iterator[Column]:
+    """Give the least, mean and most of each so many figures that `_are_decimals`."""
+    of_one = int(added.scale) * rows
+    means = [(2 * _HUNDREDTHS * total + of_one) // (2 * of_one) for total in added.total]  # round() takes ten times
+    yield Column(added.least, added.scale, None)
     if max(max(means), -min(means)) < MOST:
         yield Column(array("i", means), _HUNDREDTHS, None)
     else:
         yield _figures([mean / _HUNDREDTHS for mean in means])
-    yield Column(most, scale, None)
+    yield Column(added.most, added.scale, None)
 
 
 def _added_unevenly(column: Column, counts: Iterable[int]) -> Iterator[Column]:

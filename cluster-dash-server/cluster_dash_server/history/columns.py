@@ -17,7 +17,7 @@ from itertools import accumulate, repeat
 from operator import truediv
 from typing import Any, NamedTuple, cast
 
-from cluster_dash_server.history.lanes import LANE_BYTES, MOST, biased, little, native, ones, running
+from cluster_dash_server.history.lanes import LANE_BYTES, MOST, biased, little, native, ones, running, running_in_parts
 from cluster_dash_server.store import StoreError
 
 NAN = float("nan")
@@ -261,10 +261,7 @@ def _decode(packed: bytes, columns: int, length: int) -> list[Column]:
         if len(floats) != columns * length:
             raise ValueError(len(floats))
         return [Column(floats[at * length : (at + 1) * length], 1.0, masks[at]) for at in range(columns)]
-    firsts = array("i", native(body[: 4 * columns], "i"))
-    planes = body[4 * columns :]
-    if len(planes) != columns * length * size:
-        raise ValueError(len(planes))
+    firsts, planes = _steps(body, columns, columns * length * size)
     numbers: Sequence[Sequence[float]]
     if max(map(abs, firsts)) + _farthest(planes, size, length) + abs(least) * length < MOST:
         steps = bytearray(LANE_BYTES * columns * length)
@@ -280,6 +277,62 @@ def _decode(packed: bytes, columns: int, length: int) -> list[Column]:
             for at, first in enumerate(firsts)
         ]
     return [Column(each, _SCALES[place], mask) for each, mask in zip(numbers, masks, strict=True)]
+
+
+class Added(NamedTuple):
+    """What each so many figures of columns add up to, one column after the other: figures times a scale."""
+
+    least: "array[Any]"
+    total: "array[Any]"
+    most: "array[Any]"
+    scale: float
+
+
+def decode_added(packed: bytes, columns: int, length: int, rows: int) -> Added | None:
+    """Read columns back, each so many figures added up, in half of the time of reading and adding them.
+
+    Args:
+        packed: columns, as `encode` returned them.
+        columns: how many.
+        length: of a column: a multiple of `rows`.
+        rows: how many figures add up to one.
+
+    Returns:
+        None: some are unknown, no decimals, or too large; `decode` reads those.
+
+    Raises:
+        StoreError: these bytes are damaged.
+    """
+    try:
+        return _decode_added(packed, columns, length, rows)
+    except (struct.error, IndexError, ValueError, OverflowError):
+        raise StoreError("history: a damaged part of the file was left out") from None
+
+
+def _decode_added(packed: bytes, columns: int, length: int, rows: int) -> Added | None:
+    kind = packed[0]
+    if kind == _CONSTANT:
+        (figure,) = struct.unpack_from("<f", packed, 1)
+        same = array("d", [figure]) * (columns * length // rows)
+        return Added(same, array("d", [figure * rows]) * len(same), same, 1.0)
+    if kind != _DECIMAL:
+        return None
+    _, place, size, has_mask, least, _ = _HEAD.unpack_from(packed)
+    if has_mask:
+        return None
+    firsts, steps = _steps(unzip(packed[_HEAD.size :]), columns, columns * length * size)
+    each = columns * length
+    planes = [steps[at : at + each] for at in range(0, len(steps), each)]
+    found = running_in_parts(firsts, planes, least, rows)
+    return None if found is None else Added(*found, _SCALES[place])
+
+
+def _steps(body: bytes, columns: int, size: int) -> "tuple[array[int], bytes]":
+    """Part what `_differences` returned into the first number of each column and so many bytes of differences."""
+    firsts, steps = array("i", native(body[: 4 * columns], "i")), body[4 * columns :]
+    if len(steps) != size:
+        raise ValueError(len(steps))
+    return firsts, steps
 
 
 def _farthest(planes: bytes, size: int, length: int) -> int:

@@ -68,7 +68,96 @@ def running(firsts: "array[int]", steps: bytes | bytearray, least: int) -> "list
     return [numbers[column::columns] for column in range(columns)]
 
 
-def least_sum_most(columns: "Sequence[array[int]]") -> tuple[Sequence[int], Sequence[int], Sequence[int]]:
+def running_in_parts(
+    firsts: "array[int]", steps: Sequence[bytes], least: int, rows: int
+) -> "tuple[array[int], array[int], array[int]] | None":
+    """Return the least, the sum and the most of each so many rows of what `running` returns, column by column.
+
+    In half of its time and that of `least_sum_most`: only where each part begins is a number made by running on.
+
+    Args:
+        firsts: with what each column begins.
+        steps: how much more than `least` each step is: the lowest byte of all, one column after the other, then the
+            next byte of all.
+        least: the least step.
+        rows: how many add up to one; a column is some of such parts.
+
+    Returns:
+        None: they might not find room.
+    """
+    columns, count = len(firsts), len(steps[0]) // rows
+    parts, end = count // columns, _end(steps)
+    reach = parts * rows * max(-least, least + end)  # as far as steps can lead
+    if max(2, rows) * (max(map(abs, firsts)) + reach) >= 2 * MOST or parts * rows * end >= 2 * MOST:
+        return None
+    zeros, one_each, high = _zeros(count), ones(count), _highest_bits(count)
+    above = total = 0
+    lows, tops = [], []
+    for row in range(1, rows + 1):
+        spread = bytearray(LANE_BYTES * count)
+        for place, plane in enumerate(steps):
+            spread[place::LANE_BYTES] = plane[row - 1 :: rows]
+        above += int.from_bytes(spread, "little")
+        lanes = above + (row * least + _ZERO) * one_each
+        total += lanes
+        if row % 2 and row < rows:
+            before = lanes
+            continue
+        low, top = (lanes, lanes) if row % 2 else _sorted(before, lanes, high)
+        lows.append(low)
+        tops.append(top)
+    low, top = lows[0], tops[0]
+    for lanes in lows[1:]:
+        low, _ = _sorted(low, lanes, high)
+    for lanes in tops[1:]:
+        _, top = _sorted(top, lanes, high)
+    begins = _begins(firsts, above, least * rows, parts) - zeros
+    if rows == 1:
+        numbers = _numbers(low + begins, count)
+        return numbers, numbers, numbers
+    sums = total + rows * begins - (rows - 1) * zeros
+    return _numbers(low + begins, count), _numbers(sums, count), _numbers(top + begins, count)
+
+
+def _end(steps: Sequence[bytes]) -> int:
+    """Return what steps are below."""
+    if len(steps) < LANE_BYTES:
+        return 1 << 8 * len(steps)
+    return next(((highest + 1) << 8 * place for place in (3, 2, 1, 0) if (highest := max(steps[place]))), 1)
+
+
+def _begins(firsts: "array[int]", above: int, least: int, parts: int) -> int:
+    """Return lanes with the number before each part, one column after the other, with _ZERO added.
+
+    Args:
+        firsts: the number before the first part of each column.
+        above: lanes with how much more than `least` each part adds.
+        least: see there.
+        parts: how many each column has.
+    """
+    columns, reach = len(firsts), 1
+    begin = b"".join([(first + _ZERO).to_bytes(LANE_BYTES * parts, "little") for first in firsts])
+    lanes = ((above << _LANE) & _from_place(1, parts, columns)) + int.from_bytes(begin, "little")
+    while reach < parts:
+        lanes += (lanes << (_LANE * reach)) & _from_place(reach, parts, columns)
+        reach *= 2
+    return lanes + least * _places(parts, columns)
+
+
+@lru_cache(maxsize=64)
+def _from_place(place: int, parts: int, columns: int) -> int:
+    """Return lanes of columns of parts with all bits set from a place of each on."""
+    of_column = bytes(LANE_BYTES * place) + b"\xff" * (LANE_BYTES * (parts - place))
+    return int.from_bytes(of_column * columns, "little")
+
+
+@lru_cache(maxsize=64)
+def _places(parts: int, columns: int) -> int:
+    """Return lanes with 0, 1, 2, … in each of some columns of parts."""
+    return int.from_bytes(little(array("I", range(parts))) * columns, "little")
+
+
+def least_sum_most(columns: "Sequence[array[int]]") -> "tuple[array[int], array[Any], array[int]]":
     """Return the least, the sum and the most of columns of numbers below MOST, place by place."""
     count, biased = len(columns[0]), [_lanes(column) for column in columns]
     low, top, high = biased[0], biased[0], _highest_bits(count)
@@ -77,7 +166,7 @@ def least_sum_most(columns: "Sequence[array[int]]") -> tuple[Sequence[int], Sequ
         _, top = _sorted(top, lanes, high)
     least, most = _numbers(low, count), _numbers(top, count)
     if max(max(most), -min(least)) * len(columns) >= 2 * _ZERO:  # the sums would not find room
-        return least, list(map(sum, zip(*columns, strict=True))), most
+        return least, array("q", map(sum, zip(*columns, strict=True))), most
     return least, _numbers(sum(biased) - (len(biased) - 1) * _zeros(count), count), most
 
 

@@ -5,10 +5,11 @@ import sqlite3
 from array import array
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass
 from itertools import chain, pairwise, repeat
-from operator import add, truediv
-from typing import Any, cast
+from operator import add, le, lt, truediv
+from typing import Any, NamedTuple, cast
 
 from cluster_dash_server.history.chunks import Layout, Rows, Slots
 from cluster_dash_server.history.columns import Column
@@ -54,17 +55,37 @@ from cluster_dash_server.store import (
 )
 
 
+class _Sums(NamedTuple):
+    """The least, sum and most of `rows` figures each, times a scale, step by step from `first` on."""
+
+    first: int
+    least: "array[Any]"
+    total: "array[Any]"
+    most: "array[Any]"
+    scale: float
+    rows: int
+
+    def is_followed_by(self, other: "_Sums") -> bool:
+        """Say whether others can be put behind these."""
+        kinds = [[each.typecode for each in sums[1:4]] for sums in (self, other)]
+        touch = self.first + len(self.least) == other.first
+        return touch and self[4:] == other[4:] and kinds[0] == kinds[1]
+
+
 @dataclass(slots=True)
 class _Line:
-    """One series while it is gathered: for each step the least, sum and most, from so many figures."""
+    """One series while it is gathered: for each step the least, sum and most, from so many figures.
+
+    What `put` gives is kept beside them and laid into its place when no more follows: all of a day at once.
+    """
 
     least: list[float]
     total: list[float]
     most: list[float]
-    count: list[int]
+    count: list[float]
     uuid: str | None = None
     model: str | None = None
-    newest: float = field(default=float("-inf"))
+    beside: _Sums | None = None
 
     @classmethod
     def of(cls, steps: Steps) -> "_Line":
@@ -72,6 +93,9 @@ class _Line:
         return cls([float("inf")] * count, [0.0] * count, [float("-inf")] * count, [0] * count)
 
     def add(self, step: int, least: float, total: float, most: float, count: int) -> None:
+        """Add figures to a step."""
+        if self.beside is not None:
+            self._lay()
         if least < self.least[step]:
             self.least[step] = least
         if most > self.most[step]:
@@ -79,18 +103,41 @@ class _Line:
         self.total[step] += total
         self.count[step] += count
 
-    def put(self, first: int, sums: Iterable[Sequence[float]], rows: int) -> None:
-        """Give steps from `first` on, which have nothing yet, the least, sum and most of so many figures each."""
-        for place, new in zip((self.least, self.total, self.most), sums, strict=True):
-            after = first + len(new)
-            place[first:after] = new
-        self.count[first:after] = [rows] * (after - first)
+    def put(self, new: _Sums) -> None:
+        """Give steps what they are made of: they have nothing yet."""
+        self.count[new.first : new.first + len(new.least)] = [new.rows] * len(new.least)
+        was = self.beside
+        if was is not None and was.is_followed_by(new):
+            for sums, more in zip(was[1:4], new[1:4], strict=True):
+                sums.extend(more)
+        else:
+            self._lay()
+            self.beside = new
+
+    def _lay(self, *, is_last: bool = False) -> None:
+        """Lay what is kept beside into its place; the last of it need not be divided but for the mean."""
+        if self.beside is None:
+            return
+        first, least, total, most, scale, rows = self.beside
+        steps = slice(first, first + len(least))
+        self.least[steps] = _divided(least, scale)
+        self.most[steps] = _divided(most, scale)
+        if is_last:
+            self.total[steps] = total
+            self.count[steps] = [rows * scale] * len(total)
+        else:
+            self.total[steps] = _divided(total, scale)
+        self.beside = None
 
     def series(self, steps: Steps, starts: Sequence[float], host: str, gpu: int | None) -> Series:
         """Return it; what was gathered is used up."""
+        self._lay(is_last=True)
         least: list[float | None] = [*self.least]
         most: list[float | None] = [*self.most]
-        empty = [place for place, count in enumerate(self.count) if not count] if 0 in self.count else []
+        empty: list[int] = []
+        with suppress(ValueError):
+            while True:
+                empty.append(self.count.index(0, empty[-1] + 1 if empty else 0))
         for place in empty:
             self.count[place] = 1
         mean: list[float | None] = [*map(truediv, self.total, self.count)]
@@ -109,14 +156,18 @@ class _Line:
         )
 
 
-def _added(parts: list[Sequence[float]], rows: int) -> list[Sequence[float]]:
+def _divided(numbers: "array[Any]", scale: float) -> Iterable[float]:
+    return numbers if scale == 1 else map(truediv, numbers, repeat(scale))
+
+
+def _added(parts: list[Sequence[float]], rows: int) -> "list[array[Any]]":
     """Return the least, the sum and the most of each so many figures, one part after the other."""
     if all(isinstance(part, array) and part.typecode == "i" for part in parts):
         whole = array("i", b"".join([cast("array[int]", part).tobytes() for part in parts]))
         return [whole] * 3 if rows == 1 else [*least_sum_most([whole[place::rows] for place in range(rows)])]
     figures = list(chain.from_iterable(parts))
     places = list(zip(*[figures[place::rows] for place in range(rows)], strict=True))
-    return [list(map(of_figures, places)) for of_figures in (min, sum, max)]
+    return [array("d", map(of_figures, places)) for of_figures in (min, sum, max)]
 
 
 class Reader:
@@ -155,7 +206,7 @@ class Reader:
         starts = steps.starts()
         for host, name in self._hosts(ask.hosts):
             lines: dict[int | None, _Line] = {}
-            gather = _Gather(ask, steps, lines)
+            gather = _Gather(ask, steps, starts, lines)
             self._gather_host(gather, host, name)
             found += [
                 line.series(steps, starts, name, gpu)
@@ -438,11 +489,12 @@ class Reader:
 class _Gather:
     """Puts figures of one host into steps."""
 
-    def __init__(self, ask: SeriesQuery, steps: Steps, lines: dict[int | None, _Line]) -> None:
+    def __init__(self, ask: SeriesQuery, steps: Steps, starts: Sequence[float], lines: dict[int | None, _Line]) -> None:
         self.steps = steps
         self._ask = ask
         self._lines = lines
         self._of_host = ask.metric in HOST_METRICS
+        self._starts = starts
 
     def _line(self, gpu: int | None) -> _Line:
         line = self._lines.get(gpu)
@@ -489,9 +541,42 @@ class _Gather:
         """Take a sealed hour; a damaged one is a gap."""
         try:
             rows = Rows(blob, layout)
-            self._columns(rows.times, rows.columns(self._ask.metric), layout)
+            if not self._evenly(rows, layout):
+                self._columns(rows.times, rows.columns(self._ask.metric), layout)
         except StoreError:
             return
+
+    def _evenly(self, rows: Rows, layout: Layout) -> bool:
+        """Take a sealed hour of which each step has as many rows; False: that is not so, or some are unknown."""
+        bounds = self._even_bounds(rows.times)
+        targets = self._targets(layout)
+        if bounds is None or not _are_apart(targets):
+            return False
+        first, after, rows_each = bounds
+        if any(line is not None and any(line.count[first:after]) for line in targets):
+            return False
+        found = rows.added(self._ask.metric, rows_each)
+        if found is None:
+            return False
+        steps = after - first
+        for at, line in zip(range(0, steps * len(targets), steps), targets, strict=True):
+            if line is not None:
+                own = slice(at, at + steps)
+                line.put(_Sums(first, found.least[own], found.total[own], found.most[own], found.scale, rows_each))
+        return True
+
+    def _even_bounds(self, times: Sequence[float]) -> tuple[int, int, int] | None:
+        """Return from which step on up to which one there are how many rows in each; None: they differ."""
+        begin, seconds, count = self.steps.begin, self.steps.seconds, self.steps.count
+        if not times:
+            return None
+        first, after = int((times[0] - begin) // seconds), int((times[-1] - begin) // seconds) + 1
+        if first < 0 or after > count or len(times) % (after - first):
+            return None
+        rows = len(times) // (after - first)
+        starts = self._starts[first:after]
+        are_in = all(map(le, starts, times[::rows])) and all(map(lt, times[rows - 1 :: rows], starts[1:]))
+        return (first, after, rows) if are_in else None
 
     def _columns(self, times: Sequence[float], columns: Sequence[Column], layout: Layout) -> None:
         bounds = self._bounds(times)
@@ -503,21 +588,22 @@ class _Gather:
         together: list[tuple[Column, _Line]] = []
         rest: list[tuple[Column, _Line]] = []
         targets = self._targets(layout)
-        are_apart = len({id(line) for line in targets}) == len(targets)
+        are_apart = _are_apart(targets)
         for column, line in zip(columns, targets, strict=False):
             if line is not None:
                 is_free = not any(line.count[steps]) and (are_apart or not together)
                 (together if even and is_free and column.is_known() else rest).append((column, line))
         if together:
-            sums = _added([column.numbers[first : last[2]] for column, _ in together], rows)
             scale, length = together[0][0].scale, len(bounds)
-            if scale != 1:
-                sums = [list(map(truediv, numbers, repeat(scale))) for numbers in sums]
+            parts = [column.numbers[first : last[2]] for column, _ in together]
+            least, total, most = _added(parts, rows)
             for place, (_, line) in enumerate(together):
-                line.put(begin, [numbers[place * length : (place + 1) * length] for numbers in sums], rows)
+                own = slice(place * length, (place + 1) * length)
+                line.put(_Sums(begin, least[own], total[own], most[own], scale, rows))
         for column, line in rest:
             if not column.is_known():
-                _add_known(line, column.floats(), bounds)
+                if not column.stays():
+                    _add_known(line, column.floats(), bounds)
                 continue
             for step, first, after in bounds:
                 part = column.numbers[first:after]
@@ -538,25 +624,32 @@ class _Gather:
         """Take a day of steps, less the hours that a finer tier has; return the hours that it has."""
         try:
             slots = Slots(blob, layout)
-            columns = slots.columns(self._ask.metric)
-            places, rows = slots.places, slots.rows
+            hours, wanted = set(), []
+            for number, place in enumerate(slots.places):
+                at = day + place * size
+                hour = at // HOUR * HOUR
+                hours.add(hour)
+                step = (at - self.steps.begin) // self.steps.seconds
+                if hour not in but and 0 <= step < self.steps.count:
+                    wanted.append((number, int(step)))
+            if not wanted:
+                return hours
+            columns, rows = slots.columns(self._ask.metric), slots.rows
         except StoreError:
             return set()
-        hours, wanted = set(), []
-        for number, place in enumerate(places):
-            at = day + place * size
-            hour = at // HOUR * HOUR
-            hours.add(hour)
-            step = (at - self.steps.begin) // self.steps.seconds
-            if hour not in but and 0 <= step < self.steps.count:
-                wanted.append((number, int(step)))
-        for (least, mean, most), line in zip(columns, self._targets(layout) if wanted else (), strict=False):
+        for (least, mean, most), line in zip(columns, self._targets(layout), strict=False):
             if line is not None:
                 for number, step in wanted:
                     value = mean[number]
                     if value == value:
                         line.add(step, least[number], value * rows[number], most[number], rows[number])
         return hours
+
+
+def _are_apart(targets: Sequence[_Line | None]) -> bool:
+    """Say whether each column goes to a line of its own."""
+    wanted = [id(line) for line in targets if line is not None]
+    return len(set(wanted)) == len(wanted)
 
 
 def _add_known(line: _Line, values: Sequence[float], bounds: Iterable[tuple[int, int, int]]) -> None:

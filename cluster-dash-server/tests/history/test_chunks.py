@@ -18,7 +18,16 @@ from cluster_dash_server.history.chunks import (
     pack_slots,
     slot_of,
 )
-from cluster_dash_server.history.columns import NAN, Frames, bind, decode, encode, encode_numbers, extended
+from cluster_dash_server.history.columns import (
+    NAN,
+    Frames,
+    bind,
+    decode,
+    decode_added,
+    encode,
+    encode_numbers,
+    extended,
+)
 from cluster_dash_server.history.lanes import MOST
 from cluster_dash_server.history.rollups import roll
 from cluster_dash_server.history.seqs import Seqs
@@ -56,6 +65,37 @@ def test_whole_numbers_come_back_as_the_figures_that_they_are(numbers: list[int]
 
     for column, wanted in zip(found, whole, strict=True):
         assert array("f", column.floats()) == array("f", [number / scale for number in wanted])
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(1, 5), st.integers(1, 8), st.integers(1, 3), st.data())
+def test_figures_are_added_up_as_they_are_read_back(rows: int, parts: int, columns: int, data: st.DataObject) -> None:
+    of = data.draw(st.sampled_from((figures, decimals, st.just(0.25), st.integers(0, 120_000).map(float))))
+    whole = [array("f", data.draw(st.lists(of, min_size=rows * parts, max_size=rows * parts))) for _ in range(columns)]
+    packed = encode(whole)
+
+    added = decode_added(packed, columns, rows * parts, rows)
+
+    if added is None:
+        found = decode(packed, columns, rows * parts)
+        assert not all(column.is_known() for column in found) or any(
+            getattr(column.numbers, "typecode", "") != "i" or max(map(abs, column.numbers)) > 10**6 for column in found
+        )
+        return
+    together = [column[begin : begin + rows] for column in whole for begin in range(0, rows * parts, rows)]
+    for sums, of_kind in zip(added[:3], (min, sum, max), strict=True):
+        wanted = [of_kind(part) for part in together]  # type: ignore[operator]
+        assert [number / added.scale for number in sums] == pytest.approx(wanted, rel=1e-6, abs=0.01)
+
+
+@pytest.mark.parametrize("cut", [1, 4, 13, 20])
+def test_damage_is_seen_where_figures_are_added_up(cut: int) -> None:
+    packed = encode([array("f", [7, 9, 230.5, 11])])
+
+    with pytest.raises(StoreError, match="damaged"):
+        decode_added(packed[:cut], 1, 4, 2)
+    with pytest.raises(StoreError, match="damaged"):
+        decode_added(packed, 1, 6, 2)
 
 
 def test_a_steady_column_takes_a_few_bytes_and_decimals_about_one() -> None:

@@ -336,6 +336,45 @@ USED = [
 ]
 
 
+@pytest.mark.parametrize(
+    ("without", "behind"),
+    [
+        (range(0), 0.0),
+        (range(4), 0.0),
+        (range(300, 301), 0.0),
+        (range(240, 480), 0.0),
+        (range(0), 14.0),  # into the next minute: as many rows, but three and five in a minute
+    ],
+)
+def test_hours_whose_minutes_have_as_many_rows_are_told_as_others_are(
+    without: range, behind: float, tmp_path: Path, moving: Clock, make_row: MakeRow
+) -> None:
+    rng, rows = random.Random(1), []
+    for number in (*range(4 * 240), 750.5, 880.5):
+        at = BEGIN + 15 * number + 1.5 + (behind if number == 491 else 0)
+        row = make_row(at=at, seq=int(2 * number), gpus=3, interval=15.0)
+        for column in range(len(row.values)):
+            if not math.isnan(row.values[column]):
+                row.values[column] = rng.choice((0, rng.randrange(7_000) / 10 if number > 300 else rng.randrange(900)))
+        if number not in without:
+            rows.append(row)
+    plain, store = MemoryStore(moving), SqliteStore(tmp_path, clock=moving, keep=KEEP)
+    try:
+        for row in rows:
+            if row.at == BEGIN + 15 * 750.5 + 1.5:
+                store.seal_all()  # what is late stays beside its sealed hour
+            plain.append(row)
+            store.append(row)
+        store.flush()
+        for metric in ("gpu_util", "power_w"):
+            for begin, step in ((0, 60), (0, 30), (1_000, 60), (0, 600), (7_200, 15)):
+                ask = SeriesQuery(metric=metric, begin=BEGIN + begin, end=BEGIN + 4 * HOUR, step_seconds=step)
+                for wish in (ask, replace(ask, gpus=(0, 2)), replace(ask, by="host")):
+                    agree(store.series(wish), plain.series(wish))
+    finally:
+        store.close()
+
+
 @pytest.mark.parametrize("seed", range(2))
 def test_sealed_late_and_reopened_answers_are_those_of_the_plainest_store(
     seed: int, tmp_path: Path, moving: Clock, make_fleet: MakeFleet
