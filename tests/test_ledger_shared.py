@@ -24,7 +24,7 @@ from cluster_dash_server.ledger import access
 from cluster_dash_server.ledger.access import SharedAccess, SignedSessions
 from cluster_dash_server.ledger.kept import LedgerSettings
 from cluster_dash_server.ledger.keys import SharedKeys
-from cluster_dash_server.ledger.line import SharedLine
+from cluster_dash_server.ledger.waiting_line import SharedLine
 from cluster_dash_server.postgresql import Database
 from cluster_dash_server.settings import ConfigError, ServerSettings, Settings
 from cluster_dash_server.waiting import WaitError, Waiting

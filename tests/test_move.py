@@ -23,9 +23,9 @@ from cluster_dash_server.history.remote import RemoteHistory, RemoteStore
 from cluster_dash_server.history.rollups import DAY, HOUR
 from cluster_dash_server.history.settled import OwnSettled
 from cluster_dash_server.history.sqlite import FILE, SqliteStore
-from cluster_dash_server.ledger.line import LineFile
 from cluster_dash_server.ledger.sqlite import FILE as ALERTS
 from cluster_dash_server.ledger.sqlite import SqliteBook
+from cluster_dash_server.ledger.waiting_line import LineFile
 from cluster_dash_server.postgresql import Database
 from cluster_dash_server.store import Event, EventQuery, Figures, KeptEvent, SeriesQuery, UsageQuery, UseQuery
 from cluster_dash_server.waiting import Waiting

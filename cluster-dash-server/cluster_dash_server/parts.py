@@ -24,7 +24,7 @@ from cluster_dash_server.history.kept import Shared as SharedHistory
 from cluster_dash_server.history.settled import OwnSettled
 from cluster_dash_server.ingest import Ingest
 from cluster_dash_server.ledger.kept import KeptBook, shared_of
-from cluster_dash_server.ledger.line import LineFile
+from cluster_dash_server.ledger.waiting_line import LineFile
 from cluster_dash_server.nights import Nights, obey_digest
 from cluster_dash_server.notices.receivers import PERSON, minute_of_day
 from cluster_dash_server.notices.telling import Telling, without_addresses

@@ -15,7 +15,7 @@ from cluster_dash_server.app import create_app
 from cluster_dash_server.cluster import Cluster, HostView
 from cluster_dash_server.filters import Filter
 from cluster_dash_server.free import Wish
-from cluster_dash_server.ledger.line import LineFile
+from cluster_dash_server.ledger.waiting_line import LineFile
 from cluster_dash_server.notices.notice import Notice
 from cluster_dash_server.notices.receivers import AlertSettings
 from cluster_dash_server.settings import ServerSettings, Settings

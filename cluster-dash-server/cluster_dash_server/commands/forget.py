@@ -21,7 +21,7 @@ from cluster_dash_server.history.kept import History
 from cluster_dash_server.history.sqlite import FILE
 from cluster_dash_server.hostlist import HostlistError
 from cluster_dash_server.ledger.kept import KeptBook, shared_of
-from cluster_dash_server.ledger.line import LineFile
+from cluster_dash_server.ledger.waiting_line import LineFile
 from cluster_dash_server.settings import Settings
 from cluster_dash_server.snapshot import Json, printable
 from cluster_dash_server.store import KeptEvent, LastSeen, StoreError

@@ -18,7 +18,7 @@ from cluster_dash_server.alerts.book import BookError
 from cluster_dash_server.history import folder as data_folder
 from cluster_dash_server.history.kept import keep_of
 from cluster_dash_server.history.sqlite import FILE, SqliteStore
-from cluster_dash_server.ledger.line import LineFile
+from cluster_dash_server.ledger.waiting_line import LineFile
 from cluster_dash_server.owners import KEY_FILE as LINKS_KEY
 from cluster_dash_server.settings import Settings
 from cluster_dash_server.store import StoreError

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from cluster_dash_server.ledger.access import SharedAccess, SignedSessions
 from cluster_dash_server.ledger.keys import SharedKeys
-from cluster_dash_server.ledger.line import SharedLine
+from cluster_dash_server.ledger.waiting_line import SharedLine
 from cluster_dash_server.postgresql import Database
 
 SESSIONS_KEY = "sessions.key"
