@@ -358,10 +358,10 @@ class PostgresqlLedger:
             else:
                 self._untold = []
 
-    def has_settled(self, snapshot: Identity) -> bool:
-        """Say whether a snapshot that this replica took is written."""
+    def settled_of(self, snapshots: Iterable[Identity]) -> list[Identity]:
+        """Return those of some snapshots that this replica took that are written."""
         with self._wake:
-            return self._snapshots.has_written(*snapshot)
+            return [each for each in snapshots if self._snapshots.has_written(*each)]
 
     def let_go(self, snapshots: Iterable[Identity]) -> None:
         """Forget snapshots: what is settled everywhere is known elsewhere."""

@@ -140,10 +140,10 @@ class RemoteStore:
         with self._wake:
             return self._snapshots.last_from(host, boot_id, oldest_seq)
 
-    def has_settled(self, snapshot: Identity) -> bool:
-        """Say whether a snapshot is settled here."""
+    def settled_of(self, snapshots: Iterable[Identity]) -> list[Identity]:
+        """Return those of some snapshots that are settled here."""
         with self._wake:
-            return self._snapshots.has_written(*snapshot)
+            return [each for each in snapshots if self._snapshots.has_written(*each)]
 
     def let_go(self, snapshots: Iterable[Identity]) -> None:
         """Forget snapshots: what is settled everywhere is known elsewhere."""
@@ -411,8 +411,8 @@ class SharedLedger(OwnLedger, Protocol):
     def refusal(self) -> str | None:
         """Why posts have to wait; None: they need not."""
 
-    def has_settled(self, snapshot: Identity) -> bool:
-        """Say whether a snapshot is settled there."""
+    def settled_of(self, snapshots: Iterable[Identity]) -> list[Identity]:
+        """Return those of some snapshots that are settled there."""
 
     def let_go(self, snapshots: Iterable[Identity]) -> None:
         """Forget snapshots: others know them."""
@@ -428,7 +428,7 @@ def shared(store: RemoteStore, ledger: SharedLedger, settled: Settled) -> "Remot
     """
 
     def note(snapshots: list[Identity]) -> None:
-        both = [each for each in snapshots if store.has_settled(each) and ledger.has_settled(each)]
+        both = ledger.settled_of(store.settled_of(snapshots))
         settled.add(both)
         # each replica takes some of a host's posts: what it took itself would be ever more ranges of numbers
         store.let_go(both)

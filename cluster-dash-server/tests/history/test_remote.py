@@ -47,8 +47,8 @@ class Ledger:
     def knows(self, host: str, boot_id: str, seq: int) -> bool:
         return self.snapshots.knows(host, boot_id, seq)
 
-    def has_settled(self, snapshot: Identity) -> bool:
-        return self.snapshots.has_written(*snapshot)
+    def settled_of(self, snapshots: Iterable[Identity]) -> list[Identity]:
+        return [each for each in snapshots if self.snapshots.has_written(*each)]
 
     def let_go(self, snapshots: Iterable[Identity]) -> None:
         self.snapshots.let_go(snapshots)
