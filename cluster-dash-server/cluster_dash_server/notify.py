@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 
-from cluster_dash_server.asking import ask
+from cluster_dash_server.probe import ask
 
 log = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from waitress.server import create_server
 
 from cluster_dash_server import notify
 from cluster_dash_server.app import create_app
-from cluster_dash_server.asking import ask
+from cluster_dash_server.probe import ask
 from cluster_dash_server.settings import Settings
 
 

@@ -21,12 +21,12 @@ from urllib.parse import urlsplit
 from cluster_dash_server import control, looking
 from cluster_dash_server.access.auth import SHIPPED_PASSCODE, names_loopback
 from cluster_dash_server.access.tokens import TokenError, TokenFile, Tokens
-from cluster_dash_server.asking import Answer, ask
 from cluster_dash_server.history.folder import NETWORK_FILE_SYSTEMS, file_system
 from cluster_dash_server.history.settings import HistorySettings
 from cluster_dash_server.ledger.kept import LedgerSettings
 from cluster_dash_server.notices.receivers import AlertSettings, Receiver
 from cluster_dash_server.port_holder import Holder, holder_of
+from cluster_dash_server.probe import Answer, ask
 from cluster_dash_server.relaying.centre import Centre, CentreError
 from cluster_dash_server.relaying.relay import RelaySettings
 from cluster_dash_server.serving import SPARE_FILES

@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from cluster_dash_server.asking import Answer, ask, reachable
+from cluster_dash_server.probe import Answer, ask, reachable
 
 
 def ask_one_that_says(text: bytes) -> tuple[Answer | None, bytes]:
