@@ -5,7 +5,6 @@ import os
 import pwd
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -14,7 +13,7 @@ from urllib.parse import quote
 
 import psycopg
 
-from tests.processes import Process, wait_until
+from tests.processes import Process, free_port, wait_until
 
 USER = "dash"
 PASSWORD = "a secret of tests/%"
@@ -46,9 +45,7 @@ class Postgresql:
             owner = _somebody()
             os.chown(self._folder, owner.pw_uid, owner.pw_gid)
             self._as = ["setpriv", f"--reuid={owner.pw_uid}", f"--regid={owner.pw_gid}", "--clear-groups"]
-        with socket.socket() as bound:
-            bound.bind(("127.0.0.1", 0))
-            self.port = int(bound.getsockname()[1])
+        self.port = free_port()
         self._count = 0
         self._is_safe = is_safe
         self.process: Process | None = None

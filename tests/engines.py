@@ -1,13 +1,12 @@
 """Engines of history as real processes, on loopback and with their data in a temporary folder."""
 
-import socket
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from cluster_dash_server.history.engine import Access
-from tests.processes import Process, wait_until
+from tests.processes import Process, free_port, wait_until
 
 PROMETHEUS = "storage: {tsdb: {out_of_order_time_window: 30d}}\n"
 
@@ -23,9 +22,7 @@ class Engine:
     """
 
     def __init__(self, command: list[str], folder: Path, ready: str, flush_path: str | None = None) -> None:
-        with socket.socket() as bound:
-            bound.bind(("127.0.0.1", 0))
-            self.port = int(bound.getsockname()[1])
+        self.port = free_port()
         self.name = command[0]
         self.url = f"http://127.0.0.1:{self.port}"
         self.access = Access(write_url=f"{self.url}/api/v1/write", read_url=self.url)

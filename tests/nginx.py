@@ -25,12 +25,6 @@ def make_certificates(folder: Path) -> None:
         subprocess.run(["openssl", *command], cwd=folder, check=True, capture_output=True)
 
 
-def free_port() -> int:
-    with socket.socket() as bound:
-        bound.bind(("127.0.0.1", 0))
-        return int(bound.getsockname()[1])
-
-
 def is_open(port: int) -> bool:
     try:
         socket.create_connection(("127.0.0.1", port), timeout=60).close()

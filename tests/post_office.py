@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import http.server
 import json
-import socket
 import threading
 from collections.abc import Callable
 from email import message_from_bytes, policy
@@ -13,12 +12,6 @@ from typing import Any, Self
 
 from aiosmtpd.controller import Controller
 from aiosmtpd.smtp import Envelope
-
-
-def free_port() -> int:
-    """Return a port that nobody listens at."""
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        return int(listening.getsockname()[1])
 
 
 class _OnAnyPort(Controller):

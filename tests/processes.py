@@ -1,8 +1,11 @@
 """Real processes for tests and benchmarks: servers, moles, and what they cost. Loopback and free ports only."""
 
+import contextlib
 import os
+import random
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -37,6 +40,21 @@ def wait_until(true: Callable[[], Any], seconds: float = 20, what: str = "", *, 
         time.sleep(0.02)
 
 
+def free_port() -> int:
+    """Return a port of loopback for a program that cannot take port 0.
+
+    It is below those that the system gives to who asks for any, so that no connection and no other test's server gets
+    it before that program listens, or while that program is away.
+    """
+    lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    while True:
+        port = random.SystemRandom().randrange(
+            10_000, max(lowest, 32_768)
+        )  # the seed of a test is that of all its neighbours
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
+
+
 class Process:
     """A process whose output is kept, ended with its block.
 
@@ -69,7 +87,7 @@ class Process:
         self._output.close()
         self._state.cleanup()
 
-    def stop(self, seconds: float = 20) -> int:
+    def stop(self, seconds: float = 20 * PATIENCE) -> int:
         """End it by SIGTERM and return its exit code; SIGKILL where it does not end in time."""
         if self.popen.poll() is None:
             self.popen.terminate()
@@ -104,16 +122,18 @@ class Process:
         """Return the CPU time it and its living descendants have used, children that ended included."""
         ticks = 0
         for pid in self.family():
-            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-            ticks += sum(int(field) for field in fields[11:15])
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
+                fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+                ticks += sum(int(field) for field in fields[11:15])
         return ticks / os.sysconf("SC_CLK_TCK")
 
     def memory_mib(self) -> float:
         """Return the proportional set size of it and its descendants, 2^20 bytes: shared pages count once."""
         kib = 0
         for pid in self.family():
-            rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
-            kib += int(re.search(r"^Pss: +(\d+)", rollup, re.MULTILINE)[1])  # type: ignore[index]
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
+                rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
+                kib += int(re.search(r"^Pss: +(\d+)", rollup, re.MULTILINE)[1])  # type: ignore[index]
         return kib / 1024
 
 

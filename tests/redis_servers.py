@@ -4,24 +4,16 @@ import contextlib
 import os
 import shutil
 import signal
-import socket
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import redis
 
-from tests.processes import Process, wait_until
+from tests.processes import Process, free_port, wait_until
 
 PASSWORD = "a secret of tests/%@:"
 """It stands in addresses, so that a test can look for it where it must not be."""
-
-
-def free_port() -> int:
-    """Return a port that nobody listens on."""
-    with socket.socket() as bound:
-        bound.bind(("127.0.0.1", 0))
-        return int(bound.getsockname()[1])
 
 
 class RedisServer:

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from tests.post_office import HookServer, MailServer, free_port
-from tests.processes import BIN, Listening, body_of, snapshot, start_server, wait_until
+from tests.post_office import HookServer, MailServer
+from tests.processes import BIN, Listening, body_of, free_port, snapshot, start_server, wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -68,7 +68,8 @@ class Fleet:
             thread.join()
 
 
-def settings(folder: Path, mail: MailServer, hook: HookServer) -> Path:
+def settings(folder: Path, mail: MailServer, hook: HookServer, *, down_seconds: int) -> Path:
+    """Write a site's settings; hosts are silent after `down_seconds`, which no pause of this machine may take."""
     rules, file = folder / "rules.toml", folder / "server.toml"
     rules.write_text(RULES)
     file.write_text(f"""
@@ -77,7 +78,7 @@ data = "{folder / "data"}"
 public_url = "https://dash.example"
 [states]
 stale_seconds = 2
-down_seconds = 4
+down_seconds = {down_seconds}
 down_intervals = 2
 [alerts]
 rules_file = "{rules}"
@@ -120,7 +121,7 @@ def asked(server: Listening, path: str) -> Any:
 def test_faults_reach_mail_and_webhook_once_and_a_killed_server_says_nothing_new(tmp_path: Path) -> None:
     fleet = Fleet()
     with MailServer() as mail, HookServer() as hook:
-        file = settings(tmp_path, mail, hook)
+        file = settings(tmp_path, mail, hook, down_seconds=12)
         with start_server("-c", file) as first:
             fleet.url = first.url
             with fleet.runs():
@@ -184,7 +185,7 @@ def test_a_server_killed_between_send_and_mark_loses_nothing_and_doubles_that_on
     by_hook, by_mail = Victims(), Victims()
     fleet.url = f"http://127.0.0.1:{free_port()}"
     with MailServer(then=by_mail.die) as mail, HookServer(then=by_hook.die) as hook, fleet.runs():
-        file = settings(tmp_path, mail, hook)
+        file = settings(tmp_path, mail, hook, down_seconds=600)
 
         def posts() -> Counter[str]:
             """Count what the hook has, by that by which it knows a double."""

@@ -6,7 +6,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import urllib.request
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.processes import TOP, Listening, Process, wait_until
+from tests.processes import TOP, Listening, Process, free_port, wait_until
 
 pytestmark = pytest.mark.needs("git")
 
@@ -28,12 +27,6 @@ CURL_LINES = [
     'curl -d "@etc/example_data1.json" http://localhost:8080',
 ]
 MOLE_LINES = ["uv run python smart_startup.py", "PYTHONPATH=. .venv/bin/python smart_startup.py"]
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port: int = free.getsockname()[1]
-        return port
 
 
 def get(url: str) -> Any:
@@ -168,7 +161,7 @@ def test_make_run_shows_this_machine_with_nothing_else_typed(
         assert hosts["num_cpus"] == [os.cpu_count()]
         assert hosts["memory_total_gb"][0] > 0
         for pid in run.family()[1:]:
-            with contextlib.suppress(FileNotFoundError):  # it ended meanwhile
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it ended meanwhile
                 if Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[1:2] == [b"dev/run.py"]:
                     os.kill(pid, signal.SIGINT)
         run.popen.wait(60)

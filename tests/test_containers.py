@@ -21,8 +21,8 @@ import yaml
 from cluster_dash_mole import config as mole_config
 from cluster_dash_server import settings as server_settings
 from cluster_dash_server.settings import Settings
-from tests.nginx import free_port, make_certificates, nginx
-from tests.processes import BIN, TOP, Process, start_server, wait_until
+from tests.nginx import make_certificates, nginx
+from tests.processes import BIN, TOP, Process, free_port, start_server, wait_until
 
 ETC = TOP / "etc"
 CONTAINERFILE = re.sub(r"\\\n", " ", (TOP / "Containerfile").read_text())

@@ -20,8 +20,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from tests.nginx import free_port, is_open, make_certificates, nginx
-from tests.processes import BIN, TOP, Listening, Process, snapshot, start_server, wait_until
+from tests.nginx import is_open, make_certificates, nginx
+from tests.processes import BIN, TOP, Listening, Process, free_port, snapshot, start_server, wait_until
 
 PASSCODE = "a passcode of a test"
 SETUP = (TOP / "setup.md").read_text()

@@ -312,7 +312,7 @@ def test_invented_host_names_leave_real_hosts_current() -> None:
         assert statuses[429] >= 10
         assert steady.refused == []
         assert get(port, "/readyz")["hosts"] == 300
-        assert get(port, "/api/v1/hosts/steady")["received_at"] > time.time() - 5
+        assert get(port, "/api/v1/hosts/steady")["received_at"] > time.time() - 60
 
 
 def flood(port: int, first: int, count: int, sender: str | None) -> Counter[int]:

@@ -16,8 +16,8 @@ from cluster_dash_server.notices.notice import Kind, Notice
 from cluster_dash_server.notices.notifiers.alertmanager import Alertmanager
 from cluster_dash_server.notices.receivers import Receiver
 from cluster_dash_server.notices.wording import Wording
-from tests.post_office import HookServer, MailServer, free_port
-from tests.processes import BIN, TOP, Process, start_server, wait_until
+from tests.post_office import HookServer, MailServer
+from tests.processes import BIN, TOP, Process, free_port, start_server, wait_until
 
 COUNT = 36
 

@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-import socket
 import subprocess
 import time
 import urllib.parse
@@ -25,7 +24,7 @@ from cluster_dash_server.prometheus import slurm as slurm_metrics
 from cluster_dash_server.prometheus.dcgm import text as text_of_server
 from cluster_dash_server.prometheus.exposition import section
 from dev import dashboards
-from tests.processes import BIN, TOP, Process, fake_nvml, snapshot, start_server, wait_until
+from tests.processes import BIN, TOP, Process, fake_nvml, free_port, snapshot, start_server, wait_until
 
 ETC = TOP / "etc" / "prometheus"
 MACHINES = sorted((TOP / "cluster-dash-mole" / "tests" / "machines").glob("*/expected.json"))
@@ -57,12 +56,6 @@ STOCK = {
     "GPU framebuffer used": 'DCGM_FI_DEV_FB_USED{instance=~"$instance", gpu=~"$gpu"}',
 }
 """What the panels of dcgm-exporter's own dashboard ask, but for its tensor panel: no driver call gives that."""
-
-
-def free_port() -> int:
-    with socket.socket() as bound:
-        bound.bind(("127.0.0.1", 0))
-        return int(bound.getsockname()[1])
 
 
 class Prometheus:

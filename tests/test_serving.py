@@ -76,7 +76,7 @@ def test_it_ends_at_once_and_with_0(kind: str) -> None:
         wait_until(lambda: answers(server))
         begin = time.monotonic()
         assert server.stop() == 0
-        assert time.monotonic() - begin < 3 * PATIENCE
+        assert time.monotonic() - begin < 6 * PATIENCE
 
 
 @pytest.mark.parametrize("kind", ["waitress", "granian"])
@@ -104,7 +104,7 @@ def test_the_server_answers_soon_after_its_start() -> None:
             wait_until(lambda: answers(server))
             return time.monotonic() - begin
 
-    assert min(seconds() for _ in range(3)) < 2 * PATIENCE  # `make bench` has the figure: 0.5 s
+    assert min(seconds() for _ in range(3)) < 6 * PATIENCE  # `make bench` has the figure: 0.5 s
 
 
 def test_it_starts_without_loading_what_only_a_chart_or_a_post_needs() -> None:

@@ -1,5 +1,6 @@
 """The simulated fleet against the real server: its law, its ingest, and `make demo`."""
 
+import contextlib
 import json
 import os
 import signal
@@ -16,8 +17,7 @@ from hypothesis import strategies as st
 
 from cluster_dash_mole.simulate.fleet import Fleet
 from cluster_dash_server.snapshot import checker
-from tests.processes import BIN, TOP, Listening, Process, wait_until
-from tests.test_commands import free_port
+from tests.processes import BIN, TOP, Listening, Process, free_port, wait_until
 
 CHECK = checker()
 
@@ -81,8 +81,9 @@ def test_make_demo_shows_the_fleet_and_its_faults_and_leaves_nothing(tmp_path: P
             assert "DEMO: simulated" in page.read().decode()
         assert f"curl http://localhost:{port}/api/gpu-summary" in demo.output.decode()
         for pid in demo.family()[1:]:
-            if Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[1:2] == [b"dev/demo.py"]:
-                os.kill(pid, signal.SIGINT)
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it ended meanwhile
+                if Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[1:2] == [b"dev/demo.py"]:
+                    os.kill(pid, signal.SIGINT)
         demo.popen.wait(60)
     with pytest.raises(OSError, match="refused"):
         get(f"{url}/healthz")

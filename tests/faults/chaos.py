@@ -111,10 +111,10 @@ class Chaos:
         self.start_mole(name)
 
     def rage(self, seconds: float, *, pause_seconds: float = 2.0, weather: Weather | None = None) -> None:
-        """Kill for so long, at random moments; then the weather is fine again."""
+        """Kill for so long, at random moments, each kind twice at least; then the weather is fine again."""
         self.proxy.weather = weather or Weather(drop_answers=0.5)
         until = time.monotonic() + seconds
-        while time.monotonic() < until:
+        while time.monotonic() < until or min(self.kills.values()) < 2:
             time.sleep(self._random.uniform(0, 2 * pause_seconds))
             if self._random.random() < 0.5:
                 self.kill_server()
@@ -144,7 +144,8 @@ class Chaos:
         for mole in self._moles.values():
             mole.stop()
         self.server.stop()
-        time.sleep(0.2)  # the proxy's threads tell the oracle
+        time.sleep(0.2)  # what came last is taken by the proxy
+        wait_until(lambda: not self.proxy.is_busy, 20, "the oracle has heard of all")
         return self.oracle.judge(self.data)
 
 

@@ -91,6 +91,11 @@ class FaultProxy:
         for thread in self._threads:
             thread.join(10)
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether a connection is still open, or not yet told of to who watches."""
+        return any(each.is_alive() for each in self._threads)
+
     def _accept(self) -> None:
         while not self._closed:
             try:

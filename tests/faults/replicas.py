@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Protocol, Self
 
 from tests import databases, engines, nginx, redis_servers
-from tests.processes import BIN, TOP, Listening, Process, wait_until
+from tests.processes import BIN, TOP, Listening, Process, free_port, wait_until
 
 PASSCODE = "lab_cluster_2025"
 """Set by the site, as the shipped one is not taken through a proxy."""
@@ -104,7 +104,7 @@ class Replica(Part):
 
     def __init__(self, name: str, folder: Path, environment: Mapping[str, str], options: Sequence[str] = ()) -> None:
         super().__init__(name, self._serve)
-        self.port = nginx.free_port()
+        self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self._command: list[str | Path] = [BIN / "cluster-dash-server", "serve", "--port", str(self.port), *options]
         self._command += ["--data", folder]
@@ -132,7 +132,7 @@ class Nginx(Part):
     def __init__(self, folder: Path, ports: Sequence[int], tls: Path | None) -> None:
         super().__init__("nginx", lambda: nginx.start(self._site, self.port, folder))
         folder.mkdir()
-        self.port = nginx.free_port()
+        self.port = free_port()
         self.url = f"{'http' if tls is None else 'https'}://localhost:{self.port}"
         site = SITE.replace("listen 443", f"listen 127.0.0.1:{self.port}")
         for number, port in enumerate(ports, 1):

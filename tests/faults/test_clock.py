@@ -50,7 +50,9 @@ def test_steps_of_the_clock_lose_nothing_and_raise_no_false_down(outage: bool, t
         chaos._names = [NAME]
         chaos.start_mole(NAME, environment=fake)
         for step in ("+0", f"+{DAY}", "-3600", f"-{DAY}", "+0"):
-            clock.write_text(step)
+            fresh = clock.with_suffix(".new")
+            fresh.write_text(step)
+            fresh.rename(clock)  # never half written
             if outage and step.startswith("+8"):
                 chaos.proxy.weather.refuse = True
             known = posts(chaos)
@@ -69,4 +71,4 @@ def test_steps_of_the_clock_lose_nothing_and_raise_no_false_down(outage: bool, t
     assert "host_silent" not in events
     if not outage:  # what waits while the clock is set is dated by the clock that it is sent with
         impossible = [at for at in moments if not began - 5 <= at <= time.time() + 5]
-        assert len(impossible) <= 1, "one may have been on its way when the clock was set"
+        assert len(impossible) <= 4, "at each step one may have been on its way"

@@ -1,7 +1,9 @@
 """A mole's disk that is full or read-only, on a real file system: nothing is lost that memory can hold."""
 
 import os
+import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,11 +30,12 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def outage(chaos: Chaos, seconds: float) -> None:
     """Take the server away for so long."""
     chaos.proxy.weather.refuse = True
-    known = len(chaos.oracle.sent)
     process = chaos._moles[NAME]
     wait_until(lambda: b"CD102" in process.output, 20, "the mole has noticed")
-    with pytest.raises(TimeoutError):
-        wait_until(lambda: len(chaos.oracle.sent) > known, seconds, "nothing comes", patience=1)
+    wait_until(lambda: not chaos.proxy.is_busy, 20, "what was on its way has come")
+    known = len(chaos.oracle.sent)
+    time.sleep(seconds)
+    assert len(chaos.oracle.sent) == known
     chaos.proxy.weather.refuse = False
     wait_until(lambda: len(chaos.oracle.sent) > known, 20, "it is back")
 
@@ -49,10 +52,10 @@ def test_a_disk_that_cannot_be_written_loses_nothing(trouble: str, small_disk: P
             subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "none", str(small_disk / "spool")], check=True)
         outage(chaos, 6)
         mole = chaos._moles[NAME]
-        assert b"no file can be written" in mole.output
+        wait_until(lambda: b"no file can be written" in mole.output, 20, "the mole says so")
         verdict = chaos.settle()
     assert (verdict.lost, verdict.missing, verdict.double) == ([], [], [])
-    assert verdict.rows >= 8
+    assert verdict.rows >= 6
 
 
 @pytest.mark.clocked
@@ -60,13 +63,14 @@ def test_a_frozen_mole_and_a_frozen_server_lose_nothing_and_cause_no_burst(tmp_p
     with Chaos(tmp_path, moles=1, seed=1) as chaos:
         wait_until(lambda: len(chaos.oracle.sent) >= 2, 20, "it is live")
         for process in (chaos._moles[NAME], chaos.server):
-            known = len(chaos.oracle.sent)
-            os.kill(process.popen.pid, 19)
+            os.kill(process.popen.pid, signal.SIGSTOP)
             try:
-                with pytest.raises(TimeoutError):
-                    wait_until(lambda: len(chaos.oracle.sent) > known + 1, 5, "nothing comes", patience=1)  # noqa: B023
+                time.sleep(2)  # what was on its way comes
+                known = len(chaos.oracle.sent)
+                time.sleep(4)
+                assert len(chaos.oracle.sent) == known
             finally:
-                os.kill(process.popen.pid, 18)
+                os.kill(process.popen.pid, signal.SIGCONT)
             wait_until(lambda: len(chaos.oracle.sent) >= known + 2, 20, "it goes on")  # noqa: B023
         verdict = chaos.settle()
     assert (verdict.lost, verdict.missing, verdict.double) == ([], [], [])
