@@ -179,7 +179,7 @@ def test_a_database_that_sleeps_is_waited_for_so_long_and_then_not_at_all(own: d
             names(database)
         asked += 1
     waits.join()
-    assert asked > 10
+    assert asked > 2  # who waits asks once in that second
     own.signal(signal.SIGCONT)
     wait_until(lambda: _answers(database), what="it is asked again")
     assert names(database) == ["a"]

@@ -36,13 +36,19 @@ def test_whatever_the_way_does_each_snapshot_arrives_once(tmp_path: Path, monkey
     ):
         crew.start()
         wait_until(lambda: len(crew.log.first_live) == 4, 20, "each is live")
-        for weather in WEATHERS.values():
-            proxy.weather = weather
-            time.sleep(2.5)
+
+        def failures() -> set[str]:
+            return {text for _, _, text in list(crew.log.failures)}
+
+        for _ in range(4):  # a machine that stands still may miss what the way does
+            for weather in WEATHERS.values():
+                proxy.weather = weather
+                time.sleep(2.5)
+            if all(any(word in text for text in failures()) for word in WORDS[1:]):
+                break
         proxy.weather = Weather()
         wait_until(lambda: crew.waiting == 0, 60, "all has arrived")
         time.sleep(1.5)
-        failures = {text for _, _, text in crew.log.failures}
         # the oracle sees the end of a connection later than the mole does
         crew.__exit__()
         wait_until(lambda: set(oracle.sent) >= set(crew.sent) - newest(crew), 20, "the oracle has heard of all")
@@ -50,8 +56,8 @@ def test_whatever_the_way_does_each_snapshot_arrives_once(tmp_path: Path, monkey
     verdict = oracle.judge(tmp_path / "data")
     assert (verdict.missing, verdict.double, verdict.changed, verdict.lost) == ([], [], [], [])
     assert verdict.rows >= 4 * 2 * 2.5 * len(WEATHERS) * 0.5
-    assert all(any(word in text for word in WORDS) for text in failures), failures
-    assert all(any(word in text for text in failures) for word in WORDS[1:]), failures
+    assert all(any(word in text for word in WORDS) for text in failures()), failures()
+    assert all(any(word in text for text in failures()) for word in WORDS[1:]), failures()
 
 
 def newest(crew: Crew) -> set[object]:
