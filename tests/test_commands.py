@@ -176,7 +176,7 @@ def test_make_bench_prints_its_table(clone: Path, environment: dict[str, str]) -
     )
     assert "bench/run.py" in done.stdout
     printed = subprocess.run(
-        [TOP / ".venv" / "bin" / "python", "bench/run.py", "ingest", "--runs", "1"],
+        [TOP / ".venv" / "bin" / "python", "bench/run.py", "start", "--runs", "1"],
         **{"cwd": TOP, "capture_output": True, "text": True, "check": False},  # type: ignore[call-overload]
     )
-    assert "| server CPU per snapshot: single posts" in printed.stdout, printed.stderr
+    assert "| server answers after its start |" in printed.stdout, printed.stderr
