@@ -15,7 +15,7 @@ from functools import lru_cache
 from importlib import import_module
 from itertools import accumulate, repeat
 from operator import truediv
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 from cluster_dash_server.history.lanes import LANE_BYTES, MOST, biased, little, native, ones, running, running_in_parts
 from cluster_dash_server.store import StoreError
@@ -148,19 +148,32 @@ def extended(packed: bytes, length: int, new: "array[float]") -> bytes:
         new[0] != new[0] if kind == _EMPTY else kind == _CONSTANT and packed[1:] == struct.pack("<f", new[0])
     ):
         return packed
-    found = decode(packed, columns, length)
     if kind == _DECIMAL and not packed[_MASK_AT]:
-        place, scale = packed[_PLACE_AT], found[0].scale
-        with suppress(OverflowError, ValueError):  # it is no integer of this scale
-            last = [round(figure * scale) for figure in new]
-            if array("f", [number / scale for number in last]).tobytes() == new.tobytes():
-                numbers = [
-                    _biased([*cast("Sequence[int]", column.numbers), number])
-                    for column, number in zip(found, last, strict=True)
-                ]
-                size, least, body = _differences(b"".join(numbers), length + 1)
-                return _HEAD.pack(kind, place, size, False, least, 0) + zip_(body)
-    return encode([array("f", [*column.floats(), figure]) for column, figure in zip(found, new, strict=True)])
+        with suppress(struct.error, IndexError, ValueError, OverflowError):  # damaged, or no integer of this scale
+            if (found := _continued(packed, length, new)) is not None:
+                return found
+    read = decode(packed, columns, length)
+    return encode([array("f", [*column.floats(), figure]) for column, figure in zip(read, new, strict=True)])
+
+
+def _continued(packed: bytes, length: int, new: "array[float]") -> bytes | None:
+    """Return what `extended` does, by a difference more in each column; None: one does not fit beside the others."""
+    kind, place, size, _, least, _ = _HEAD.unpack_from(packed)
+    scale, columns, body = _SCALES[place], len(new), unzip(packed[_HEAD.size :])
+    numbers = [round(figure * scale) for figure in new]
+    if array("f", [number / scale for number in numbers]).tobytes() != new.tobytes():
+        return None
+    _check_room(numbers)
+    firsts, steps = _steps(body, columns, columns * length * size)
+    planes: list[list[bytes]] = [[] for _ in range(size)]
+    for column, (first, number) in enumerate(zip(firsts, numbers, strict=True)):
+        parts = [steps[at : at + length] for at in range(column * length, len(steps), columns * length)]
+        last = first + least * length + sum([sum(part) << 8 * byte for byte, part in enumerate(parts)])
+        above = (number - last - least).to_bytes(size, "little")  # or OverflowError
+        for byte, part in enumerate(parts):
+            planes[byte] += part, above[byte : byte + 1]
+    continued = b"".join([body[: 4 * columns], *[b"".join(plane) for plane in planes]])
+    return _HEAD.pack(kind, place, size, False, least, 0) + zip_(continued)
 
 
 def _as_bytes(plain: bytes) -> bytes | None:
@@ -428,9 +441,13 @@ def _parts(plain: bytes) -> list[bytes]:
 
 
 def _biased(numbers: Sequence[int]) -> bytes:
+    _check_room(numbers)
+    return little(array("i", [number + MOST for number in numbers]))
+
+
+def _check_room(numbers: Sequence[int]) -> None:
     if not -MOST <= min(numbers) <= max(numbers) < MOST:
         raise OverflowError
-    return little(array("i", [number + MOST for number in numbers]))
 
 
 def _shuffled(plain: bytes, size: int) -> bytes:
