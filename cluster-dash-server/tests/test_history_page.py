@@ -471,6 +471,17 @@ def test_a_host_page_tells_who_had_which_gpu_and_when_it_was_heard_of(pages: Pag
     assert "<b>bob" not in text
 
 
+def test_a_host_whose_agent_is_of_the_first_version_was_heard_of_too(
+    pages: Pages, make_gpu: Any, make_snapshot: Any
+) -> None:
+    for _ in range(3):
+        sent = make_snapshot("gpu01", [make_gpu(0)], timestamp=pages.clock.now)
+        assert "interval_seconds" not in sent
+        pages.client.post("/", json={**sent, "auth_code": "lab_cluster_2025"})
+        pages.clock.now += 5 * MINUTE
+    assert re.search(r"Snapshots came in [12] of [12] quarter hour", pages.open("/host/gpu01"))
+
+
 def test_a_user_page_tells_gpu_hours_and_the_newest_uses(pages: Pages, make_gpu: Any) -> None:
     fill(pages, make_gpu, 130)
     text = pages.open("/user/alice")

@@ -13,6 +13,8 @@ from cluster_dash_server.web.history import Past
 
 DAY = 86_400.0
 BEAT_SECONDS = 900.0
+CAME_BY = ("interval_seconds", "cpu_percent")
+"""A snapshot of today tells the first, one of the first version the second: with either of them one came."""
 MOST_USES = 200
 """Uses drawn of one GPU: a page of thousands helps nobody; the rest is in the export."""
 MOST_LISTED = 20
@@ -68,21 +70,22 @@ def last_day(past: Past, host: str) -> LastDay | None:
     now = past.clock()
     begin = now - DAY
     try:
-        series = past.store.series(
-            SeriesQuery(
-                metric="interval_seconds", by="host", begin=begin, end=now, step_seconds=BEAT_SECONDS, hosts=(host,)
+        lines = [
+            line
+            for metric in CAME_BY
+            for line in past.store.series(
+                SeriesQuery(metric=metric, by="host", begin=begin, end=now, step_seconds=BEAT_SECONDS, hosts=(host,))
             )
-        )
+        ]
         uses = past.ledger.uses(UseQuery(begin=begin, end=now, hosts=(host,)))
     except StoreError:
         return None
-    if not series:
+    if not lines:
         return None
-    came = [mean is not None for mean in series[0].mean]
+    came = [any(mean is not None for mean in means) for means in zip(*(line.mean for line in lines), strict=True)]
     first = came.index(True) if True in came else len(came)
     beats = [
-        Beat(at, None if place < first else each)
-        for place, (at, each) in enumerate(zip(series[0].t, came, strict=True))
+        Beat(at, None if place < first else each) for place, (at, each) in enumerate(zip(lines[0].t, came, strict=True))
     ]
     known = came[first:]
     said = (
