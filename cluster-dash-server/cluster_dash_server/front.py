@@ -17,7 +17,7 @@ from cluster_dash_server.narrowed import Narrowed
 from cluster_dash_server.parts import Parts
 from cluster_dash_server.settings import ConfigError, Settings
 from cluster_dash_server.web import asked, hot, waitress_limits
-from cluster_dash_server.web.edge import SECURITY_HEADERS, Edge, plain
+from cluster_dash_server.web.edge import SECURITY_HEADERS, Edge, Reply, plain
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -79,6 +79,7 @@ class Front:
             admit=lambda environ, scope: self.gate.admit(asked_of(environ), scope),
             base_path=settings.server.base_path,
             trusted_hosts=settings.viewers.trusted_hosts,
+            admit_at_once=lambda environ, scope: self.gate.admit_at_once(asked_of(environ), scope),
         )
         self._behind: WSGIApplication | None = None
         self._is_loaded = threading.Event()
@@ -87,6 +88,10 @@ class Front:
     def __call__(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
         """Answer a request."""
         return self.edge(environ, start_response)
+
+    def ready(self, environ: "WSGIEnvironment") -> Reply | None:
+        """Return an answer that lies ready; see `Edge.ready`."""
+        return self.edge.ready(environ)
 
     def put_before(self, pages: "WSGIApplication") -> None:
         """Hand on to these pages from now on."""

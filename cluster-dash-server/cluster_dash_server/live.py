@@ -11,6 +11,7 @@ from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib import import_module
 from itertools import repeat
 from typing import Any, Literal, NamedTuple
@@ -192,8 +193,23 @@ class Live:
                 self._cost_seconds += time.perf_counter() - begin
             return Body(self._text(self._version), encoding, packed)
 
+    def ready(self, now: float, since: str | None, encoding: Encoding, columns: Columns = ALL_COLUMNS) -> Body | None:
+        """Return what `body` returns where it is made already; never waits. See `body` for the arguments.
+
+        Returns:
+            None where it has to be made, or somebody is at it.
+        """
+        if not self._lock.acquire(blocking=False):
+            return None
+        try:
+            packed = None if self._is_due(now) else self._bodies.get((self._number(since), encoding, columns))
+            return None if packed is None else Body(self._text(self._version), encoding, packed)
+        finally:
+            self._lock.release()
+
     def _make(self, known: int | None, encoding: Encoding, columns: Columns) -> bytes:
         """Make a body, or find that everything serves; keep it."""
+        asked_for = known
         rows = list(map(self._rows.__getitem__, self._names))
         if known is not None:
             rows = [row for row in rows if row.version > known]
@@ -203,8 +219,9 @@ class Live:
         packed = self._bodies.get((known, encoding, columns))
         if packed is None:
             packed = self._bodies[known, encoding, columns] = pack(self._join(known, rows, columns), encoding)
-            while len(self._bodies) > KEPT_BODIES:
-                self._bodies.popitem(last=False)
+        self._bodies[asked_for, encoding, columns] = packed
+        while len(self._bodies) > KEPT_BODIES:
+            self._bodies.popitem(last=False)
         return packed
 
     def version(self, now: float) -> str:
@@ -248,10 +265,14 @@ class Live:
             return None
         return int(number) if self._gone_is_whole_from <= int(number) <= self._version else None
 
+    def _is_due(self, now: float) -> bool:
+        """Say whether what has changed is to be laid out anew."""
+        pause = max(REFRESH_SECONDS / 2, REFRESH_SECONDS - self._cost_seconds)
+        return self._refreshed_at is None or not 0 <= now - self._refreshed_at < pause
+
     def _refresh(self, now: float) -> None:
         """Lay out anew the hosts that have posted, and those whose states the time has changed."""
-        pause = max(REFRESH_SECONDS / 2, REFRESH_SECONDS - self._cost_seconds)
-        if self._refreshed_at is not None and 0 <= now - self._refreshed_at < pause:
+        if not self._is_due(now):
             return
         begin = time.perf_counter()
         self._refreshed_at = now
@@ -322,7 +343,7 @@ def join(head: Json, rows: Sequence[Row], columns: Columns, matches: Sequence[by
         if name == "host" or name in columns:
             parts += [b'"%b":[' % name.encode(), b",".join(column), b"],"]
     parts[-1] = b']},"gpus":{"host":['
-    parts.append(b",".join([b",".join(repeat(b"%d" % place, row.gpu_count)) for place, row in with_gpus]))
+    parts.append(b"".join([b"%d," % place * row.gpu_count for place, row in with_gpus])[:-1])
     for name, column in zip(GPU_COLUMNS, _columns(gpu_fragments, len(GPU_COLUMNS)), strict=True):
         if name in columns:
             parts += [b'],"%b":[' % name.encode(), b",".join(column)]
@@ -349,6 +370,7 @@ def pack(plain: bytes, encoding: Encoding) -> bytes:
     return plain
 
 
+@lru_cache(256)  # browsers send a handful of them
 def choose_encoding(accepted: str | None) -> Encoding:
     """Choose from an Accept-Encoding header: zstd, else gzip, else none; a quality of 0 refuses."""
     offered = {}

@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from werkzeug.test import Client
+from werkzeug.test import Client, EnvironBuilder, run_wsgi_app
 
 from cluster_dash_server import looking
+from cluster_dash_server.access import users
 from cluster_dash_server.front import Front
-from cluster_dash_server.settings import Settings
+from cluster_dash_server.settings import ServerSettings, Settings, ViewerSettings
 from cluster_dash_server.sharing.clock import EngineClock
 from cluster_dash_server.sharing.kinds import LiveSettings
+from cluster_dash_server.web.edge import Reply
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
@@ -76,6 +78,88 @@ def test_where_the_pages_cannot_be_built_who_asks_is_told_and_posts_go_on(caplog
     posted = Client(front).post("/", data=EXAMPLE.read_bytes(), environ_base={"REMOTE_ADDR": "127.0.0.1"})
     assert posted.status_code == 200
     assert "a route without a scope" in caplog.text
+
+
+LIVE = "/api/v1/cluster"
+
+
+def asked_both_ways(front: Front, path: str = LIVE, **request: Any) -> tuple[Reply | None, Reply]:
+    """Return what lies ready, and what the same request is answered."""
+    environ = EnvironBuilder(path=path, **request).get_environ()
+    ready = front.ready({**environ})
+    content, status, headers = run_wsgi_app(front, {**environ}, buffered=True)
+    return ready, Reply(b"".join(content), status, list(headers))
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        {},
+        {"query_string": {"columns": "state,users"}},
+        {"query_string": {"since": "nonsense"}},
+        {"environ_overrides": {"HTTP_ACCEPT_ENCODING": "gzip", "HTTP_COOKIE": "cluster_dash=x"}},
+        {"path": "/dash/api/v1/cluster"},
+    ],
+)
+def test_what_lies_ready_is_what_would_be_answered(request_: dict[str, Any]) -> None:
+    front = Front(Settings(server=ServerSettings(public_url="http://localhost/dash")), clock=lambda: 1.7e9)
+    front.put_before(hello)
+    first, answer = asked_both_ways(front, **request_)
+    assert first is None
+    known = {"headers": {"If-None-Match": dict(answer.headers)["ETag"]}}
+    for request, status in ((request_, "200 OK"), ({**request_, **known}, "304 Not Modified")):
+        ready, answer = asked_both_ways(front, **request)
+        assert ready == answer
+        assert answer.status == status
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        {"path": "/healthz"},  # it says whether threads answer
+        {"path": "/hosts"},
+        {"method": "HEAD"},
+        {"method": "POST"},
+        {"query_string": {"q": "gpu01"}},
+        {"base_url": "http://another.name"},
+    ],
+)
+def test_all_else_is_left_to_a_thread(request_: dict[str, Any]) -> None:
+    settings = Settings(viewers=ViewerSettings(trusted_hosts=("localhost",)))
+    front = Front(settings, clock=lambda: 1.7e9)
+    front.put_before(hello)
+    assert asked_both_ways(front)[0] is None
+    assert asked_both_ways(front)[0] is not None
+    assert asked_both_ways(front, **request_)[0] is None
+    assert asked_both_ways(front, **request_)[0] is None
+
+
+def test_a_token_is_left_to_a_thread_for_its_file_may_have_to_be_read(tmp_path: Path) -> None:
+    front = Front(Settings(server=ServerSettings(data=str(tmp_path))), clock=lambda: 1.7e9)
+    secret = front.parts.tokens.new("read", "grafana", scopes=("state:read",))
+    request: dict[str, Any] = {
+        "headers": {"Authorization": f"Bearer {secret}"},
+        "environ_base": {"REMOTE_ADDR": "127.0.0.1"},
+    }
+    assert [asked_both_ways(front)[0] is None for _ in range(2)] == [True, False]
+    for _ in range(2):
+        ready, answer = asked_both_ways(front, **request)
+        assert (ready, answer.status) == (None, "200 OK")
+
+
+def test_who_has_to_be_looked_up_in_a_file_or_signed_in_is_left_to_a_thread(tmp_path: Path) -> None:
+    users.write(tmp_path / "users", "ann", ("viewer", users.hash_password("correct horse")))
+    open_to_all = ViewerSettings(mode="basic", users_file=str(tmp_path / "users"), allow_anonymous=True)
+    by_proxy = ViewerSettings(mode="proxy", proxy_header="Remote-User")
+    server = ServerSettings(data=str(tmp_path), trusted_proxies=("192.0.2.1",))
+    from_proxy: dict[str, Any] = {"headers": {"Remote-User": "ann"}, "environ_base": {"REMOTE_ADDR": "192.0.2.1"}}
+    found = []
+    for viewers, request in ((open_to_all, {}), (by_proxy, {}), (by_proxy, from_proxy)):
+        front = Front(Settings(server=server, viewers=viewers), clock=lambda: 1.7e9)
+        asked_both_ways(front, **request)
+        ready, answer = asked_both_ways(front, **request)
+        found.append((ready is not None, answer.status[:3]))
+    assert found == [(False, "200"), (False, "401"), (True, "200")]
 
 
 def test_whoever_signs_in_at_a_provider_is_timed_by_the_clock_of_all_replicas(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,7 +24,12 @@ NOW = 1_700_000_000.0
 
 
 def ask(live: Live, now: float, since: str | None = None) -> Json:
-    body: Json = json.loads(live.body(now, since, "identity").content)
+    """Return a body; what lies ready before and after is the very same."""
+    ready = live.ready(now, since, "identity")
+    made = live.body(now, since, "identity")
+    assert ready in (None, made)
+    assert live.ready(now, since, "identity") == made
+    body: Json = json.loads(made.content)
     return body
 
 
@@ -127,6 +132,20 @@ def test_a_body_is_made_at_most_once_a_second_and_is_never_older(
     cluster.offer(make_seen(received_at=NOW))
     assert live.body(NOW + 0.6, None, "identity").content is first.content
     assert live.body(NOW + 1, None, "identity").version == "life-2"
+
+
+def test_nothing_is_ready_that_has_to_be_made_or_that_somebody_is_making(
+    live: Live, cluster: Cluster, make_seen: MakeSeen
+) -> None:
+    assert live.ready(NOW, None, "gzip") is None
+    body = live.body(NOW, None, "gzip")
+    assert live.ready(NOW + 0.6, None, "gzip") == body
+    assert live.ready(NOW + 0.6, None, "zstd") is None
+    cluster.offer(make_seen(received_at=NOW))
+    assert live.ready(NOW + 1, None, "gzip") is None
+    live.body(NOW + 1, None, "gzip")
+    with live._lock:  # as a thread has it that lays out thousands of hosts
+        assert live.ready(NOW + 1, None, "gzip") is None
 
 
 def test_nothing_new_is_no_new_version(live: Live, cluster: Cluster, make_seen: MakeSeen) -> None:

@@ -6,8 +6,9 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from waitress.server import create_server
@@ -15,6 +16,7 @@ from waitress.server import create_server
 from cluster_dash_server.app import create_app
 from cluster_dash_server.settings import Settings
 from cluster_dash_server.web import waitress_limits
+from cluster_dash_server.web.edge import Reply
 
 
 @pytest.fixture(scope="module")
@@ -156,3 +158,108 @@ def test_a_relay_and_a_proxy_keep_their_connection_and_a_mole_does_not(port: int
         kept.append(answer.getheader("Connection"))
         connection.close()
     assert kept == ["close", None, None]
+
+
+class Shop:
+    """Has an answer ready for `/ready…`, of as many bytes as the path says; notes which thread said what."""
+
+    def __init__(self) -> None:
+        self.in_the_loop = list[int]()
+        self.by_a_thread = list[str]()
+
+    def ready(self, environ: Any) -> Reply | None:
+        self.in_the_loop.append(threading.get_ident())
+        path = environ["PATH_INFO"]
+        if not path.startswith("/ready"):
+            return None
+        content = b"r" * int(path.removeprefix("/ready"))
+        return Reply(content, "200 OK", [("Content-Length", str(len(content)))])
+
+    def __call__(self, environ: Any, start_response: Any) -> list[bytes]:
+        self.by_a_thread.append(environ["PATH_INFO"])
+        content = environ["PATH_INFO"].encode()
+        start_response("200 OK", [("Content-Length", str(len(content)))])
+        return [content]
+
+
+class Open(NamedTuple):
+    shop: Shop
+    server: Any
+    loop: int | None
+
+    def connect(self) -> Any:
+        return closing(http.client.HTTPConnection("127.0.0.1", self.server.effective_port, timeout=60))
+
+
+@pytest.fixture
+def shop() -> Iterator[Open]:
+    waitress_limits.apply(Settings().limits.body_bytes)
+    shop = Shop()
+    server: Any = create_server(shop, host="127.0.0.1", port=0, channel_timeout=3600)
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    yield Open(shop, server, thread.ident)
+    server.task_dispatcher.shutdown()
+    server.close()
+    thread.join(60)
+    assert not thread.is_alive()
+
+
+def ask(connection: http.client.HTTPConnection, path: str) -> bytes:
+    connection.request("GET", path)
+    return connection.getresponse().read()
+
+
+def test_what_lies_ready_is_answered_by_the_loop_itself_and_all_else_by_a_thread(shop: Open) -> None:
+    with shop.connect() as connection:
+        answers = [ask(connection, path) for path in ("/ready5", "/page", "/ready0", "/ready5")]
+    assert answers == [b"rrrrr", b"/page", b"", b"rrrrr"]
+    assert set(shop.shop.in_the_loop) == {shop.loop}
+    assert shop.shop.by_a_thread == ["/page"]
+
+
+def test_an_answer_that_waitress_would_put_into_a_file_is_left_to_a_thread(shop: Open) -> None:
+    with shop.connect() as connection:
+        assert len(ask(connection, f"/ready{waitress_limits.READY_BYTES}")) == waitress_limits.READY_BYTES
+        assert ask(connection, f"/ready{waitress_limits.READY_BYTES + 1}").startswith(b"/ready")
+
+
+@pytest.mark.parametrize(("version", "header"), [("1.1", "Connection: close\r\n"), ("1.0", "")])
+def test_a_connection_that_is_to_end_ends_after_what_lay_ready(shop: Open, version: str, header: str) -> None:
+    with socket.create_connection(("127.0.0.1", shop.server.effective_port), timeout=60) as connection:
+        connection.sendall(f"GET /ready3 HTTP/{version}\r\nHost: x\r\n{header}\r\n".encode())
+        answer = b"".join(iter(lambda: connection.recv(65536), b""))
+    assert answer.endswith(b"\r\n\r\nrrr")
+    assert b"\r\nConnection: close\r\n" in answer
+
+
+@pytest.mark.parametrize("cut", [2, 30, 1000])
+def test_requests_in_pieces_or_together_are_answered_in_their_order(shop: Open, cut: int) -> None:
+    lines = "HTTP/1.1\r\nHost: x\r\n"
+    requests = f"GET /ready3 {lines}\r\nGET /2 {lines}\r\nGET /3 {lines}Connection: close\r\n\r\n".encode()
+    with socket.create_connection(("127.0.0.1", shop.server.effective_port), timeout=60) as connection:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for begin in range(0, len(requests), cut):
+            connection.sendall(requests[begin : begin + cut])
+        answer = b"".join(iter(lambda: connection.recv(65536), b""))
+    first, *others = [part.partition(b"\r\n\r\n")[2] for part in answer.split(b"HTTP/1.1 200 OK")[1:]]
+    assert first in (b"rrr", b"/ready3")  # the loop answers it where it has come whole and alone
+    assert others == [b"/2", b"/3"]
+
+
+def test_who_reads_slowly_keeps_nobody_waiting_and_gets_all(shop: Open) -> None:
+    with shop.connect() as slow, shop.connect() as quick:
+        slow.connect()
+        slow.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        slow.request("GET", "/ready1000000")
+        assert [ask(quick, "/ready5") for _ in range(20)] == [b"rrrrr"] * 20
+        assert slow.getresponse().read() == b"r" * 1_000_000
+
+
+def test_a_connection_holds_nothing_of_what_it_has_sent(shop: Open) -> None:
+    with shop.connect() as connection:
+        for _ in range(20):
+            ask(connection, "/ready20000")
+        (channel,) = shop.server.active_channels.values()
+        held = [len(buffer.buf.file.getbuffer()) for buffer in list(channel.outbufs) if buffer.buf is not None]
+    assert sum(held) <= 21_000

@@ -78,6 +78,10 @@ class SharedLive:
                     self._bodies.popitem(last=False)
         return Body(text, encoding, packed)
 
+    def ready(self, now: float, since: str | None, encoding: Encoding, columns: Columns = ALL_COLUMNS) -> Body | None:
+        """See `Live.ready`; nothing ever is: what other replicas were posted is to be looked at."""
+        return None
+
     def version(self, now: float) -> str:
         """See `Live.version`."""
         rows = self.rows(now)

@@ -53,8 +53,11 @@ def cookie_name(environ: "WSGIEnvironment", gate: Gate, ending: str) -> str:
 
 def cookie(environ: "WSGIEnvironment", gate: Gate, ending: str) -> str | None:
     """Return one of our cookies; None: it was not sent."""
+    sent = environ.get("HTTP_COOKIE")
+    if not sent:
+        return None
     wanted = cookie_name(environ, gate, ending)
-    for part in environ.get("HTTP_COOKIE", "").split(";"):
+    for part in sent.split(";"):
         name, _, value = part.strip().partition("=")
         if name == wanted:
             return str(value)

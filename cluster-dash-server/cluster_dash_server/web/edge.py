@@ -54,12 +54,17 @@ class Reply(NamedTuple):
 
 
 class Way(NamedTuple):
-    """A request that is answered in front of Flask."""
+    """A request that is answered in front of Flask.
+
+    Attributes:
+        ready: what `Edge.ready` asks; None: nothing ever is.
+    """
 
     method: str
     path: str
     scope: Scope
     answer: "Callable[[WSGIEnvironment], Reply]"
+    ready: "Callable[[WSGIEnvironment], Reply | None] | None" = None
 
 
 class Edge:
@@ -72,6 +77,7 @@ class Edge:
         base_path: '' or '/dash': where the site lives; a proxy may cut it off or leave it.
         admit: lets a request pass that a way answers, or raises Denied; a post is let in by `ingest`.
         trusted_hosts: the names in the Host header that are answered; empty: any.
+        admit_at_once: does as `admit` where nothing has to be looked up, else returns None; it never waits.
     """
 
     def __init__(
@@ -83,48 +89,75 @@ class Edge:
         admit: "Callable[[WSGIEnvironment, Scope], object]",
         base_path: str,
         trusted_hosts: Iterable[str],
+        admit_at_once: "Callable[[WSGIEnvironment, Scope], object | None]" = lambda *_: None,
     ) -> None:
         self._app = app
         self.ways = tuple(ways)
         self._by_request = {(way.method, way.path): way for way in self.ways}
         self._admit = admit
+        self._admit_at_once = admit_at_once
         self._headers = list(headers)
         self._base_path = base_path
         self._trusted_hosts = frozenset(map(name_of, trusted_hosts))
 
     def __call__(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
         """Answer a request."""
-        if "HTTP_TRANSFER_ENCODING" in environ and environ.get("CONTENT_LENGTH"):
-            # of two lengths a proxy may believe the one and we the other: what is left over becomes a second request
-            return plain(start_response, "400 Bad Request", "a request with both Content-Length and Transfer-Encoding")
-        if self._trusted_hosts and not self._trusts(environ.get("HTTP_HOST", "")):
-            return plain(
-                start_response, "421 Misdirected Request", "this name is not in [viewers] trusted_hosts of the server"
-            )
-        if self._base_path:
-            path = environ.get("PATH_INFO", "")
-            environ["SCRIPT_NAME"] = self._base_path
-            if path == self._base_path or path.startswith(self._base_path + "/"):
-                environ["PATH_INFO"] = path[len(self._base_path) :] or "/"
-        way = self._by_request.get((environ["REQUEST_METHOD"], environ.get("PATH_INFO", "")))
+        refusal = self._refusal(environ)
+        if refusal is not None:
+            return plain(start_response, *refusal)
+        way = self._way(environ)
         if way is None:
             return self._app(environ, start_response)
         try:
             if way.scope != "ingest":
                 self._admit(environ, way.scope)
-            content, status, headers = way.answer(environ)
+            reply = way.answer(environ)
         except Denied as denied:
-            content, status, headers = denial(denied, environ)
+            reply = denial(denied, environ)
         except Exception as error:  # as Flask does for its routes: the caller gets a number, the log the traceback
             text = numbered(error, environ["REQUEST_METHOD"], environ["PATH_INFO"])
             return plain(start_response, "500 Internal Server Error", text)
-        if not status.startswith("304"):
-            headers = [*headers, ("Content-Length", str(len(content)))]
-        start_response(status, [*headers, *self._headers])
+        content, status, headers = self._whole(reply)
+        start_response(status, headers)
         return [content]
 
-    def _trusts(self, host: str) -> bool:
-        return name_of(host) in self._trusted_hosts
+    def ready(self, environ: "WSGIEnvironment") -> Reply | None:
+        """Return the whole answer to a request where it lies ready; None: call this application for it.
+
+        Never waits, for a lock, a disk or a hash: a server's own loop may ask, which serves all connections.
+        """
+        way = None if self._refusal(environ) else self._way(environ)
+        if way is None or way.ready is None:
+            return None
+        try:
+            reply = way.ready(environ) if self._admit_at_once(environ, way.scope) else None
+        except Exception:  # a thread meets it again, and says what it is
+            return None
+        return None if reply is None else self._whole(reply)
+
+    def _refusal(self, environ: "WSGIEnvironment") -> tuple[str, str] | None:
+        """Return status line and text where a request is refused whatever it asks for."""
+        if "HTTP_TRANSFER_ENCODING" in environ and environ.get("CONTENT_LENGTH"):
+            # of two lengths a proxy may believe the one and we the other: what is left over becomes a second request
+            return "400 Bad Request", "a request with both Content-Length and Transfer-Encoding"
+        if self._trusted_hosts and name_of(environ.get("HTTP_HOST", "")) not in self._trusted_hosts:
+            return "421 Misdirected Request", "this name is not in [viewers] trusted_hosts of the server"
+        return None
+
+    def _way(self, environ: "WSGIEnvironment") -> Way | None:
+        """Cut off the base path, and find what is answered here."""
+        if self._base_path:
+            path = environ.get("PATH_INFO", "")
+            environ["SCRIPT_NAME"] = self._base_path
+            if path == self._base_path or path.startswith(self._base_path + "/"):
+                environ["PATH_INFO"] = path[len(self._base_path) :] or "/"
+        return self._by_request.get((environ["REQUEST_METHOD"], environ.get("PATH_INFO", "")))
+
+    def _whole(self, reply: Reply) -> Reply:
+        """Add what every answer carries."""
+        content, status, headers = reply
+        length = [] if status.startswith("304") else [("Content-Length", str(len(content)))]
+        return Reply(content, status, [*headers, *length, *self._headers])
 
 
 def denial(denied: Denied, environ: "WSGIEnvironment") -> Reply:

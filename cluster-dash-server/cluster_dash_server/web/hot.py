@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Callable
+from functools import lru_cache
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Protocol
 from urllib.parse import parse_qs
@@ -12,7 +13,7 @@ from werkzeug.http import parse_etags
 from werkzeug.wsgi import get_input_stream
 
 from cluster_dash_server.ingest import RELAYED, Answer, Limits, Post, refused
-from cluster_dash_server.live import Body, Live, choose_encoding, chosen_columns
+from cluster_dash_server.live import Body, Columns, Live, choose_encoding, chosen_columns
 from cluster_dash_server.narrowed import Narrowed
 from cluster_dash_server.snapshot import dumps
 from cluster_dash_server.web.edge import Reply, Way, caller_of
@@ -156,15 +157,30 @@ def live_way(
         now = clock()
         note(environ, now)
         encoding = choose_encoding(environ.get("HTTP_ACCEPT_ENCODING"))
-        query = parse_qs(environ.get("QUERY_STRING", ""))
-        since, q = query.get("since", [""])[0], query.get("q", [""])[0].strip()
-        columns = chosen_columns(query.get("columns", [""])[0])
+        q, since, columns = _wish(environ.get("QUERY_STRING", ""))
         if q:
             return ready(narrowed.body(now, q, since, encoding, columns), environ)
-        body = live.body(now, since, encoding, columns)
+        return ready(live.body(now, since, encoding, columns), environ)
+
+    def answer_if_ready(environ: "WSGIEnvironment") -> Reply | None:
+        now = clock()
+        encoding = choose_encoding(environ.get("HTTP_ACCEPT_ENCODING"))
+        q, since, columns = _wish(environ.get("QUERY_STRING", ""))
+        body = None if q else live.ready(now, since, encoding, columns)
+        if body is None:
+            return None
+        note(environ, now)
         return ready(body, environ)
 
-    return Way("GET", "/api/v1/cluster", "state:read", answer)
+    return Way("GET", "/api/v1/cluster", "state:read", answer, answer_if_ready)
+
+
+@lru_cache(256)  # all who have the same version ask alike
+def _wish(query: str) -> tuple[str, str, Columns]:
+    """Read filter, version and columns."""
+    values = parse_qs(query)
+    since, q = values.get("since", [""])[0], values.get("q", [""])[0].strip()
+    return q, since, chosen_columns(values.get("columns", [""])[0])
 
 
 def ready(body: Body, environ: "WSGIEnvironment") -> Reply:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from waitress.adjustments import Adjustments
-from waitress.channel import HTTPChannel
+from waitress.channel import ClientDisconnected, HTTPChannel
 from waitress.parser import HTTPRequestParser, ParsingError
 from waitress.server import BaseWSGIServer, MultiSocketServer
 from waitress.task import WSGITask
@@ -19,6 +19,7 @@ from waitress.utilities import Error
 
 from cluster_dash_server.snapshot import dumps
 from cluster_dash_server.web import waitress_turns
+from cluster_dash_server.web.edge import Reply
 
 LIMITS: dict[str, Any] = {
     "connection_limit": 10_000,
@@ -42,6 +43,8 @@ WHOLE_SINCE = "whole since"
 
 _OF_MANY = (b"\nrelayed-dates:", b"\nx-forwarded-for:", b"\nforwarded:")
 """Headers of requests whose connection others will use."""
+READY_BYTES = 1_000_000
+"""What is longer is no answer for the loop: from 2^20 on waitress puts it into a file."""
 LARGE_BYTES = 65_536
 """A part of a body that is longer goes by itself: to copy it costs more than a call into the system."""
 
@@ -101,6 +104,17 @@ class Task(WSGITask):  # type: ignore[misc]
     """
 
     channel: "Channel"
+    reply: Reply | None = None
+    """The answer, where it lay ready."""
+
+    def execute(self) -> None:
+        """Have the application answer, unless it has."""
+        if self.reply is None:
+            super().execute()
+            return
+        content, self.status, self.response_headers = self.reply
+        self.complete, self.content_length = True, len(content)
+        self.write(content)
 
     def write(self, data: bytes) -> None:
         """Send a part of the body, before the first one the head."""
@@ -115,10 +129,14 @@ class Channel(HTTPChannel):  # type: ignore[misc]
     """waitress' connection; a request has `channel_timeout` to arrive in full.
 
     waitress counts from the last byte, so that one byte every few seconds would keep a connection for ever.
+
+    An answer that lies ready is sent from waitress' own loop: handing the request to a thread, as is done for all
+    others, costs more than the answer. An application says by its method `ready` what does; it must not wait.
     """
 
     task_class = Task
     last_activity: float
+    close_when_flushed: bool
     _held: list[bytes] | None = None
 
     @contextlib.contextmanager
@@ -144,6 +162,40 @@ class Channel(HTTPChannel):  # type: ignore[misc]
         super().handle_read()
         if unfinished is not None and unfinished is self.request:
             self.last_activity = since
+
+    def received(self, data: bytes) -> bool:
+        """Take what came; send the answer from here where it lies ready."""
+        ready = getattr(self.server.application, "ready", None)
+        request = None if ready is None else self._lone_get(data)
+        if ready is None or request is None:
+            return bool(super().received(data))
+        task = Task(self, request)
+        task.reply = ready(task.get_environment())
+        if task.reply is None or len(task.reply.content) > READY_BYTES:
+            self.requests.append(request)
+            self.server.add_task(self)
+        else:
+            self._send(task)
+        return True
+
+    def _lone_get(self, data: bytes) -> RequestParser | None:
+        """Return the request where the data are one whole GET, and nothing is under way on this connection."""
+        if self.request is not None or self.requests or self.close_when_flushed or not data.startswith(b"GET "):
+            return None
+        request = RequestParser(self.adj)
+        is_whole = request.received(data) == len(data) and request.completed
+        return None if not is_whole or request.error or request.expect_continue else request
+
+    def _send(self, task: Task) -> None:
+        """Send an answer that is ready, as `service` does in a thread."""
+        try:
+            task.service()
+        except ClientDisconnected:
+            task.close_on_finish = True
+        self.close_when_flushed = task.close_on_finish
+        self.current_outbuf_count = self.adj.outbuf_high_watermark  # the next answer gets a buffer of its own
+        task.request.close()
+        self.last_activity = time.time()
 
 
 def apply(body_bytes: int, *, threads: int = 8) -> None:
