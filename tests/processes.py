@@ -44,7 +44,7 @@ def free_port() -> int:
     """Return a port of loopback for a program that cannot take port 0.
 
     It is below those that the system gives to who asks for any, so that no connection and no other test's server gets
-    it before that program listens, or while that program is away.
+    it before that program listens, or while that program is away; and above those of the Slurm of tests.
     """
     lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
     while True:
