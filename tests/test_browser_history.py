@@ -122,6 +122,12 @@ def test_the_table_opens_and_gaps_and_events_are_drawn(reader: Seat) -> None:
     page = reader.open("/history?host=gpu01")
     drawn(page)
     assert page.locator("#plot-gpu_util .shapelayer path").count() >= 1
+    bands = page.evaluate(
+        "document.querySelector('#plot-gpu_util').data.filter((trace) => 'band' in (trace.meta ?? {}))"
+        ".map((trace) => [trace.fill, trace.y.filter((value) => value === null).length])"
+    )
+    assert bands
+    assert all(band == ["toself", 2] for band in bands), bands  # one before the outage and one behind it
     table = page.locator("#table-gpu_util")
     assert not table.is_visible()
     page.locator("[data-opens=table-gpu_util]").click()

@@ -113,18 +113,29 @@ function highest({ lines, band }) {
   return most || 1;
 }
 
-/** From the least to the most: what a mean hides. */
-const band = ({ min, max }, x, number) =>
-  [max, min].map((y, place) => ({
-    type: "scatter",
-    mode: "lines",
-    x,
-    y,
-    hoverinfo: "skip",
-    connectgaps: false,
-    fill: place ? "tonexty" : "none",
-    meta: { band: number },
-  }));
+/** From the least to the most: what a mean hides. A form of its own between two gaps: Plotly fills a line with gaps across them. */
+function band({ min, max }, x, number) {
+  const along = { x: [], y: [] };
+  for (let first = 0; first < x.length; first += 1) {
+    if (max[first] === null) continue;
+    let end = first;
+    while (end < x.length && max[end] !== null) end += 1;
+    along.x.push(...x.slice(first, end), ...x.slice(first, end).reverse(), x[first]);
+    along.y.push(...max.slice(first, end), ...min.slice(first, end).reverse(), null);
+    first = end;
+  }
+  return [
+    {
+      type: "scatter",
+      mode: "lines",
+      ...along,
+      hoverinfo: "skip",
+      connectgaps: false,
+      fill: "toself",
+      meta: { band: number },
+    },
+  ];
+}
 
 /** The names at the ends of the lines, none over another. */
 function labelsOf({ lines }, x, top) {
