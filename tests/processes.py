@@ -49,7 +49,7 @@ def free_port() -> int:
     lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
     while True:
         port = random.SystemRandom().randrange(
-            10_000, max(lowest, 32_768)
+            20_000, max(lowest, 32_768)
         )  # the seed of a test is that of all its neighbours
         with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
             return port
