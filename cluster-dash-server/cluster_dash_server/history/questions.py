@@ -549,8 +549,10 @@ class _Gather:
     def _evenly(self, rows: Rows, layout: Layout) -> bool:
         """Take a sealed hour of which each step has as many rows; False: that is not so, or some are unknown."""
         bounds = self._even_bounds(rows.times)
-        targets = self._targets(layout)
-        if bounds is None or not _are_apart(targets):
+        if bounds is None:
+            return False
+        targets = self._targets(layout)  # not before: it makes lines, and there may be no row in any step
+        if not _are_apart(targets):
             return False
         first, after, rows_each = bounds
         if any(line is not None and any(line.count[first:after]) for line in targets):

@@ -375,6 +375,34 @@ def test_hours_whose_minutes_have_as_many_rows_are_told_as_others_are(
         store.close()
 
 
+@pytest.mark.parametrize("is_sealed", [False, True])
+@pytest.mark.parametrize("cut", [range(0, 30), range(45, 60)])
+def test_what_was_there_only_outside_the_time_asked_for_is_not_told(
+    cut: range, is_sealed: bool, tmp_path: Path, moving: Clock, make_row: MakeRow
+) -> None:
+    plain, store = MemoryStore(moving), SqliteStore(tmp_path, clock=moving, keep=KEEP)
+    try:
+        for minute in range(60):
+            early, late = make_row("early" if minute < 40 else "late", BEGIN + 60 * minute, seq=minute), minute >= 40
+            of_one = make_row("one", BEGIN + 60 * minute, seq=minute)
+            known = of_one.gpus[0]._replace(uuid=f"GPU-{late}", model=f"{late}")  # it was replaced
+            for row in (early, replace(of_one, gpus=(known,))):
+                plain.append(row)
+                store.append(row)
+        store.flush()
+        if is_sealed:
+            store.seal_all()
+        ask = SeriesQuery(
+            metric="gpu_util", by="gpu", begin=BEGIN + 60 * cut[0], end=BEGIN + 60 * cut[-1], step_seconds=60
+        )
+        found = store.series(ask)
+        agree(found, plain.series(ask))
+        assert [(each.host, each.model) for each in found if each.host == "one"] == [("one", f"{cut[0] >= 40}")]
+        assert len(found) == 2
+    finally:
+        store.close()
+
+
 @pytest.mark.parametrize("seed", range(2))
 def test_sealed_late_and_reopened_answers_are_those_of_the_plainest_store(
     seed: int, tmp_path: Path, moving: Clock, make_fleet: MakeFleet
