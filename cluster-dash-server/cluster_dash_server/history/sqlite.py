@@ -83,7 +83,7 @@ _Item = (
     | tuple[Literal["forget"], str]
     | tuple[Literal["unname"], str, Callable[[LastSeen], LastSeen]]
 )
-_Newest = tuple[int | None, int | None]
+_Newest = tuple[object, ...] | None
 
 
 class SqliteStore:
@@ -356,7 +356,7 @@ class SqliteStore:
             return waiting
         db, _ = self._connection()
         newest, items, rows = self._doubted
-        is_done = _newest(db) != newest  # one of neither rows nor events may be done twice
+        is_done = _newest(db) != newest  # one that only takes events away may be done twice
         self._doubted = None
         if not is_done:
             return waiting
@@ -746,8 +746,12 @@ def _size(item: _Item) -> int:
 
 
 def _newest(db: sqlite3.Connection) -> _Newest:
-    """Return the ids of the newest row and event: others come with each commit of such."""
-    found: _Newest = db.execute("SELECT (SELECT MAX(id) FROM hot), (SELECT MAX(id) FROM events)").fetchone()
+    """Return the newest row's id, and the newest event: others come with each commit of such.
+
+    Of an event its id alone would not do: one that comes when the newest has gone gets the same.
+    """
+    of_event = "SELECT (SELECT MAX(id) FROM hot), id, at, host, gpu, kind, text FROM events ORDER BY id DESC LIMIT 1"
+    found: _Newest = db.execute(of_event).fetchone() or db.execute("SELECT MAX(id) FROM hot").fetchone()
     return found
 
 

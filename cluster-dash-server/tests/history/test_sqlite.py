@@ -341,6 +341,30 @@ def test_what_a_commit_wrote_that_was_said_to_have_failed_is_there_once(
         assert store.usage(ask)[0].held_seconds == pytest.approx(2 * (49 * 60 + 90) + 90)
 
 
+def test_an_event_that_got_the_number_of_one_taken_away_is_there_once(
+    tmp_path: Path, moving: Clock, monkeypatch: pytest.MonkeyPatch, quick: None
+) -> None:
+    monkeypatch.setattr(Lying, "is_done", True)
+    old, new = (
+        KeptEvent(Event(at=BEGIN, host=host, gpu=0, kind="xid", code=79, text="an Xid"), told=False, source=None)
+        for host in ("gpu01", "gpu02")
+    )
+    with monkeypatch.context() as patch:
+        patch.setattr(sqlite3, "connect", partial(sqlite3.connect, factory=Lying))
+        store = SqliteStore(tmp_path, clock=moving, keep=KEEP)
+    with closing(store):
+        store.record(old)
+        store.flush()
+        with store._wake:
+            store.retract(old)
+            store.record(new)
+            Lying.lies = 1
+            with contextlib.suppress(StoreError):
+                store.flush()
+        store.flush()
+        assert [event.host for event in store.events(EventQuery(begin=0, end=BEGIN + HOUR))] == ["gpu02"]
+
+
 def test_hours_of_a_damaged_file_are_not_looked_for_in_the_new_one(
     tmp_path: Path, moving: Clock, make_row: MakeRow, monkeypatch: pytest.MonkeyPatch, quick: None
 ) -> None:
