@@ -219,6 +219,7 @@ class Live:
         packed = self._bodies.get((known, encoding, columns))
         if packed is None:
             packed = self._bodies[known, encoding, columns] = pack(self._join(known, rows, columns), encoding)
+        self._bodies.move_to_end((known, encoding, columns))  # many may be asked for by another number
         self._bodies[asked_for, encoding, columns] = packed
         while len(self._bodies) > KEPT_BODIES:
             self._bodies.popitem(last=False)

@@ -9,12 +9,10 @@ import resource
 import signal
 import socket
 import ssl
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from waitress.server import create_server
@@ -26,6 +24,7 @@ from cluster_dash_server.logs import LogOptions
 from cluster_dash_server.port_holder import holder_of
 from cluster_dash_server.relaying import relay
 from cluster_dash_server.settings import ConfigError, Settings
+from cluster_dash_server.web import waitress_turns
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
@@ -55,7 +54,7 @@ def by_waitress(settings: Settings, log_options: LogOptions) -> None:
         except (OSError, ValueError) as error:  # waitress makes a ValueError of a name that does not resolve
             raise _cannot_listen(settings, error) from None
         site.start()
-    signal.signal(signal.SIGTERM, _end)
+    signal.signal(signal.SIGTERM, waitress_turns.end)
     _say(settings, server.effective_port)
     site.load_pages()
     notify.watch(settings.server.host, server.effective_port)
@@ -196,7 +195,3 @@ def _say(settings: Settings, port: int) -> None:
     scheme = "https" if settings.server.speaks_tls else "http"
     where = f"{scheme}://{host}:{port}{settings.server.base_path}"
     log.info("cluster-dash-server %s listens on %s", __version__, where)
-
-
-def _end(number: int, frame: FrameType | None) -> None:
-    sys.exit(0)

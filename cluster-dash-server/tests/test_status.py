@@ -98,6 +98,22 @@ def test_viewers_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert viewers.count(100.0) == 1
 
 
+def test_many_viewers_are_looked_through_once_a_second_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hot, "MOST_VIEWERS", 3)
+    viewers, counts = Viewers(), 0
+
+    def count(now: float) -> int:
+        nonlocal counts
+        counts += 1
+        return as_before(now)
+
+    as_before = viewers.count
+    monkeypatch.setattr(viewers, "count", count)
+    for number in range(100):
+        viewers.note({"REMOTE_ADDR": f"10.0.0.{number}"}, number / 10)
+    assert 9 <= counts <= 11
+
+
 def test_versions_are_the_most_frequent_first_and_found_by_their_filter() -> None:
     found = versions(Counter({"1.10": 3, "1.9": 3, None: 7, 'a "b"': 1}))
     assert [(each.version, each.q) for each in found] == [

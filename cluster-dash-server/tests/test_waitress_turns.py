@@ -102,6 +102,39 @@ def test_many_who_ask_at_once_are_all_answered(port: int) -> None:
     assert answers == [b"short"] * 16 * 5 * 5
 
 
+ENDING = """
+import os, signal
+from waitress.server import create_server
+from cluster_dash_server.web import waitress_limits, waitress_turns
+from cluster_dash_server.web.edge import Reply
+
+class Application:
+    def ready(self, environ):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return Reply(b"x" * 100_000, "200 OK", [("Content-Length", "100000")])
+
+waitress_limits.apply(2**20)
+signal.signal(signal.SIGTERM, waitress_turns.end)
+server = create_server(Application(), host="127.0.0.1", port=0)
+print(server.effective_port, flush=True)
+server.run()
+"""
+
+
+def test_an_answer_that_is_begun_is_sent_whole_before_a_signal_ends_the_loop() -> None:
+    with subprocess.Popen([sys.executable, "-c", ENDING], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        with closing(http.client.HTTPConnection("127.0.0.1", int(process.stdout.readline()), timeout=60)) as connection:
+            assert ask(connection) == b"x" * 100_000
+        assert process.wait(60) == 0
+
+
+def test_a_loop_that_waits_is_ended_at_once() -> None:
+    code = ENDING.replace("server.run()", "signal.setitimer(signal.ITIMER_REAL, 0.5); server.run()")
+    code = code.replace("SIGTERM, waitress_turns.end", "SIGALRM, waitress_turns.end")
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60, check=True).stderr == b""
+
+
 def test_where_the_system_has_no_epoll_waitress_keeps_its_own_loop() -> None:
     code = (
         "import select; del select.epoll; from waitress.server import BaseWSGIServer; own = BaseWSGIServer.asyncore;"

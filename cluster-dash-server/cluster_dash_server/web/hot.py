@@ -123,6 +123,7 @@ class Viewers:
 
     def __init__(self) -> None:
         self._seen_at: dict[tuple[str, str, str], float] = {}
+        self._counted_at = float("-inf")
         self._lock = threading.Lock()
 
     def note(self, environ: "WSGIEnvironment", now: float) -> None:
@@ -133,7 +134,8 @@ class Viewers:
             environ.get("HTTP_USER_AGENT") or "",
         )
         if len(self._seen_at) >= MOST_VIEWERS and who not in self._seen_at:
-            self.count(now)
+            if not 0 <= now - self._counted_at < 1:  # it takes milliseconds
+                self.count(now)
             if len(self._seen_at) >= MOST_VIEWERS:
                 return
         self._seen_at[who] = now
@@ -141,6 +143,7 @@ class Viewers:
     def count(self, now: float) -> int:
         """Return how many have looked in the last minute; forget the others."""
         with self._lock:
+            self._counted_at = now
             self._seen_at = {who: at for who, at in self._seen_at.copy().items() if now - at <= VIEWED_SECONDS}
             return len(self._seen_at)
 

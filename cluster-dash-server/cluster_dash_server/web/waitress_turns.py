@@ -7,6 +7,7 @@ turns: of 200 viewers who keep their connections an answer cost more in asking t
 import contextlib
 import select
 import time
+from types import FrameType
 from typing import Any
 
 from waitress import wasyncore
@@ -17,6 +18,21 @@ RESTING = select.POLLIN | select.POLLPRI
 """What a connection waits for that has nothing to do. No thread touches it before something comes."""
 
 dispatcher = wasyncore.dispatcher
+
+_is_interruptible = True  # false while the loop is at something
+_is_to_end = False
+
+
+def end(number: int, frame: FrameType | None) -> None:
+    """End the program, as the handler of a signal: when the loop has done what it is at, such as half an answer.
+
+    Raises:
+        SystemExit: always where this loop does not run, and while it waits.
+    """
+    global _is_to_end
+    _is_to_end = True
+    if _is_interruptible:
+        raise SystemExit(0)
 
 
 def loop(timeout: float, use_poll: bool, map: dict[int, Any]) -> None:
@@ -38,7 +54,7 @@ def loop(timeout: float, use_poll: bool, map: dict[int, Any]) -> None:
                 due.update(map)
                 polled = {fd: each for fd, each in polled.items() if fd in map}
             due = {fd for fd in due if _ask(fd, map.get(fd), epoll, polled)}
-            for fd, flags in epoll.poll(min(timeout, SWEEP_SECONDS)):
+            for fd, flags in _poll(epoll, min(timeout, SWEEP_SECONDS)):
                 connection = map.get(fd)
                 if connection is None:  # a thread has closed it, and somebody else has the descriptor
                     with contextlib.suppress(OSError):
@@ -48,6 +64,16 @@ def loop(timeout: float, use_poll: bool, map: dict[int, Any]) -> None:
                 due.add(fd)
                 if connection.accepting:
                     due.update(tuple(map)[-1:])  # the one that has just come
+
+
+def _poll(epoll: "select.epoll", timeout: float) -> list[tuple[int, int]]:
+    global _is_interruptible
+    _is_interruptible = True
+    if _is_to_end:
+        raise SystemExit(0)
+    found = epoll.poll(timeout)
+    _is_interruptible = False
+    return found
 
 
 def _ask(fd: int, connection: Any, epoll: "select.epoll", polled: dict[int, tuple[Any, int]]) -> bool:
