@@ -20,7 +20,6 @@ def test_nothing_acknowledged_is_missing_and_nothing_is_double_whoever_is_killed
     assert (verdict.missing, verdict.double, verdict.changed, verdict.unsent) == ([], [], [], [])
     assert verdict.rows >= 20
     assert len(verdict.lost) <= 2 * chaos.kills["mole"]
-    assert chaos.kills["server"] >= 2
 
 
 @pytest.mark.soak

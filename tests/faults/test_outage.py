@@ -1,7 +1,6 @@
 """The server is gone for a day, or a fleet of thousands comes back at once: time is compressed, all else is real."""
 
 import itertools
-import statistics
 import time
 from pathlib import Path
 
@@ -38,8 +37,8 @@ def outage(folder: Path, *, moles: int, snapshots: int, interval: float, seconds
     assert first_batch >= min(log.first_live.values()), "live figures come first"
     for moments in log.batches.values():
         gaps = [later - earlier for earlier, later in itertools.pairwise(moments)]
-        # a moment is noted late where the machine stands still, so that one gap may be shorter
-        assert not gaps or statistics.median(gaps) >= 0.99, "a batch a second at most"
+        # a moment is noted late where the machine stands still, so that the gap behind it may be shorter
+        assert all(gap >= 0.99 for gap in sorted(gaps)[2:]), "a batch a second at most"
     oracle = Oracle(sent=crew.sent)
     verdict = oracle.judge(data)
     assert (verdict.double, verdict.changed, verdict.unsent, verdict.lost) == ([], [], [], [])
