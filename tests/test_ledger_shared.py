@@ -22,8 +22,8 @@ from cluster_dash_server.access.tokens import TokenError, Tokens
 from cluster_dash_server.app import create_app
 from cluster_dash_server.ledger import access
 from cluster_dash_server.ledger.access import SharedAccess, SignedSessions
-from cluster_dash_server.ledger.kept import LedgerSettings
 from cluster_dash_server.ledger.keys import SharedKeys
+from cluster_dash_server.ledger.settings import LedgerSettings
 from cluster_dash_server.ledger.waiting_line import SharedLine
 from cluster_dash_server.postgresql import Database
 from cluster_dash_server.settings import ConfigError, ServerSettings, Settings

@@ -17,7 +17,7 @@ from cluster_dash_server.access.tokens import TokenFile, Tokens
 from cluster_dash_server.alerts.book import Silence
 from cluster_dash_server.cli import main
 from cluster_dash_server.history import moving, postgresql, remote
-from cluster_dash_server.history.kept import keep_of
+from cluster_dash_server.history.history import keep_of
 from cluster_dash_server.history.postgresql import PostgresqlLedger
 from cluster_dash_server.history.remote import RemoteHistory, RemoteStore
 from cluster_dash_server.history.rollups import DAY, HOUR

@@ -15,7 +15,7 @@ import pytest
 from cluster_dash_server.app import create_app
 from cluster_dash_server.cli import EXIT_CONFIG, main
 from cluster_dash_server.commands.doctor import database_of_ledger
-from cluster_dash_server.ledger.kept import LedgerSettings
+from cluster_dash_server.ledger.settings import LedgerSettings
 from cluster_dash_server.postgresql import ASKING, REST_SECONDS, Database, PostgresqlError
 from cluster_dash_server.settings import ConfigError, ServerSettings, Settings
 from tests import databases

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, cast
 
-from cluster_dash_server import looking, privacy
+from cluster_dash_server import privacy, viewer_access
 from cluster_dash_server.access.viewers import Gate
 from cluster_dash_server.cluster import Cluster
 from cluster_dash_server.ingest import Answer
@@ -68,7 +68,9 @@ class Front:
         self.history = privacy.by_viewer(parts.history, privacy.veiled_past(parts.history, parts.veil_for_some))
         self.viewers = hot.Viewers()
         self.gate = _gate(parts)
-        self.provider = looking.provider(settings, parts.clock, None if parts.commons is None else parts.commons.access)
+        self.provider = viewer_access.provider(
+            settings, parts.clock, None if parts.commons is None else parts.commons.access
+        )
         self.posts = hot.ways(parts.ingest, self._note)
         self.looks = hot.live_way(self.live, self.narrowed, parts.view_clock, self.viewers.note)
         asked_of = asked.reader(self.gate, settings.viewers.proxy_header)
@@ -127,10 +129,10 @@ def _gate(parts: Parts) -> Gate:
     """Build what decides who may look.
 
     Raises:
-        ConfigError: see `looking.gate`, `_sessions`.
+        ConfigError: see `viewer_access.gate`, `_sessions`.
     """
     sessions = None if parts.commons is None else _sessions(parts.settings, parts.commons)
-    return looking.gate(parts.settings, parts.tokens, parts.clock, sessions)
+    return viewer_access.gate(parts.settings, parts.tokens, parts.clock, sessions)
 
 
 def _sessions(settings: Settings, commons: "Commons") -> "tuple[SignedSessions, bytes] | None":

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cluster_dash_server import looking, privacy, restart, when
+from cluster_dash_server import privacy, restart, viewer_access, when
 from cluster_dash_server.access.auth import Auth, Limiter, Passcode, Proxies
 from cluster_dash_server.access.tokens import TokenError, TokenFile, Tokens, TokenStore
 from cluster_dash_server.access.viewers import Viewer
@@ -19,11 +19,12 @@ from cluster_dash_server.cluster import Cluster, KnownHost
 from cluster_dash_server.control import Control, data_folder
 from cluster_dash_server.errands import Errands, Morning
 from cluster_dash_server.events import EventLog
-from cluster_dash_server.history.kept import History
-from cluster_dash_server.history.kept import Shared as SharedHistory
+from cluster_dash_server.history.history import History
+from cluster_dash_server.history.history import Shared as SharedHistory
 from cluster_dash_server.history.settled import OwnSettled
 from cluster_dash_server.ingest import Ingest
-from cluster_dash_server.ledger.kept import KeptBook, shared_of
+from cluster_dash_server.ledger.kept import KeptBook
+from cluster_dash_server.ledger.settings import shared_of
 from cluster_dash_server.ledger.waiting_line import LineFile
 from cluster_dash_server.nights import Nights, obey_digest
 from cluster_dash_server.notices.receivers import PERSON, minute_of_day
@@ -118,7 +119,7 @@ class Parts:
             requires_tokens=settings.ingest.require_tokens,
             allows_plaintext=settings.ingest.allow_plaintext_tokens,
         )
-        veil, self.veil_for_some = looking.veils(settings, partial(self._key_of, privacy.KEY_FILE))
+        veil, self.veil_for_some = viewer_access.veils(settings, partial(self._key_of, privacy.KEY_FILE))
         self._ingest = Ingest(
             cluster=self.cluster,
             auth=self.auth,

@@ -21,7 +21,7 @@ from cluster_dash_server import filters, when
 from cluster_dash_server.access.auth import Proxies, names_loopback
 from cluster_dash_server.history.settings import HistorySettings, PrivacySettings
 from cluster_dash_server.ingest import Limits
-from cluster_dash_server.ledger.kept import LedgerSettings
+from cluster_dash_server.ledger.settings import LedgerSettings
 from cluster_dash_server.notices import notifiers
 from cluster_dash_server.notices.receivers import AlertSettings, Receiver, minute_of_day, secret_path
 from cluster_dash_server.relaying.relay import RelaySettings

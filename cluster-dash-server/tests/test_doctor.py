@@ -15,7 +15,7 @@ from cluster_dash_server.cli import main
 from cluster_dash_server.commands import doctor
 from cluster_dash_server.commands.doctor import Finding
 from cluster_dash_server.history.settings import HistorySettings
-from cluster_dash_server.ledger.kept import LedgerSettings
+from cluster_dash_server.ledger.settings import LedgerSettings
 from cluster_dash_server.notices.receivers import AlertSettings, Receiver
 from cluster_dash_server.port_holder import Holder
 from cluster_dash_server.relaying.relay import RelaySettings

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from werkzeug.test import Client, EnvironBuilder, run_wsgi_app
 
-from cluster_dash_server import looking
+from cluster_dash_server import viewer_access
 from cluster_dash_server.access import users
 from cluster_dash_server.front import Front
 from cluster_dash_server.settings import ServerSettings, Settings, ViewerSettings
@@ -33,7 +33,7 @@ def test_posts_and_the_live_view_are_answered_without_flask() -> None:
     code = f"""
 import sys
 from werkzeug.test import Client
-from cluster_dash_server import looking
+from cluster_dash_server import viewer_access
 from cluster_dash_server.front import Front
 from cluster_dash_server.settings import Settings
 from cluster_dash_server.sharing.clock import EngineClock
@@ -164,7 +164,7 @@ def test_who_has_to_be_looked_up_in_a_file_or_signed_in_is_left_to_a_thread(tmp_
 
 def test_whoever_signs_in_at_a_provider_is_timed_by_the_clock_of_all_replicas(monkeypatch: pytest.MonkeyPatch) -> None:
     clocks = list[object]()
-    monkeypatch.setattr(looking, "provider", lambda settings, clock, kept: clocks.append(clock))
+    monkeypatch.setattr(viewer_access, "provider", lambda settings, clock, kept: clocks.append(clock))
     front = Front(Settings(live=LiveSettings(kind="redis", url="redis://127.0.0.1:1/0")), clock=lambda: 1.0)
     assert isinstance(front.parts.clock, EngineClock)
     assert clocks == [front.parts.clock]

@@ -11,7 +11,7 @@ import pytest
 
 from cluster_dash_server import cli
 from cluster_dash_server.history.exports import COLUMNS, ExportError, write_parquet
-from cluster_dash_server.history.kept import History
+from cluster_dash_server.history.history import History
 from cluster_dash_server.history.settings import HistorySettings, PrivacySettings
 from cluster_dash_server.store import Event, KeptEvent
 from tests.past import busy, figures, idle

@@ -13,7 +13,7 @@ from cluster_dash_server.alerts.book import BookError
 from cluster_dash_server.alerts.commands import obey_maintenance
 from cluster_dash_server.commands import CommandError, UsageError
 from cluster_dash_server.commands.folder import taken
-from cluster_dash_server.ledger.kept import shared_of
+from cluster_dash_server.ledger.settings import shared_of
 from cluster_dash_server.ledger.sqlite import FILE, SqliteBook
 from cluster_dash_server.settings import Settings
 from cluster_dash_server.snapshot import Json, printable

@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 
-from cluster_dash_server import control, looking
+from cluster_dash_server import control, viewer_access
 from cluster_dash_server.access.auth import SHIPPED_PASSCODE, names_loopback
 from cluster_dash_server.access.tokens import TokenError, TokenFile, Tokens
 from cluster_dash_server.history.folder import NETWORK_FILE_SYSTEMS, file_system
 from cluster_dash_server.history.settings import HistorySettings
-from cluster_dash_server.ledger.kept import LedgerSettings
+from cluster_dash_server.ledger.settings import LedgerSettings
 from cluster_dash_server.notices.receivers import AlertSettings, Receiver
 from cluster_dash_server.port_holder import Holder, holder_of
 from cluster_dash_server.probe import Answer, ask
@@ -256,8 +256,8 @@ def who_looks(settings: Settings) -> Finding:
     """Look at who may look at the pages."""
     viewers = settings.viewers
     try:
-        looking.gate(settings, Tokens(TokenFile(Path(os.devnull)), time.time), time.time)
-        looking.provider(settings, time.time)
+        viewer_access.gate(settings, Tokens(TokenFile(Path(os.devnull)), time.time), time.time)
+        viewer_access.provider(settings, time.time)
     except ConfigError as error:
         return Finding(
             mark="✘",

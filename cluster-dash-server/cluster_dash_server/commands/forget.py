@@ -17,10 +17,11 @@ from cluster_dash_server.cluster import Cluster
 from cluster_dash_server.commands import CommandError, UsageError
 from cluster_dash_server.commands.token import seconds
 from cluster_dash_server.events import EventLog
-from cluster_dash_server.history.kept import History
+from cluster_dash_server.history.history import History
 from cluster_dash_server.history.sqlite import FILE
 from cluster_dash_server.hostlist import HostlistError
-from cluster_dash_server.ledger.kept import KeptBook, shared_of
+from cluster_dash_server.ledger.kept import KeptBook
+from cluster_dash_server.ledger.settings import shared_of
 from cluster_dash_server.ledger.waiting_line import LineFile
 from cluster_dash_server.settings import Settings
 from cluster_dash_server.snapshot import Json, printable

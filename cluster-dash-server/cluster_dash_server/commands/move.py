@@ -16,7 +16,7 @@ from cluster_dash_server import control, privacy
 from cluster_dash_server.access.tokens import TokenError, TokenFile
 from cluster_dash_server.alerts.book import BookError
 from cluster_dash_server.history import folder as data_folder
-from cluster_dash_server.history.kept import keep_of
+from cluster_dash_server.history.history import keep_of
 from cluster_dash_server.history.sqlite import FILE, SqliteStore
 from cluster_dash_server.ledger.waiting_line import LineFile
 from cluster_dash_server.owners import KEY_FILE as LINKS_KEY

@@ -14,7 +14,7 @@ from cluster_dash_server import control
 from cluster_dash_server.commands import CommandError
 from cluster_dash_server.history import backups, exports
 from cluster_dash_server.history.exports import COLUMNS, ExportError, Wish
-from cluster_dash_server.history.kept import History
+from cluster_dash_server.history.history import History
 from cluster_dash_server.settings import ConfigError, Settings
 from cluster_dash_server.store import StoreError
 from cluster_dash_server.when import GRAMMAR, WhenError, span, zone

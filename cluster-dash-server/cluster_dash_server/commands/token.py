@@ -12,7 +12,7 @@ from cluster_dash_server import control
 from cluster_dash_server.access.tokens import READ_SCOPES, TokenFile, Tokens, obey
 from cluster_dash_server.commands import CommandError, UsageError
 from cluster_dash_server.commands.folder import taken
-from cluster_dash_server.ledger.kept import LedgerSettings
+from cluster_dash_server.ledger.settings import LedgerSettings
 from cluster_dash_server.settings import Settings
 from cluster_dash_server.snapshot import Json, printable
 
