@@ -161,7 +161,10 @@ def test_a_relay_and_a_proxy_keep_their_connection_and_a_mole_does_not(port: int
 
 
 class Shop:
-    """Has an answer ready for `/ready…`, of as many bytes as the path says; notes which thread said what."""
+    """Has an answer ready for `/ready…`, of as many bytes as the path says; notes which thread said what.
+
+    `/ready-304`, `/304` and `/204` are answered without a body.
+    """
 
     def __init__(self) -> None:
         self.in_the_loop = list[int]()
@@ -172,11 +175,16 @@ class Shop:
         path = environ["PATH_INFO"]
         if not path.startswith("/ready"):
             return None
+        if path == "/ready-304":
+            return Reply(b"", "304 Not Modified", [("ETag", '"1"')])
         content = b"r" * int(path.removeprefix("/ready"))
         return Reply(content, "200 OK", [("Content-Length", str(len(content)))])
 
     def __call__(self, environ: Any, start_response: Any) -> list[bytes]:
         self.by_a_thread.append(environ["PATH_INFO"])
+        if environ["PATH_INFO"] in ("/204", "/304"):
+            start_response(environ["PATH_INFO"].removeprefix("/") + " No Body", [])
+            return []
         content = environ["PATH_INFO"].encode()
         start_response("200 OK", [("Content-Length", str(len(content)))])
         return [content]
@@ -231,6 +239,19 @@ def test_a_connection_that_is_to_end_ends_after_what_lay_ready(shop: Open, versi
         answer = b"".join(iter(lambda: connection.recv(65536), b""))
     assert answer.endswith(b"\r\n\r\nrrr")
     assert b"\r\nConnection: close\r\n" in answer
+
+
+@pytest.mark.parametrize("path", ["/ready-304", "/304", "/204"])
+def test_an_answer_without_a_body_leaves_the_connection_open_unless_its_asker_closes_it(shop: Open, path: str) -> None:
+    with shop.connect() as connection:
+        connection.request("GET", path)
+        first = connection.getresponse()
+        assert (first.read(), first.getheader("Connection")) == (b"", None)
+        used = connection.sock
+        assert (ask(connection, "/ready5"), connection.sock) == (b"rrrrr", used)
+        connection.request("GET", path, headers={"Connection": "close"})
+        last = connection.getresponse()
+        assert (last.read(), last.getheader("Connection"), connection.sock) == (b"", "close", None)
 
 
 @pytest.mark.parametrize("cut", [2, 30, 1000])

@@ -124,6 +124,12 @@ class Task(WSGITask):  # type: ignore[misc]
             with self.channel.at_once():
                 super().write(data)
 
+    def set_close_on_finish(self) -> None:
+        """Close the connection after this answer; not for want of a length where there is no body, as after a 304."""
+        is_asked = self.version == "1.0" or self.request.headers.get("CONNECTION", "").lower() == "close"
+        if self.has_body or is_asked:
+            super().set_close_on_finish()
+
 
 class Channel(HTTPChannel):  # type: ignore[misc]
     """waitress' connection; a request has `channel_timeout` to arrive in full.
