@@ -135,6 +135,43 @@ def test_a_loop_that_waits_is_ended_at_once() -> None:
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60, check=True).stderr == b""
 
 
+LAST = """
+import os, signal, sys
+from cluster_dash_server.web import waitress_turns
+
+class Last:
+    accepting = False
+
+    def readable(self):
+        return True
+
+    def writable(self):
+        return False
+
+    def handle_read_event(self):
+        connections.clear()
+        if sys.argv[1] == "meanwhile":
+            os.kill(os.getpid(), signal.SIGTERM)
+
+signal.signal(signal.SIGTERM, waitress_turns.end)
+reads, writes = os.pipe()
+os.write(writes, b"x")
+connections = {reads: Last()}
+try:
+    waitress_turns.loop(1, True, connections)
+finally:
+    print("ended")
+os.kill(os.getpid(), signal.SIGTERM)
+print("goes on")
+"""
+
+
+@pytest.mark.parametrize("when", ["meanwhile", "afterwards"])
+def test_a_signal_ends_a_program_whose_loop_has_lost_its_last_connection(when: str) -> None:
+    found = subprocess.run([sys.executable, "-c", LAST, when], capture_output=True, text=True, timeout=60, check=False)
+    assert (found.stdout, found.returncode) == ("ended\n", 0), found.stderr
+
+
 def test_where_the_system_has_no_epoll_waitress_keeps_its_own_loop() -> None:
     code = (
         "import select; del select.epoll; from waitress.server import BaseWSGIServer; own = BaseWSGIServer.asyncore;"

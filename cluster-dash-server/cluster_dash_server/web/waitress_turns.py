@@ -42,28 +42,37 @@ def loop(timeout: float, use_poll: bool, map: dict[int, Any]) -> None:
         timeout: the longest turn, in s.
         use_poll: waitress' own choice; not looked at.
         map: each connection and listening socket of waitress by its descriptor; grows and shrinks on the way.
+
+    Raises:
+        SystemExit: `end` was called meanwhile.
     """
-    with select.epoll() as epoll:
-        polled: dict[int, tuple[Any, int]] = {}  # what each descriptor is polled for, and whose it was then
-        due: set[int] = set()
-        swept_at = float("-inf")
-        while map:
-            now = time.monotonic()
-            if now - swept_at >= SWEEP_SECONDS:
-                swept_at = now
-                due.update(map)
-                polled = {fd: each for fd, each in polled.items() if fd in map}
-            due = {fd for fd in due if _ask(fd, map.get(fd), epoll, polled)}
-            for fd, flags in _poll(epoll, min(timeout, SWEEP_SECONDS)):
-                connection = map.get(fd)
-                if connection is None:  # a thread has closed it, and somebody else has the descriptor
-                    with contextlib.suppress(OSError):
-                        epoll.unregister(fd)
-                    continue
-                wasyncore.readwrite(connection, flags)
-                due.add(fd)
-                if connection.accepting:
-                    due.update(tuple(map)[-1:])  # the one that has just come
+    global _is_interruptible
+    try:
+        with select.epoll() as epoll:
+            polled: dict[int, tuple[Any, int]] = {}  # what each descriptor is polled for, and whose it was then
+            due: set[int] = set()
+            swept_at = float("-inf")
+            while map:
+                now = time.monotonic()
+                if now - swept_at >= SWEEP_SECONDS:
+                    swept_at = now
+                    due.update(map)
+                    polled = {fd: each for fd, each in polled.items() if fd in map}
+                due = {fd for fd in due if _ask(fd, map.get(fd), epoll, polled)}
+                for fd, flags in _poll(epoll, min(timeout, SWEEP_SECONDS)):
+                    connection = map.get(fd)
+                    if connection is None:  # a thread has closed it, and somebody else has the descriptor
+                        with contextlib.suppress(OSError):
+                            epoll.unregister(fd)
+                        continue
+                    wasyncore.readwrite(connection, flags)
+                    due.add(fd)
+                    if connection.accepting:
+                        due.update(tuple(map)[-1:])  # the one that has just come
+    finally:
+        _is_interruptible = True
+    if _is_to_end:
+        raise SystemExit(0)
 
 
 def _poll(epoll: "select.epoll", timeout: float) -> list[tuple[int, int]]:
