@@ -30,6 +30,8 @@ PLAIN_BYTES = 2**24
 """How much of the newest snapshots is kept as it came: those of some 1,200 hosts with eight GPUs."""
 TWIN_SECONDS = 30.0
 """How long before the last snapshot of one boot another may seem to have begun: clocks are set after a start."""
+SHORTEST_GAP_SECONDS = 1.0
+"""What comes sooner after a host's last post was sent again by hand, or the clock was set: its interval it is not."""
 
 
 class Refused(Exception):
@@ -67,7 +69,7 @@ class KnownHost:
 
     Attributes:
         interval_seconds: when to expect the next snapshot: what the host says, else the longer of its last two gaps.
-        gaps: seconds between its last posts, the newest last; at most two.
+        gaps: seconds between its last posts, the newest last; at most two, none shorter than SHORTEST_GAP_SECONDS.
         gpus: what is known of each of its GPUs, the missing ones too, by index.
         change: the number of the change to the live view that brought this.
         renamed_from: the name that this machine had before, where this is its first snapshot under another.
@@ -354,7 +356,8 @@ class Cluster:
                     if seen.seq < last.seq:
                         self._witness(seen, before, None)
                         return True
-                gaps = (*before.gaps[-1:], max(0.0, seen.received_at - last.received_at))
+                gap = seen.received_at - last.received_at
+                gaps = before.gaps if gap < SHORTEST_GAP_SECONDS else (*before.gaps[-1:], gap)
             last_seen = None if before is None else before.seen
             self._kept.refuse_too_much(last_seen, seen)
             self._kept.replace(last_seen, seen)

@@ -51,6 +51,17 @@ def test_a_host_that_never_says_its_interval_is_expected_by_its_last_gaps(
     assert cluster.hosts(NOW + 121)[0].interval_seconds == 120
 
 
+@pytest.mark.parametrize("gap", [0.003, 0.0, -5.0])
+def test_two_posts_by_hand_at_one_time_are_no_interval(cluster: Cluster, make_seen: MakeSeen, gap: float) -> None:
+    cluster.offer(make_seen(received_at=NOW))
+    cluster.offer(make_seen(received_at=NOW + gap))
+    (host,) = cluster.hosts(NOW + 120)
+    assert (host.interval_seconds, host.silent) == (300, None)
+    cluster.offer(make_seen(received_at=NOW + gap + 120))
+    cluster.offer(make_seen(received_at=NOW + gap + 120))
+    assert cluster.hosts(NOW + 121)[0].interval_seconds == 120
+
+
 def test_a_gpu_in_use_without_work_is_held_after_30_minutes_and_no_longer_when_it_works(
     cluster: Cluster, make_seen: MakeSeen, make_gpu: MakeGpu
 ) -> None:
