@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 
 from cluster_dash_server.events import EventLog
@@ -274,6 +275,23 @@ def test_a_user_who_is_forgotten_is_in_no_hour_use_or_event_and_may_come_again(
     first.flush()
     held = {each.user: each.held_seconds for each in first.usage(everybody)}
     assert 0 < held["alice"] <= 2 * 60 * 6
+
+
+def test_a_user_whom_a_busy_database_has_yet_to_forget_is_told_as_such(replica: MakeReplica, database_url: str) -> None:
+    ledger = replica()
+    ledger.flush()
+    assert ledger.unnamed("alice") is None
+    for _ in range(2):  # the second time it is known from the first
+        with psycopg.connect(database_url) as other:
+            other.execute("LOCK TABLE forgotten IN ACCESS EXCLUSIVE MODE")
+            ledger.forget_user("alice", lambda last: last)
+            told = ledger.unnamed("alice")
+            assert told is not None
+            assert told.hosts_left == 1
+        ledger.flush()
+        told = ledger.unnamed("alice")
+        assert told is not None
+        assert told.hosts_left == 0
 
 
 def test_what_is_too_old_is_let_go_of(replica: MakeReplica, moving: Any, make_row: MakeRow) -> None:

@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 POLL_SECONDS = 0.2
 """How often the command asks how far the server is."""
 UNKNOWN_SECONDS = 60.0
-"""A server that knows nothing of what was asked for so long has been started anew: nobody waits for it for ever."""
+"""A server that knows nothing of what was asked for so long does not know it any more: nobody waits for ever."""
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
@@ -161,7 +161,10 @@ def _by_the_server(user: str, folder: Path) -> Json:
         if told is not None:
             known_at = time.monotonic()
         elif time.monotonic() - known_at >= UNKNOWN_SECONDS:
-            raise CommandError("the server was started anew meanwhile: the same command again does the rest")
+            raise CommandError(
+                "the server does not know of it any more: it was started anew, or could not write it, as its log says "
+                "then: the same command again does the rest"
+            )
         command["begin"] = False
         time.sleep(POLL_SECONDS)
 

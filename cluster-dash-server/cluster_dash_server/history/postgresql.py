@@ -117,6 +117,7 @@ class PostgresqlLedger:
         self._wake = threading.Condition()  # guards what follows
         self._batch = _Batch()
         self._notes = 0
+        self._unbegun: Counter[str] = Counter()  # users who are to be forgotten, of whom the database does not know yet
         self._row_bytes = 0
         self._snapshots = Boots()
         self._untold: list[Identity] = []
@@ -192,6 +193,7 @@ class PostgresqlLedger:
     def forget_user(self, user: str, strip: Callable[[LastSeen], LastSeen]) -> None:
         """See `Ledger`; newest snapshots are not kept here."""
         with self._wake:
+            self._unbegun[user] += 1
             self._note(("unname", user))
 
     def _note(self, item: _Item) -> None:
@@ -345,6 +347,7 @@ class PostgresqlLedger:
     def _is_written(self, batch: _Batch) -> None:
         with self._wake:
             self._notes -= len(batch.items)
+            self._unbegun -= Counter(item[1] for item in batch.items if item[0] == "unname")
             self._row_bytes -= sum(300 + 4 * len(row.values) for row in batch.rows)
             for row in batch.rows:
                 if row.boot_id is not None and row.seq is not None:
@@ -469,6 +472,10 @@ class PostgresqlLedger:
         """See `Ledger`."""
         if self.trouble is not None:
             raise StoreError(self.trouble)
+        with self._wake:
+            is_to_begin = self._unbegun[user] > 0
+        if is_to_begin:  # the writer is busy; what the database says is of an earlier time that this was asked for
+            return Unnamed(hosts_left=1, host_hours=0, events=0, snapshots=0)
         return self._answers.unnamed(user)
 
     def put_hour(self, hour: int, of_hosts: Mapping[str, HostHour]) -> None:
