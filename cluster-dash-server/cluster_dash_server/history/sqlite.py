@@ -83,7 +83,6 @@ _Item = (
     | tuple[Literal["forget"], str]
     | tuple[Literal["unname"], str, Callable[[LastSeen], LastSeen]]
 )
-_Newest = tuple[object, ...] | None
 
 
 class SqliteStore:
@@ -129,7 +128,7 @@ class SqliteStore:
         # of the writing thread alone
         self._db: sqlite3.Connection | None = None
         self._names: Names | None = None
-        self._doubted: tuple[_Newest, Sequence[_Item], list[Figures]] | None = None  # what a failed COMMIT was to write
+        self._doubted: tuple[float, Sequence[_Item], list[Figures]] | None = None  # what a failed COMMIT was to write
         self._boots: dict[tuple[str, str], int] = {}
         self._hot: dict[tuple[int, int], float] = {}
         self._left_over: set[tuple[int, int]] = set()
@@ -273,8 +272,13 @@ class SqliteStore:
         if not items:
             return
         oldest = self._clock() - self._keep.rows_seconds
-        self._doubted = _newest(db), items, rows
+        mark = time.time()
+        self._doubted = mark, items, rows
         with _transaction(db):
+            # so that the file itself says which group was the last: of a COMMIT that fails nobody else knows
+            db.execute(
+                "INSERT INTO done VALUES ('group', ?) ON CONFLICT (what) DO UPDATE SET at = excluded.at", (mark,)
+            )
             hot: list[tuple[object, ...]] = []
             new: dict[tuple[str, str], tuple[Seqs, float]] = {}
             settled: list[Figures] = []
@@ -355,10 +359,9 @@ class SqliteStore:
         if self._doubted is None:
             return waiting
         db, _ = self._connection()
-        newest, items, rows = self._doubted
-        is_done = _newest(db) != newest  # one that only takes events away may be done twice
+        mark, items, rows = self._doubted
         self._doubted = None
-        if not is_done:
+        if db.execute("SELECT 1 FROM done WHERE what = 'group' AND at = ?", (mark,)).fetchone() is None:
             return waiting
         self._late.update(dict.fromkeys(self._open.take(rows), time.monotonic()))
         for item in items:
@@ -743,16 +746,6 @@ class SqliteStore:
 def _size(item: _Item) -> int:
     """Return about how many bytes something takes in the file."""
     return 100 + 5 * len(item[1].values) if item[0] == "figures" else 300
-
-
-def _newest(db: sqlite3.Connection) -> _Newest:
-    """Return the newest row's id, and the newest event: others come with each commit of such.
-
-    Of an event its id alone would not do: one that comes when the newest has gone gets the same.
-    """
-    of_event = "SELECT (SELECT MAX(id) FROM hot), id, at, host, gpu, kind, text FROM events ORDER BY id DESC LIMIT 1"
-    found: _Newest = db.execute(of_event).fetchone() or db.execute("SELECT MAX(id) FROM hot").fetchone()
-    return found
 
 
 @contextlib.contextmanager

@@ -365,6 +365,30 @@ def test_an_event_that_got_the_number_of_one_taken_away_is_there_once(
         assert [event.host for event in store.events(EventQuery(begin=0, end=BEGIN + HOUR))] == ["gpu02"]
 
 
+@pytest.mark.parametrize("is_done", [True, False])
+def test_of_two_equal_events_one_is_taken_away_once(
+    is_done: bool, tmp_path: Path, moving: Clock, monkeypatch: pytest.MonkeyPatch, quick: None
+) -> None:
+    monkeypatch.setattr(Lying, "is_done", is_done)
+    note = KeptEvent(
+        Event(at=BEGIN, host="gpu01", gpu=0, kind="note", code=None, text="a note"), told=True, source=None
+    )
+    with monkeypatch.context() as patch:
+        patch.setattr(sqlite3, "connect", partial(sqlite3.connect, factory=Lying))
+        store = SqliteStore(tmp_path, clock=moving, keep=KEEP)
+    with closing(store):
+        for _ in range(3):
+            store.record(note)
+        store.flush()
+        with store._wake:
+            store.retract(note)
+            Lying.lies = 1
+            with contextlib.suppress(StoreError):
+                store.flush()
+        store.flush()
+        assert len(store.events(EventQuery(begin=0, end=BEGIN + HOUR))) == 2
+
+
 def test_hours_of_a_damaged_file_are_not_looked_for_in_the_new_one(
     tmp_path: Path, moving: Clock, make_row: MakeRow, monkeypatch: pytest.MonkeyPatch, quick: None
 ) -> None:
