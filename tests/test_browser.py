@@ -89,6 +89,29 @@ def test_many_users_take_one_line_and_all_of_them_are_said_to_who_cannot_see_it(
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
 
 
+def test_no_figure_and_no_name_is_cut_off_however_wide_the_window(seat: Seat) -> None:
+    for number, percent in enumerate((88, 97, 100)):
+        gpus = [working(index, ("zoe", "quinn")[index % 2]) for index in range(8)]
+        cpu = {"cpu_percent": percent, "load_avgs": [100.5, 20.0, 18.5], "num_cpus": 64}
+        for host in (f"hot{number}", f"was-hot{number}"):
+            seat.site.post(snapshot(host, gpus, cpu=cpu))
+    seat.site.now += 100
+    for number, percent in enumerate((88, 97, 100)):
+        cpu = {"cpu_percent": percent, "load_avgs": [100.5, 20.0, 18.5], "num_cpus": 64}
+        seat.site.post(snapshot(f"hot{number}", gpus, cpu=cpu))
+    page = seat.open("/")
+    assert page.locator("[data-key=hot2] td.cpu").inner_text() == "100 %full"
+    assert page.locator("[data-key=was-hot2] td.cpu").inner_text() == "(100 %)"
+    cut = (
+        "[...document.querySelectorAll('[data-key^=hot], [data-key^=was]')].flatMap((row) => [...row.querySelectorAll("
+        "'td, td.users .first')]).filter((each) => each.offsetWidth && each.scrollWidth > each.clientWidth)"
+        ".map((each) => each.textContent)"
+    )
+    for width in (761, 830, 831, 900, 901, 980, 981, 1230, 1231, 1279, 1280, 1360, 1361, 1450, 1451, 1920):
+        page.set_viewport_size({"width": width, "height": 800})
+        assert page.evaluate(cut) == [], width
+
+
 def test_rows_stay_in_place_under_the_pointer_until_the_reader_lets_them_move(seat: Seat) -> None:
     page = seat.open("/")
     keys = "[...document.querySelectorAll('#hosts tr')].map((row) => row.dataset.key)"

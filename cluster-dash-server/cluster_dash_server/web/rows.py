@@ -194,11 +194,11 @@ def _measured(value: float | None, unit: str, name: str) -> Figure:
 
 
 def _last_known(figure: Figure, silent: bool) -> Figure:
-    """Put figures of a silent host, and those read too long ago, in brackets: they are the last, not what is."""
+    """Put figures of a silent host, and those read too long ago, in brackets: the last ones, which warn of nothing."""
     if not silent or figure.text == words.DASH:
         return figure
     said = f"last known: {figure.title}" if figure.title else "last known"
-    return Figure(text=f"({figure.text})", title=said, share=figure.share, level=figure.level)
+    return Figure(text=f"({figure.text})", title=said, share=figure.share)
 
 
 def _models(models: Counter[str]) -> Figure:

@@ -146,11 +146,11 @@ function cell(host, gpu, now) {
 
 // -------------------------------------------------------------------------------------------------- figures
 
-/** Put figures of a silent host, and those read too long ago, in brackets: they are the last, not what is. */
+/** Put figures of a silent host, and those read too long ago, in brackets: the last ones, which warn of nothing. */
 function lastKnown(figure, silent) {
   if (!silent || figure.text === DASH) return figure;
   const title = figure.title ? `last known: ${figure.title}` : "last known";
-  return { ...figure, text: `(${figure.text})`, title };
+  return { ...figure, text: `(${figure.text})`, title, level: "" };
 }
 
 function tally(list) {
