@@ -96,7 +96,17 @@ def free_port() -> int:
 
 def machine() -> str:
     """Name the machine and the versions that were measured."""
-    packages = ("flask", "waitress", "granian", "jsonschema", "jsonschema-rs", "msgspec", "orjson", "nvidia-ml-py")
+    packages = (
+        "flask",
+        "waitress",
+        "granian",
+        "jsonschema",
+        "jsonschema-rs",
+        "msgspec",
+        "orjson",
+        "numpy",
+        "nvidia-ml-py",
+    )
     versions = ", ".join(f"{name} {version(name)}" for name in packages)
     host = f"{os.cpu_count()} cores, {platform.system()} {platform.machine()}"
     return f"{host}, Python {platform.python_version()}, {versions}"

@@ -7,7 +7,6 @@ import argparse
 import sys
 from collections.abc import Callable
 from datetime import datetime, timezone
-from functools import partial
 from pathlib import Path
 
 TOP = Path(__file__).resolve().parent.parent
@@ -25,12 +24,13 @@ from bench import (  # noqa: E402 - the folder is no installed package
     prometheus,
     relay,
     replicas,
+    results,
     scrape,
     sharing,
     simulate,
     start,
 )
-from bench.harness import Figure, machine, table  # noqa: E402
+from bench.harness import Figure, machine  # noqa: E402
 
 CASES: dict[str, Callable[[int], list[Figure]]] = {
     "ingest": ingest.run,
@@ -53,31 +53,33 @@ FULL: dict[str, Callable[..., list[Figure]]] = {"history": history.run, "replica
 """Those that have a long form."""
 
 
+RESULTS = TOP / "bench" / "RESULTS.md"
+
+
 def main() -> int:
     """Run the cases; 1 where a target was missed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("cases", nargs="*", metavar="CASE", help=f"of {', '.join(CASES)}; default: all")
     parser.add_argument("--runs", type=int, default=5, help="runs of each, of which the median counts")
-    parser.add_argument("--write", action="store_true", help="write the table to bench/RESULTS.md")
+    parser.add_argument("--write", action="store_true", help="put them into bench/RESULTS.md; other cases stay there")
     parser.add_argument("--full", action="store_true", help="history: 1,000 hosts, for hours; replicas: 10,000 hosts")
     options = parser.parse_args()
     unknown = [name for name in options.cases if name not in CASES]
     if unknown:
         parser.error(f"unknown case {unknown[0]}: known are {', '.join(CASES)}")
-    figures = []
+    has_missed = False
     for name in options.cases or CASES:
         print(f"{name} …", file=sys.stderr, flush=True)
-        case = partial(FULL[name], full=True) if options.full and name in FULL else CASES[name]
-        figures += case(options.runs)
-        text = (
-            f"{machine()}. Medians of {options.runs} runs, each beside its reference in the same run.\n\n"
-            f"{table(figures)}\n"
-        )
+        is_long = options.full and name in FULL
+        figures = FULL[name](options.runs, full=True) if is_long else CASES[name](options.runs)
+        has_missed |= any(figure.met is False for figure in figures)
+        day = datetime.now(tz=timezone.utc).date().isoformat()
+        found = results.section(name, figures, runs=options.runs, is_long=is_long, day=day, machine=machine())
+        print(found, flush=True)
         if options.write:  # after each case: who ends a long run keeps what it has found
-            day = datetime.now(tz=timezone.utc).date().isoformat()
-            (TOP / "bench" / "RESULTS.md").write_text(f"# Results\n\nWritten by `make bench` on {day}: {text}")
-    print(text)
-    return int(any(figure.met is False for figure in figures))
+            before = RESULTS.read_text() if RESULTS.exists() else ""
+            RESULTS.write_text(results.with_section(before, found, list(CASES)))
+    return int(has_missed)
 
 
 if __name__ == "__main__":
