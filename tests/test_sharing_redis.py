@@ -116,6 +116,26 @@ def test_after_a_key_was_evicted_replicas_offer_all_anew(gone: str, kind: InRedi
     assert {each.key: each.row for each in found} == {"gpu01": b"row", "gpu02": b"row"}
 
 
+def test_a_row_that_changes_while_it_is_fetched_is_told_again(kind: InRedis, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, other = kind.open(), kind.open()
+    epoch = one.exchange("", 0, ()).epoch
+    one.exchange(epoch, 0, [offer("gpu01"), offer("gpu02"), offer("gpu03")])
+    fetch = other._client.hmget
+
+    def fetch_late(*asked: Any) -> Any:
+        monkeypatch.setattr(other._client, "hmget", fetch)
+        one.exchange(epoch, 3, [Offer("gpu02", Order("", None, 2.0, 0), b"newer")])
+        one.drop({"gpu03": offer("gpu03").order})
+        return fetch(*asked)
+
+    monkeypatch.setattr(other._client, "hmget", fetch_late)
+    answer = other.exchange(epoch, 0, ())
+    assert answer.changes == [("gpu01", 1, b"row"), ("gpu02", 2, b"newer")]
+    assert answer.version == 3
+    later = other.exchange(epoch, answer.version, ())
+    assert (later.changes, later.version, later.whole_from) == ([("gpu02", 4, b"newer")], 4, 3)
+
+
 def test_a_redis_without_room_is_away_as_far_as_it_goes_and_half_of_nothing_is_put(
     kind: InRedis, server: RedisServer
 ) -> None:

@@ -1,13 +1,14 @@
 """The engine that replicas on several machines share: Redis 6.2 or newer, or Valkey, alone or behind Sentinel.
 
-An exchange is one script, so that nobody sees half of it. All keys share a hash tag. `meta` has the epoch, the version,
-and the run_id of the Redis that began the epoch: one that was started anew, or took over, may lack what was last put,
-and begins another.
+An exchange is one script, so that nobody sees half of it, and then one command for the rows that it names: for a script
+Redis would copy each row twice more, and look at each byte of it. A row that is newer by then is named again by the
+next script. All keys share a hash tag. `meta` has the epoch, the version, and the run_id of the Redis that began the
+epoch: one that was started anew, or took over, may lack what was last put, and begins another.
 """
 
 import re
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 from urllib.parse import SplitResult, parse_qs, unquote, urlsplit
 
@@ -31,7 +32,8 @@ from cluster_dash_server.sharing.settled import MOST_RANGES, OF_SETTLED
 SECONDS = 2.0
 """How long Redis may take to answer, and to be connected to."""
 SENTINEL, SENTINEL_PORT = "redis+sentinel", 26_379
-_KEYS = ["{cd:0}:meta", "{cd:0}:row", "{cd:0}:order", "{cd:0}:changed"]
+_ROW = "{cd:0}:row"
+_KEYS = ["{cd:0}:meta", _ROW, "{cd:0}:order", "{cd:0}:changed"]
 
 _BEGIN = """
 if redis.replicate_commands then redis.replicate_commands() end  -- Redis 6: INFO and TIME before a write
@@ -113,19 +115,14 @@ if is_torn or not meta[1] or meta[3] ~= run or (meta[1] == epoch and since > ver
 end
 local whole_from = tonumber(meta[4]) or 0
 if meta[1] ~= epoch then
-  return {meta[1], version, whole_from, time[1], time[2], 1, {}, {}, {}, {}}
+  return {meta[1], version, whole_from, time[1], time[2], 1, {}, {}}
 end
 
-local hosts, versions, rows = {}, {}, {}
+local changed = {}  -- keys, and the version of each behind it
 if since < version then
-  local found = redis.call('ZRANGEBYSCORE', KEYS[4], '(' .. since, '+inf', 'WITHSCORES', 'LIMIT', 0, most)
-  for place = 1, #found, 2 do
-    hosts[#hosts + 1] = found[place]
-    versions[#versions + 1] = tonumber(found[place + 1])
-  end
-  if #hosts > 0 then rows = redis.call('HMGET', KEYS[2], unpack(hosts)) end
-  if #hosts == most then
-    return {meta[1], versions[most], whole_from, time[1], time[2], 0, hosts, versions, rows, {}}
+  changed = redis.call('ZRANGEBYSCORE', KEYS[4], '(' .. since, '+inf', 'WITHSCORES', 'LIMIT', 0, most)
+  if #changed == 2 * most then
+    return {meta[1], tonumber(changed[2 * most]), whole_from, time[1], time[2], 0, changed, {}}
   end
 end
 
@@ -163,7 +160,7 @@ if #ARGV > 6 then
     redis.call('HSET', KEYS[1], 'version', version)
   end
 end
-return {meta[1], version, whole_from, time[1], time[2], 1, hosts, versions, rows, taken}
+return {meta[1], version, whole_from, time[1], time[2], 1, changed, taken}
 """
 )
 _DROP = """
@@ -269,17 +266,26 @@ class RedisEngine:
         said: list[Any] = [secrets.token_hex(6), epoch, since, MOST_CHANGES, OF_SETTLED, MOST_RANGES]
         for offer in offers[:MOST_OFFERS]:
             said += (offer.key, text_of(offer.order), offer.row)
-        answer = self._asked(self._exchange, said)
-        epoch, version, whole_from, seconds, microseconds, is_all, keys, versions, rows, taken = answer
+        answer = self._asked(lambda: self._exchange(keys=_KEYS, args=said))
+        epoch, version, whole_from, seconds, microseconds, is_all, changed, taken = answer
         return Answer(
             epoch=_text(epoch),
             version=version,
             whole_from=whole_from,
             at=int(seconds) + int(microseconds) / 1e6,
-            changes=[Change(*each) for each in zip(map(_text, keys), versions, rows, strict=True)],
+            changes=self._changes(changed[::2], changed[1::2]) if changed else [],
             is_all=is_all == 1,
             taken=[number or None for number in taken],
         )
+
+    def _changes(self, keys: Sequence[bytes], versions: Sequence[bytes]) -> list[Change]:
+        """Return the rows of keys."""
+        rows: list[bytes | None] = self._asked(lambda: self._client.hmget(_ROW, keys))
+        return [
+            Change(_text(key), int(version), row)
+            for key, version, row in zip(keys, versions, rows, strict=True)
+            if row is not None  # it was dropped in between
+        ]
 
     def check(self) -> str:
         """Return what there is, in words.
@@ -302,11 +308,12 @@ class RedisEngine:
         """See `Engine`."""
         waiting = [part for key, order in orders.items() for part in (key, text_of(order))]
         for first in range(0, len(waiting), 2 * MOST_OFFERS):
-            self._asked(self._drop, waiting[first : first + 2 * MOST_OFFERS])
+            some = waiting[first : first + 2 * MOST_OFFERS]
+            self._asked(lambda some=some: self._drop(keys=_KEYS, args=some))  # type: ignore[misc]
 
-    def _asked(self, script: Any, said: Sequence[Any]) -> Any:
+    def _asked(self, ask: Callable[[], Any]) -> Any:
         try:
-            return script(keys=_KEYS, args=said)
+            return ask()
         except (redis.RedisError, OSError) as error:
             # a connection of before may lead to one that is master no more
             self._client.connection_pool.disconnect()
