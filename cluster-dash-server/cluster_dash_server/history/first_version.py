@@ -17,7 +17,8 @@ from typing import NamedTuple
 
 from cluster_dash_server.figures import NAN
 from cluster_dash_server.history.chunks import Slot, columns_of, slot_of
-from cluster_dash_server.history.rollups import DAY, HOUR, SHARE, Rolled, Share
+from cluster_dash_server.history.late_numpy import np
+from cluster_dash_server.history.rollups import DAY, HOUR, SHARE, Rolled
 from cluster_dash_server.history.sealing import Names, Sums, put_slots
 from cluster_dash_server.store import HOST_METRICS
 
@@ -83,10 +84,11 @@ def take_in(db: sqlite3.Connection, names: Names, rows: Sequence[Row]) -> None:
     for host, group in groupby(rows, key=lambda row: row.host):
         of_host = list(group)
         host_id = names.host(host)
-        rolled = Rolled()
+        rolled: dict[int, Rolled] = {}
         for row, after in zip(of_host, [*(row.at for row in of_host[1:]), float("inf")], strict=True):
             _spread(rolled, row, min(after, row.at + LONGEST_SECONDS))
-        sums.add(rolled, host_id, 0)
+        for of_hour in rolled.values():
+            sums.add(of_hour, host_id)
         for day, hours in groupby(of_host, key=lambda row: int(row.at // DAY) * DAY):
             put_slots(db, names, "hours", host_id, day, (), _cpu_slots(hours, day))
     sums.write()
@@ -105,8 +107,8 @@ def _cpu_slots(rows: Iterable[Row], day: int) -> dict[int, Slot]:
     return slots
 
 
-def _spread(rolled: Rolled, row: Row, end: float) -> None:
-    """Add a row to the minutes for which it stands."""
+def _spread(rolled: dict[int, Rolled], row: Row, end: float) -> None:
+    """Add a row to the minutes for which it stands; of which models it was, nobody knows any more."""
     known = 0.0 if row.util is None else float(row.gpus)
     remembered = 0.0 if row.memory_percent is None else float(row.gpus)
     of = {
@@ -114,11 +116,11 @@ def _spread(rolled: Rolled, row: Row, end: float) -> None:
         **{"util": (row.util or 0.0) * known, "util_known": known},
         **{"memory_percent": (row.memory_percent or 0.0) * remembered, "memory_known": remembered},
     }
-    rate: Share = tuple(of.get(name, 0.0) for name in SHARE)
+    rate = np.array([of.get(name, 0.0) for name in SHARE])
     at = row.at
     while at < end:
         minute = int(at // 60) * 60
         until = min(end, minute + 60)
-        was = rolled.minutes.get((minute, ""), (0.0,) * len(SHARE))
-        rolled.minutes[minute, ""] = tuple(sum_ + each * (until - at) for sum_, each in zip(was, rate, strict=True))
+        hour = minute // HOUR * HOUR
+        rolled.setdefault(hour, Rolled(hour)).of_model("")[(minute - hour) // 60] += rate * (until - at)
         at = until

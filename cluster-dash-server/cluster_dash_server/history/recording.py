@@ -7,21 +7,27 @@ sample a minute, as soon as the minute is settled. A minute is recorded once.
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from cluster_dash_server.history.encoding import MIB, PERCENT, PREFIX, Labels, Named, millis, series
+from cluster_dash_server.history.late_numpy import np
 from cluster_dash_server.history.rollups import (
     HOUR,
     MOST_INTERVAL_SECONDS,
-    Cover,
     Minutes,
+    Rolled,
+    Run,
     cluster_figures,
-    roll_held,
+    roll_all,
+    runs_of,
     whole_minutes,
 )
 from cluster_dash_server.history.steps import SETTLING_SECONDS
 from cluster_dash_server.history.unnaming import without_user
 from cluster_dash_server.store import CLUSTER_METRICS, HOST_METRICS, USER_METRICS, Figures
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 QUIET_SECONDS = 120.0
 """A minute of the past, told by backlogs, is settled when nothing was added to it for so long."""
@@ -74,7 +80,7 @@ class _Stream:
     begin: float = 0.0
     interval: float = MOST_INTERVAL_SECONDS
     rows: list[Figures] = field(default_factory=list)
-    held: list[Cover] = field(default_factory=list)
+    held: list[tuple[float, float]] = field(default_factory=list)
 
     @property
     def reach(self) -> float:
@@ -95,6 +101,7 @@ class Recorder:
     def __init__(self, cluster: str) -> None:
         self._cluster = cluster
         self._streams: dict[str, tuple[_Stream, _Stream]] = {}
+        self._waiting: list[tuple[list[Run], NDArray[np.float64]]] = []
         self._minutes: Minutes = {}
         self._users: dict[int, dict[str, list[float]]] = {}
         self._touched: dict[int, float] = {}
@@ -124,7 +131,7 @@ class Recorder:
             within = gap <= stream.late and row.at < hour_end
             self._hold(stream, row.at if within else min(last.at + stream.reach, hour_end))
             if stream.rows and row.at // 60 != stream.rows[0].at // 60:
-                self._add_up(stream)
+                self._end_minute(stream)
         if said == said:
             stream.interval = float(said)
         hour = row.at // HOUR * HOUR
@@ -140,12 +147,21 @@ class Recorder:
             stream.held.append((stream.begin, end))
             stream.begin = end
 
-    def _add_up(self, stream: _Stream) -> None:
-        rolled = roll_held(stream.rows, stream.held)
+    def _end_minute(self, stream: _Stream) -> None:
+        rows, held = stream.rows, stream.held
         stream.rows, stream.held = [], []
-        now = time.monotonic()
+        self._waiting.append((runs_of(rows), np.array(held)))
+
+    def _add_up(self) -> None:
+        """Add up the minutes of hosts that wait: many together, which costs far less than one by one."""
+        waiting, self._waiting = self._waiting, []
+        for rolled in roll_all(waiting):
+            self._put_in(rolled)
+
+    def _put_in(self, rolled: Rolled) -> None:
+        now, minutes = time.monotonic(), rolled.minutes
         seen: dict[str, float] = {}
-        for (minute, model), share in rolled.minutes.items():
+        for (minute, model), share in minutes.items():
             was = self._minutes.get((minute, model))
             self._minutes[minute, model] = share if was is None else tuple(map(sum, zip(was, share, strict=True)))
             self._touched[minute] = now
@@ -153,7 +169,7 @@ class Recorder:
         for (user, model), usage in rolled.usage.items():
             if user == "":
                 continue
-            for (minute, of), share in rolled.minutes.items():
+            for (minute, of), share in minutes.items():
                 if of == model and share[0]:
                     part = share[0] / seen[model] / 60
                     sums = self._users.setdefault(minute, {}).setdefault(user, [0.0] * len(USER_METRICS))
@@ -162,6 +178,7 @@ class Recorder:
 
     def forget_user(self, user: str) -> None:
         """Forget what a user had in minutes that are not given yet."""
+        self._add_up()
         for of_minute in self._users.values():
             of_minute.pop(user, None)
         for streams in self._streams.values():
@@ -184,7 +201,8 @@ class Recorder:
                     hour_end = last.at // HOUR * HOUR + HOUR
                     self._hold(stream, min(settled + 60, hour_end, last.at + stream.reach))
                 if stream.rows and stream.rows[0].at < settled:
-                    self._add_up(stream)
+                    self._end_minute(stream)
+        self._add_up()
         quiet = time.monotonic() - QUIET_SECONDS
         return sorted(
             minute

@@ -4,16 +4,19 @@ A row holds from the moment it was taken until the next one, or where the next o
 intervals; so each second of a GPU is counted once.
 """
 
-from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import groupby, pairwise
 from math import inf
-from operator import itemgetter
-from typing import Any, NamedTuple
+from operator import add, itemgetter, sub
+from typing import TYPE_CHECKING, NamedTuple
 
+from cluster_dash_server.history.late_numpy import np
 from cluster_dash_server.store import DOINGS, GPU_METRICS, HOST_METRICS, Figures, GpuId, Holder, Use
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 HOUR, DAY = 3600, 86_400
 MOST_INTERVAL_SECONDS = 300.0
@@ -23,18 +26,19 @@ LIGHT_PERCENT = 30.0
 _DOING, _UTIL, _MEM, _POWER = (GPU_METRICS.index(name) for name in ("doing", "gpu_util", "used_mem", "power_w"))
 _BUSY, _IDLE = float(DOINGS.index("busy")), float(DOINGS.index("idle"))
 _INTERVAL = HOST_METRICS.index("interval_seconds") - len(HOST_METRICS)
+_MINUTES = HOUR // 60
 
 SHARE = (
     *("seen", "unknown", "free", "busy", "idle", "error", "light"),
     *("util", "util_known", "memory_percent", "memory_known", "used_mem", "power_w"),
 )
 """The columns of a share: GPU-seconds in each state, and figures times the seconds for which they held."""
-_SHARE_SEEN, _SHARE_BUSY, _SHARE_IDLE, _SHARE_UTIL = map(SHARE.index, ("seen", "busy", "idle", "util"))
+_SHARE_BUSY, _SHARE_IDLE, _SHARE_UTIL = map(SHARE.index, ("busy", "idle", "util"))
+_SEEN = 1e-6
+"""GPU-seconds; fewer are what rounding leaves where all was taken out again."""
 USAGE = ("held", "busy", "idle", "allocated", "util", "seen")
 """The columns of a usage, in GPU-seconds."""
 
-Cover = tuple[float, float]
-"""For how long a row holds: from, to."""
 Share = tuple[float, ...]
 Minutes = dict[tuple[int, str], Share]
 """Shares by (the start of a minute, model); model '' is all of them."""
@@ -44,15 +48,70 @@ UsageKey = tuple[str, str]
 
 @dataclass(slots=True)
 class Rolled:
-    """What the rows of one host add up to in a stretch of time.
+    """What rows add up to within an hour; of one host, or of many.
 
     Attributes:
-        minutes: its share in each minute of the cluster and of its model.
-        usage: USAGE by user and model.
+        hour: its start (Unix s).
+        shares: by model, float64: for each minute of the hour its SHARE; zeros where nothing was seen. Model '' are
+            GPUs of which nobody knows more than that they were there.
+        users: USAGE by user and model.
     """
 
-    minutes: Minutes = field(default_factory=dict)
-    usage: dict[UsageKey, Share] = field(default_factory=dict)
+    hour: int
+    shares: "dict[str, NDArray[np.float64]]" = field(default_factory=dict)
+    users: dict[UsageKey, Share] = field(default_factory=dict)
+
+    def put(self, other: "Rolled") -> None:
+        """Add what further rows of the hour give."""
+        for model, share in other.shares.items():
+            self.of_model(model)[:] += share
+        for key, usage in other.users.items():
+            self.put_usage(key, usage)
+
+    def put_usage(self, key: UsageKey, usage: Share) -> None:
+        """Add to the usage of a user."""
+        was = self.users.get(key)
+        self.users[key] = usage if was is None else tuple(map(add, was, usage))
+
+    def take_out(self, other: "Rolled") -> None:
+        """Take out what was put in, or what is to be taken out of something else."""
+        for model, share in other.shares.items():
+            self.of_model(model)[:] -= share
+        for key, usage in other.users.items():
+            self.users[key] = tuple(map(sub, self.users.get(key, _NO_USAGE), usage))
+
+    def of_model(self, model: str) -> "NDArray[np.float64]":
+        """Return the shares of a model, to be changed."""
+        found = self.shares.get(model)
+        if found is None:
+            found = self.shares[model] = np.zeros((_MINUTES, len(SHARE)))
+        return found
+
+    def of_all(self) -> "dict[str, NDArray[np.float64]]":
+        """Return the shares by model, with '' for all of them."""
+        return {**self.shares, "": np.sum(list(self.shares.values()), axis=0)} if self.shares else {}
+
+    @property
+    def minutes(self) -> Minutes:
+        """The shares of the minutes in which something was seen."""
+        return {
+            (self.hour + 60 * minute, model): tuple(share)
+            for model, shares in self.of_all().items()
+            for minute, share in enumerate(shares.tolist())
+            if share[0] > _SEEN
+        }
+
+    @property
+    def usage(self) -> dict[UsageKey, Share]:
+        """USAGE by user and model, with user '' for all of them together."""
+        found = dict(self.users)
+        for model in filter(None, self.shares):
+            of = dict(zip(SHARE, self.shares[model].sum(axis=0).tolist(), strict=True))
+            found["", model] = (of["busy"] + of["idle"], of["busy"], of["idle"], 0.0, of["util"] / 100, of["seen"])
+        return {key: usage for key, usage in found.items() if max(map(abs, usage)) > _SEEN}
+
+
+_NO_USAGE: Share = (0.0,) * len(USAGE)
 
 
 def width(gpus: int) -> int:
@@ -60,120 +119,133 @@ def width(gpus: int) -> int:
     return len(GPU_METRICS) * gpus + len(HOST_METRICS)
 
 
-def interval_of(rows: Sequence[Figures]) -> float:
-    """Return the usual seconds between rows: what their host says, else what is seen."""
-    said = rows[-1].values[_INTERVAL]
-    if said == said:
-        return float(said)
-    gaps = sorted([second.at - first.at for first, second in pairwise(rows)])
-    return (
-        min([(gaps[len(gaps) // 2] + gaps[(len(gaps) - 1) // 2]) / 2, MOST_INTERVAL_SECONDS])
-        if gaps
-        else MOST_INTERVAL_SECONDS
-    )
+class Run(NamedTuple):
+    """Rows of a host, one after the other, with the same GPUs and holders.
+
+    Attributes:
+        figures: float32, a line a row: its `values`, and then the memory of its holders.
+    """
+
+    gpus: tuple[GpuId, ...]
+    holders: tuple[Holder, ...]
+    figures: "NDArray[np.float32]"
+
+    @property
+    def values(self) -> "NDArray[np.float32]":
+        """As in `Figures`, a line a row."""
+        return self.figures[:, : width(len(self.gpus))]
+
+    @property
+    def of_gpus(self) -> "NDArray[np.float32]":
+        """GPU_METRICS of each GPU: by row, metric and GPU."""
+        count = len(self.gpus)
+        return self.figures[:, : len(GPU_METRICS) * count].reshape(-1, len(GPU_METRICS), count)
+
+    @property
+    def holder_mem(self) -> "NDArray[np.float32]":
+        """As in `Figures`, a line a row."""
+        return self.figures[:, width(len(self.gpus)) :]
 
 
-def covers(rows: Sequence[Figures], begin: float, end: float, next_at: float = inf) -> list[Cover]:
-    """Return for how long each row holds within a stretch of time.
+def runs_of(rows: Sequence[Figures]) -> list[Run]:
+    """Return rows of one host, oldest first, as runs."""
+    found, first = [], 0
+    for after in range(1, len(rows) + 1):
+        was = rows[first]
+        if after < len(rows):
+            row = rows[after]
+            is_same = row.holders is was.holders or row.holders == was.holders
+            if is_same and (row.gpus is was.gpus or row.gpus == was.gpus):
+                continue
+        plain = b"".join([part for row in rows[first:after] for part in (row.values, row.holder_mem)])
+        found.append(Run(was.gpus, was.holders, np.frombuffer(plain, np.float32).reshape(after - first, -1)))
+        first = after
+    return found
+
+
+def covers(
+    times: Sequence[float], interval: float, begin: float, end: float, next_at: float = inf
+) -> "NDArray[np.float64]":
+    """Return for how long each row holds within a stretch of time: a line a row, from and to.
 
     Args:
-        rows: of one host, oldest first, all within the stretch.
+        times: when rows of one host were taken, oldest first, all within the stretch.
+        interval: the seconds between rows, as the newest of them says; NaN: it does not.
         begin: the start of the stretch; the row before it holds up to here.
         end: its end.
         next_at: when the row behind these was taken, where that is known.
     """
-    interval = interval_of(rows)
+    if interval != interval:
+        interval = _usual_interval(times)
     reach, late = 1.5 * interval, max(60.0, 3 * interval)
-    starts = [row.at for row in rows]
-    if starts[0] - reach < begin:
-        starts[0] = begin
-    ends = [after if after - row.at <= late else row.at + reach for row, after in zip(rows, starts[1:], strict=False)]
-    ends.append(next_at if next_at - rows[-1].at <= late else min(end, rows[-1].at + reach))
-    return list(zip(starts, ends, strict=True))
+    held = np.empty((len(times), 2))
+    at = held[:, 0]
+    at[:] = times
+    held[:-1, 1] = np.where(at[1:] - at[:-1] <= late, at[1:], at[:-1] + reach)
+    held[-1, 1] = next_at if next_at - times[-1] <= late else min(end, times[-1] + reach)
+    if times[0] - reach < begin:
+        held[0, 0] = begin
+    return held
+
+
+def _usual_interval(times: Sequence[float]) -> float:
+    gaps = sorted([second - first for first, second in pairwise(times)])
+    if not gaps:
+        return MOST_INTERVAL_SECONDS
+    return min((gaps[len(gaps) // 2] + gaps[(len(gaps) - 1) // 2]) / 2, MOST_INTERVAL_SECONDS)
+
+
+def covers_of(rows: Sequence[Figures], begin: float, end: float, next_at: float = inf) -> "NDArray[np.float64]":
+    """Return `covers` of rows of one host, oldest first."""
+    return covers([row.at for row in rows], rows[-1].values[_INTERVAL], begin, end, next_at)
 
 
 def roll(rows: Sequence[Figures], begin: float, end: float, next_at: float = inf) -> Rolled:
-    """Add up rows of one host, oldest first, within a stretch of time; the arguments are those of `covers`."""
-    return roll_held(rows, covers(rows, begin, end, next_at))
-
-
-def has_one_interval(rows: Sequence[Figures]) -> bool:
-    """Say whether the host of rows says the same interval in all: then their sums are those of their parts."""
-    said = rows[0].values[_INTERVAL]
-    return all(row.values[_INTERVAL] == said for row in rows)
-
-
-def roll_held(rows: Sequence[Figures], held: Sequence[Cover]) -> Rolled:
-    """Add up rows of one host, oldest first, of which is known for how long each holds."""
-    rolled = Rolled()
-    for first, after in _runs(rows):
-        run, covers_of = rows[first:after], held[first:after]
-        for group in _groups(run[0].gpus):
-            rates = _rates(run, group)
-            for minute, place, seconds in _minutes(covers_of):
-                sums = [each * seconds[0] for each in rates[place]]
-                for rate, second in zip(rates[place + 1 : place + len(seconds)], seconds[1:], strict=True):
-                    sums = [total + each * second for total, each in zip(sums, rate, strict=True)]
-                _add(rolled.minutes, (minute, group.model), tuple(sums))
-        if run[0].holders:
-            _add_usage(rolled.usage, run, [end - begin for begin, end in covers_of])
-    for (minute, model), share in list(rolled.minutes.items()):
-        _add(rolled.minutes, (minute, ""), share)
-        busy, idle, seen = share[_SHARE_BUSY], share[_SHARE_IDLE], share[_SHARE_SEEN]
-        _add(rolled.usage, ("", model), (busy + idle, busy, idle, 0.0, share[_SHARE_UTIL] / 100, seen))
+    """Add up rows of one host, oldest first, within an hour or a part of it; the arguments are those of `covers`."""
+    (rolled,) = roll_all([(runs_of(rows), covers_of(rows, begin, end, next_at))])
     return rolled
 
 
-def _minutes(held: Sequence[Cover]) -> list[tuple[int, int, list[float]]]:
-    """Return (minute, place of a row, for how many seconds of it this row and the next ones hold)."""
-    parts: list[tuple[int, int, list[float]]] = []
-    newest = -60
-    for place, (at, end) in enumerate(held):
-        if newest <= at and end <= newest + 60:
-            parts[-1][2].append(end - at)
-            continue
-        minute = int(at // 60) * 60
-        while at < end:
-            until = min(end, minute + 60)
-            if minute == newest:
-                parts[-1][2].append(until - at)
-            else:
-                parts.append((minute, place, [until - at]))
-                newest = minute
-            at = until
-            minute += 60
-    return parts
+def roll_all(parts: "Sequence[tuple[Sequence[Run], NDArray[np.float64]]]") -> list[Rolled]:
+    """Add up rows, each part of one host and within one hour; many together cost little more than one.
 
-
-def _runs(rows: Sequence[Figures]) -> Iterator[tuple[int, int]]:
-    """Give stretches of rows with the same GPUs and holders, as places from and up to."""
-    first = 0
-    for place, row in enumerate(rows):
-        was = rows[first]
-        is_same = row.holders is was.holders or row.holders == was.holders
-        if not is_same or (row.gpus is not was.gpus and row.gpus != was.gpus):
-            yield first, place
-            first = place
-    yield first, len(rows)
+    Args:
+        parts: the runs of a host, oldest first, and the `covers` of their rows.
+    """
+    found: list[Rolled] = []
+    alike: dict[tuple[int, tuple[int, ...] | None], list[tuple[_Part, _Group]]] = {}
+    held: dict[int, list[_Part]] = {}
+    for runs, covers in parts:
+        rolled = Rolled(int(covers[0, 0] // HOUR) * HOUR)
+        found.append(rolled)
+        first = 0
+        for run in runs:
+            after = first + len(run.figures)
+            part = _Part(rolled, run, covers[first:after])
+            for group in _groups(run.gpus):
+                alike.setdefault((len(run.gpus), group.places), []).append((part, group))
+            if run.holders:
+                held.setdefault(len(run.gpus), []).append(part)
+            first = after
+    for (_, places), of_parts in alike.items():
+        _add_shares(of_parts, places)
+    for of_users in held.values():
+        _add_users(of_users)
+    return found
 
 
 class _Group(NamedTuple):
     """The GPUs of one model among those of a row.
 
     Attributes:
-        columns: where a row has what all its GPUs do, their utilisation, memory and power.
         places: of these GPUs among all; None: they are all.
-        totals: the memory of each.
-        total: the memory that each of them has; None: they differ, or it is not known.
-        light: up to how much memory in use each counts as light.
+        memory: of each GPU: below how much memory it counts as light, what makes percents of its memory, and whether
+            it is known how much it has.
     """
 
     model: str
-    columns: tuple[slice, ...]
     places: tuple[int, ...] | None
-    totals: list[float]
-    total: float | None
-    light: list[float]
+    memory: "NDArray[np.float64]"
 
 
 @lru_cache(maxsize=16_384)
@@ -181,112 +253,114 @@ def _groups(gpus: tuple[GpuId, ...]) -> list[_Group]:
     places: dict[str, list[int]] = {}
     for place, gpu in enumerate(gpus):
         places.setdefault(gpu.model or "unknown", []).append(place)
-    columns = tuple(_column(metric, len(gpus)) for metric in (_DOING, _UTIL, _MEM, _POWER))
     found = []
     for model, of_model in places.items():
         totals = [gpus[place].total_mem or 0.0 for place in of_model]
-        light = [LIGHT_PERCENT * total / 100 for total in totals]
-        found.append(
-            _Group(model, columns, tuple(of_model) if len(places) > 1 else None, totals, _common(totals), light)
-        )
+        memory = [
+            [LIGHT_PERCENT * total / 100 for total in totals],
+            [100 / total if total > 0 else 0.0 for total in totals],
+            [float(total > 0) for total in totals],
+        ]
+        found.append(_Group(model, tuple(of_model) if len(places) > 1 else None, np.array(memory)))
     return found
 
 
-def _column(metric: int, gpus: int) -> slice:
-    """Return where a row of so many GPUs has one of GPU_METRICS."""
-    return slice(metric * gpus, metric * gpus + gpus)
+class _Part(NamedTuple):
+    """A run, for how long its rows hold, and where to put what they add up to."""
+
+    rolled: Rolled
+    run: Run
+    covers: "NDArray[np.float64]"
 
 
-def _common(totals: list[float]) -> float | None:
-    return totals[0] if totals[0] > 0 and totals.count(totals[0]) == len(totals) else None
+def _add_shares(parts: Sequence[tuple[_Part, _Group]], places: tuple[int, ...] | None) -> None:
+    """Add the shares of runs with equally many GPUs, of which those at some places are of one model."""
+    lengths = [len(part.covers) for part, _ in parts]
+    of_gpus = np.concatenate([part.run.of_gpus for part, _ in parts])
+    if places is not None:
+        of_gpus = of_gpus[:, :, places]
+    memory = np.repeat([group.memory for _, group in parts], lengths, axis=0)
+    row, minute, seconds = _minutes(np.concatenate([part.covers for part, _ in parts]))
+    if not len(row):
+        return
+    part_of = np.repeat(np.arange(len(parts)), lengths)[row]
+    is_new = np.ones(len(row), np.bool_)
+    is_new[1:] = (part_of[1:] != part_of[:-1]) | (minute[1:] != minute[:-1])
+    (starts,) = is_new.nonzero()
+    shares = np.add.reduceat(_rates(of_gpus, memory)[row] * seconds[:, None], starts, axis=0)
+    minute = minute[starts]
+    bounds = np.searchsorted(part_of[starts], np.arange(len(parts) + 1)).tolist()
+    for (part, group), (first, after) in zip(parts, pairwise(bounds), strict=True):
+        of_hour = minute[first:after] - part.rolled.hour // 60
+        part.rolled.of_model(group.model)[of_hour] += shares[first:after]
 
 
-def _rates(rows: Sequence[Figures], group: _Group) -> list[Share]:
-    """Return the SHARE of one second of each row, of some of its GPUs; the rows are of the same ones."""
-    _, (doing_at, util_at, mem_at, power_at), places, totals, total, limits = group
-    count, rates = float(len(totals)), []
-    for row in rows:
-        values = row.values
-        utils: Sequence[float] = values[util_at]
-        mems: Sequence[float] = values[mem_at]
-        powers: Sequence[float] = values[power_at]
-        if places is not None:
-            utils, mems, powers = ([column[place] for place in places] for column in (utils, mems, powers))
-        util, mem, power = sum(utils), sum(mems), sum(powers)
-        util_known = mem_known = count
-        # a NaN is less than nothing
-        light = len(
-            [0 for util, mem, limit in zip(utils, mems, limits, strict=True) if util < LIGHT_PERCENT and mem < limit]
-        )
-        if util + mem + power != util + mem + power:  # something is not known
-            util, util_known = _known_sum(utils)
-            mem, mem_known = _known_sum(mems)
-            power, _ = _known_sum(powers)
-        if total is not None:
-            percent = 100 * mem / total
-        else:
-            known = [100 * mem / total for mem, total in zip(mems, totals, strict=True) if mem == mem and total > 0]
-            percent, mem_known = sum(known), float(len(known))
-        doings = _doings(values[doing_at].tobytes(), places)
-        rates.append((*doings, float(light), util, util_known, percent, mem_known, mem, power))
+def _minutes(
+    covers: "NDArray[np.float64]",
+) -> "tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]":
+    """Return (place of a row, minute since 1970, for how many seconds of it the row holds), in the order of rows."""
+    begin, end = covers.T
+    first = (begin // 60).astype(np.int64)
+    counts = np.maximum(-(-end // 60).astype(np.int64) - first, 0)
+    row = np.repeat(np.arange(len(covers)), counts)
+    minute = np.arange(len(row)) - np.repeat(np.cumsum(counts) - counts - first, counts)
+    return row, minute, np.minimum(end[row], 60.0 * minute + 60) - np.maximum(begin[row], 60.0 * minute)
+
+
+def _rates(of_gpus: "NDArray[np.float32]", memory: "NDArray[np.float64]") -> "NDArray[np.float64]":
+    """Return the SHARE of one second of each row.
+
+    Args:
+        of_gpus: by row, metric and GPU.
+        memory: by row, what `_Group.memory` has, and GPU.
+    """
+    figures = of_gpus[:, (_UTIL, _MEM, _POWER)].astype(np.float64)
+    is_known = figures == figures
+    known = np.where(is_known, figures, 0.0)
+    util, mem = figures[:, 0], figures[:, 1]
+    light, percent, has_total = memory[:, 0], memory[:, 1], memory[:, 2]
+    rates = np.empty((len(of_gpus), len(SHARE)))
+    rates[:, 0] = of_gpus.shape[2]
+    for code in range(len(DOINGS)):
+        rates[:, 1 + code] = np.count_nonzero(of_gpus[:, _DOING] == code, axis=1)
+    rates[:, 6] = np.count_nonzero((util < LIGHT_PERCENT) & (mem < light), axis=1)  # a NaN is less than nothing
+    rates[:, 7] = known[:, 0].sum(axis=1)
+    rates[:, 8] = np.count_nonzero(is_known[:, 0], axis=1)
+    rates[:, 9] = (known[:, 1] * percent).sum(axis=1)
+    rates[:, 10] = (is_known[:, 1] * has_total).sum(axis=1)
+    rates[:, 11:] = known[:, 1:].sum(axis=2)
     return rates
 
 
-@lru_cache(maxsize=8192)
-def _doings(doing: bytes, places: tuple[int, ...] | None) -> Share:
-    """Return how many GPUs there are, and how many in each of DOINGS; from one row to the next they are the same.
-
-    Args:
-        doing: of each GPU a place in DOINGS, float32.
-        places: the GPUs that count; None: all.
-    """
-    codes: Sequence[float] = array("f", doing)
-    if places is not None:
-        codes = [codes[place] for place in places]
-    return (float(len(codes)), *(float(codes.count(code)) for code in range(len(DOINGS))))
-
-
-def _add_usage(usage: dict[UsageKey, Share], rows: Sequence[Figures], seconds: Sequence[float]) -> None:
-    """Add the GPU-seconds of each user in rows with the same GPUs and holders, which hold for so many seconds each."""
-    gpus, count = rows[0].gpus, len(rows[0].gpus)
-    doing_at, util_at = _column(_DOING, count), _column(_UTIL, count)
-    whole, seconds_of = sum(seconds), dict[bytes, float]()
-    for row, second in zip(rows, seconds, strict=True):
-        doing = row.values[doing_at].tobytes()
-        seconds_of[doing] = seconds_of.get(doing, 0.0) + second
-    utils = list(zip(*[row.values[util_at] for row in rows], strict=True))
-    for key, places in _whose(gpus, rows[0].holders):
-        busy = idle = util = 0.0
-        for doing, second in seconds_of.items():
-            doings = _doings(doing, places)
-            busy += second * doings[_SHARE_BUSY]
-            idle += second * doings[_SHARE_IDLE]
-        for place in places:
-            of_gpu = [each * second for each, second in zip(utils[place], seconds, strict=True)]
-            total = sum(of_gpu)
-            util += total if total == total else _known_sum(of_gpu)[0]
-        held = len(places) * whole
-        _add(usage, key, (held, busy, idle, 0.0, util / 100, held))
+def _add_users(held: Sequence[_Part]) -> None:
+    """Add the GPU-seconds of users in runs with equally many GPUs."""
+    of_gpus = np.concatenate([each.run.of_gpus for each in held])
+    covers = np.concatenate([each.covers for each in held])
+    seconds = covers[:, 1] - covers[:, 0]
+    lengths = [len(each.covers) for each in held]
+    starts = np.cumsum([0, *lengths[:-1]])
+    doing, util = of_gpus[:, _DOING], of_gpus[:, _UTIL]
+    figures = np.stack([doing == _BUSY, doing == _IDLE, np.where(util == util, util, 0.0) / 100], axis=1)
+    sums = np.add.reduceat(figures * seconds[:, None, None], starts).tolist()
+    for each, (busy, idle, util), whole in zip(held, sums, np.add.reduceat(seconds, starts).tolist(), strict=True):
+        for key, of_places, count in _whose(each.run.gpus, each.run.holders):
+            usage = (count * whole, of_places(busy), of_places(idle), 0.0, of_places(util), count * whole)
+            each.rolled.put_usage(key, usage)
 
 
 @lru_cache(maxsize=16_384)
-def _whose(gpus: tuple[GpuId, ...], holders: tuple[Holder, ...]) -> list[tuple[UsageKey, tuple[int, ...]]]:
-    """Return the places of the GPUs that each user has of each model."""
+def _whose(
+    gpus: tuple[GpuId, ...], holders: tuple[Holder, ...]
+) -> list[tuple[UsageKey, Callable[[list[float]], float], int]]:
+    """Return for each user and model what adds up the figures of the GPUs that the user has of it, and how many."""
     places_of: dict[UsageKey, list[int]] = {}
     for place, user in dict.fromkeys([(holder.place, holder.user) for holder in holders]):
         places_of.setdefault((user, gpus[place].model or "unknown"), []).append(place)
-    return [(key, tuple(places)) for key, places in places_of.items()]
+    return [(key, _sum_at(places), len(places)) for key, places in places_of.items()]
 
 
-def _known_sum(values: Iterable[float]) -> tuple[float, float]:
-    """Return the sum of what is known, and how many of it are."""
-    known = [value for value in values if value == value]
-    return sum(known), float(len(known))
-
-
-def _add(sums: dict[Any, Share], key: object, share: Share) -> None:
-    was = sums.get(key)
-    sums[key] = share if was is None else tuple([old + new for old, new in zip(was, share, strict=True)])
+def _sum_at(places: Sequence[int]) -> Callable[[list[float]], float]:
+    return lambda figures: sum([figures[place] for place in places])
 
 
 # ------------------------------------------------------------------------------------------------ who had which GPU
@@ -319,77 +393,66 @@ class Stretch(NamedTuple):
 
 def stretches(rows: Sequence[Figures], begin: float, end: float) -> list[Stretch]:
     """Return who had which GPU of a host, oldest first, within a stretch of time."""
-    held = covers(rows, begin, end)
+    return stretches_of(runs_of(rows), covers_of(rows, begin, end))
+
+
+def stretches_of(runs: Sequence[Run], covers: "NDArray[np.float64]") -> list[Stretch]:
+    """Return who had which GPU of a host, oldest first, of its runs and the `covers` of their rows."""
     found: list[Stretch] = []
     open_: dict[tuple[GpuId, Holder], Stretch] = {}
-    for first, after in _runs(rows):
+    first = 0
+    for run in runs:
+        after = first + len(run.figures)
         still: dict[tuple[GpuId, Holder], Stretch] = {}
-        found_now = _stretches(rows[first:after], held[first:after])
-        for holder, new in zip(rows[first].holders, found_now, strict=True):
-            key = (rows[first].gpus[holder.place], holder)
+        for holder, new in zip(run.holders, _stretches(run, covers[first:after]), strict=True):
+            key = (run.gpus[holder.place], holder)
             was = open_.pop(key, None)
             still[key] = new if was is None else join(was, new)
         found += open_.values()
         open_ = still
+        first = after
     found += open_.values()
     return found
 
 
-def _stretches(rows: Sequence[Figures], held: Sequence[Cover]) -> list[Stretch]:
-    """Return a stretch for each holder of rows with the same GPUs and holders."""
-    if not rows[0].holders:
+def _stretches(run: Run, covers: "NDArray[np.float64]") -> list[Stretch]:
+    """Return a stretch for each holder of a run."""
+    if not run.holders:
         return []
-    gpus, count, seconds = rows[0].gpus, len(rows[0].gpus), [end - begin for begin, end in held]
-    doing_at, util_at = _column(_DOING, count), _column(_UTIL, count)
-    doings = list(zip(*[row.values[doing_at] for row in rows], strict=True))
-    utils = list(zip(*[row.values[util_at] for row in rows], strict=True))
-    mems = zip(*[row.holder_mem for row in rows], strict=True)
+    places = [holder.place for holder in run.holders]
+    seconds = (covers[:, 1] - covers[:, 0])[:, None]
+    begin, end = float(covers[0, 0]), float(covers[-1, 1])
+    doing, util = run.of_gpus[:, _DOING, places], run.of_gpus[:, _UTIL, places].astype(np.float64)
+    is_idle, is_known = doing == _IDLE, util == util
+    sums = np.stack([doing == _BUSY, is_idle, np.where(is_known, util, 0.0) / 100, is_known])
+    each_second = seconds[:, 0].tolist()
     return [
-        _stretch(gpus[holder.place], holder, held, seconds, doings[holder.place], utils[holder.place], mem)
-        for holder, mem in zip(rows[0].holders, mems, strict=True)
+        Stretch(
+            *(gpu.gpu, gpu.uuid, gpu.model, holder.user, holder.job, begin, end, busy, idle),
+            *_idle_spans(of_idle, each_second),
+            *(None if peak != peak else peak, util_seconds, util_known),
+        )
+        for holder, gpu, busy, idle, util_seconds, util_known, of_idle, peak in zip(
+            run.holders,
+            [run.gpus[place] for place in places],
+            *(sums * seconds).sum(axis=1).tolist(),
+            is_idle.T.tolist(),
+            np.fmax.reduce(run.holder_mem).tolist(),
+            strict=True,
+        )
     ]
 
 
-def _stretch(
-    gpu: GpuId,
-    holder: Holder,
-    held: Sequence[Cover],
-    seconds: Sequence[float],
-    doing: Sequence[float],
-    utils: Sequence[float],
-    mems: Sequence[float],
-) -> Stretch:
-    if doing.count(doing[0]) == len(doing):
-        spans = [(doing[0], sum(seconds))]
-    else:
-        spans = [
-            (code, sum([second for _, second in group]))
-            for code, group in groupby(zip(doing, seconds, strict=True), key=itemgetter(0))
-        ]
-    idles = [span for code, span in spans if code == _IDLE]
-    known, used = seconds, [util * second for util, second in zip(utils, seconds, strict=True)]
-    if (total := sum(used)) != total:  # it is not always known
-        known = [second for each, second in zip(used, seconds, strict=True) if each == each]
-        total = sum([each for each in used if each == each])
-    if (of_mems := sum(mems)) != of_mems:
-        mems = [mem for mem in mems if mem == mem]
-    return Stretch(
-        gpu=gpu.gpu,
-        uuid=gpu.uuid,
-        model=gpu.model,
-        user=holder.user,
-        job=holder.job,
-        from_at=held[0][0],
-        to_at=held[-1][1],
-        busy=sum([span for code, span in spans if code == _BUSY]),
-        idle=sum(idles),
-        idle_head=spans[0][1] if spans[0][0] == _IDLE else 0.0,
-        idle_tail=spans[-1][1] if spans[-1][0] == _IDLE else 0.0,
-        idle_longest=max(idles, default=0.0),
-        peak_mem=max(mems, default=None),
-        util_seconds=total / 100,
-        util_known=sum(known),
-    )
+def _idle_spans(is_idle: Sequence[bool], seconds: Sequence[float]) -> tuple[float, float, float]:
+    """Return for how long nothing was done from the start on, up to the end, and at most."""
+    if True not in is_idle:
+        return 0.0, 0.0, 0.0
+    spans = [
+        (idle, sum([second for _, second in group]))
+        for idle, group in groupby(zip(is_idle, seconds, strict=True), key=itemgetter(0))
+    ]
+    head, tail = (span if idle else 0.0 for idle, span in (spans[0], spans[-1]))
+    return head, tail, max([span for idle, span in spans if idle])
 
 
 def join(first: Stretch, second: Stretch) -> Stretch:

@@ -1,11 +1,21 @@
 """What the running hour adds up to, so that nobody looks at all of its rows each time. In memory; one thread."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from math import inf
 from operator import add
 
-from cluster_dash_server.history.rollups import HOUR, Share, Stretch, UsageKey, join, roll, stretches
+from cluster_dash_server.history.rollups import (
+    HOUR,
+    Share,
+    Stretch,
+    UsageKey,
+    covers_of,
+    join,
+    roll_all,
+    runs_of,
+    stretches_of,
+)
 from cluster_dash_server.store import Figures
 
 _TOUCH_SECONDS = 1e-3
@@ -54,7 +64,8 @@ class Running:
 
     def take(self, rows: Iterable[Figures]) -> list[Figures]:
         """Take rows in the order of time; return those that are newer than what their host has told."""
-        taken = []
+        taken: list[Figures] = []
+        due: list[tuple[_Host, list[Figures], float]] = []
         for row in rows:
             host = self._hosts.get(row.host)
             if host is None:
@@ -63,21 +74,26 @@ class Running:
             if waiting and row.at <= waiting[-1].at:
                 continue  # a repeat; or late, and then it waits until its hour is added up anew
             if waiting and row.at // 60 != waiting[0].at // 60:
-                self._add_up(host, row.at)
-                waiting = host.waiting
+                due.append((host, waiting, row.at))
+                host.waiting = waiting = []
             waiting.append(row)
             taken.append(row)
+        self._add_up(due)
         return taken
 
-    def _add_up(self, host: _Host, next_at: float) -> None:
-        rows, host.waiting = host.waiting, []
-        hour = int(rows[0].at // HOUR) * HOUR
-        end = hour + HOUR  # another one begins anew
-        begin = rows[0].at if hour in host.hours else hour
-        rolled = roll(rows, begin, end, next_at if next_at < end else inf)
-        host.hours.setdefault(hour, Sums()).put(rolled.usage, stretches(rows, begin, min(next_at, end)))
-        self.changed.add((hour, rows[0].host))
-        self.counted_to = max(self.counted_to, min(next_at, end))
+    def _add_up(self, due: Sequence[tuple[_Host, list[Figures], float]]) -> None:
+        """Add up rows of hosts, of each of which it is known when the next one was taken."""
+        sums, parts = [], []
+        for host, rows, next_at in due:
+            hour = int(rows[0].at // HOUR) * HOUR
+            end = hour + HOUR  # another one begins anew
+            begin = rows[0].at if hour in host.hours else hour
+            sums.append(host.hours.setdefault(hour, Sums()))
+            parts.append((runs_of(rows), covers_of(rows, begin, end, next_at if next_at < end else inf)))
+            self.changed.add((hour, rows[0].host))
+            self.counted_to = max(self.counted_to, min(next_at, end))
+        for each, rolled, part in zip(sums, roll_all(parts), parts, strict=True):
+            each.put(rolled.usage, stretches_of(*part))
 
     def all(self) -> Iterator[tuple[int, str, Sums]]:
         """Give each hour of each host, and what it has given."""

@@ -7,10 +7,10 @@ it gave to sums before is taken out, what it gives now is put in. All functions 
 import json
 import sqlite3
 from array import array
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from operator import add, sub
-from typing import Any
+from operator import add
+from typing import TYPE_CHECKING, Any
 
 from cluster_dash_server.history.chunks import (
     Day,
@@ -27,19 +27,26 @@ from cluster_dash_server.history.chunks import (
     slot_of,
 )
 from cluster_dash_server.history.columns import NAN, unzip, zip_
+from cluster_dash_server.history.late_numpy import np
 from cluster_dash_server.history.rollups import (
     DAY,
     HOUR,
-    Minutes,
     Rolled,
     Share,
     Stretch,
+    UsageKey,
     cluster_figures,
+    covers_of,
     roll,
-    stretches,
+    roll_all,
+    runs_of,
+    stretches_of,
     whole_minutes,
 )
 from cluster_dash_server.store import Figures, GpuId, Holder, StoreError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 USAGE_COLUMNS = "held, busy, idle, allocated, util, seen"
 _EPSILON = 1e-6
@@ -55,7 +62,7 @@ class Names:
         self._layouts: dict[int, Layout] = {}
         self._holdings: dict[int, tuple[Holder, ...]] = {}
         self._layout_ids: dict[tuple[GpuId, ...], tuple[int, tuple[GpuId, ...]]] = {}
-        self._holding_ids: dict[tuple[Holder, ...], int] = {}
+        self._holding_ids: dict[tuple[Holder, ...], tuple[int, tuple[Holder, ...]]] = {}
 
     def host(self, name: str) -> int:
         """Return the id of a host, made where there is none."""
@@ -86,12 +93,16 @@ class Names:
 
     def holding(self, holders: tuple[Holder, ...]) -> int:
         """Return the id of who has what, made where there is none."""
+        return self.known_holders(holders)[0]
+
+    def known_holders(self, holders: tuple[Holder, ...]) -> tuple[int, tuple[Holder, ...]]:
+        """Return the id of who has what, and the one object that stands for equal ones."""
         found = self._holding_ids.get(holders)
         if found is None:
             if len(self._holding_ids) > 20_000:
                 self._holding_ids.clear()
             text = json.dumps(holders, ensure_ascii=False, separators=(",", ":"))
-            found = self._holding_ids[holders] = self._id("holdings", "text", text, remember=False)
+            found = self._holding_ids[holders] = self._id("holdings", "text", text, remember=False), holders
         return found
 
     def holders_of(self, holding: int) -> tuple[Holder, ...]:
@@ -162,66 +173,73 @@ class Sums:
 
     def __init__(self, db: sqlite3.Connection) -> None:
         self._db = db
-        self._minutes: Minutes = {}
-        self._hours: dict[tuple[int, str, str], Share] = {}
+        self._hours: dict[int, Rolled] = {}
         self._host_days: dict[tuple[int, int, str, str], Share] = {}
 
-    def add(self, rolled: Rolled, host: int, hour: int, sign: int = 1) -> None:
-        """Add what an hour of a host gives; with sign -1 take it out."""
-        for key, share in rolled.minutes.items():
-            _gather(self._minutes, key, share, sign)
-        for (user, model), usage in rolled.usage.items():
-            _gather(self._hours, (hour, user, model), usage, sign)
-            _gather(self._host_days, (hour // DAY * DAY, host, user, model), usage, sign)
+    def add(self, rolled: Rolled, host: int) -> None:
+        """Add what an hour of a host gives."""
+        self._hours.setdefault(rolled.hour, Rolled(rolled.hour)).put(rolled)
+        _gather(self._host_days, ((_host_day(rolled, host, key), usage) for key, usage in rolled.usage.items()))
+
+    def take_out(self, rolled: Rolled, host: int) -> None:
+        """Take out what an hour of a host gave."""
+        less = Rolled(rolled.hour)
+        less.take_out(rolled)
+        self.add(less, host)
 
     def write(self) -> None:
         """Write them."""
-        db = self._db
-        hours: set[tuple[int, str]] = set()
-        for (minute, model), share in self._minutes.items():
-            row = db.execute(
-                "SELECT share FROM cluster_minutes WHERE minute = ? AND model = ?", (minute, model)
-            ).fetchone()
-            total = share if row is None else tuple(map(add, array("d", row[0]), share))
-            hours.add((minute // HOUR * HOUR, model))
-            if total[0] < _EPSILON:
-                db.execute("DELETE FROM cluster_minutes WHERE minute = ? AND model = ?", (minute, model))
-            else:
-                blob = array("d", total).tobytes()
-                db.execute("INSERT OR REPLACE INTO cluster_minutes VALUES (?, ?, ?)", (minute, model, blob))
-        for hour, model in hours:
-            self._write_cluster_hour(hour, model)
+        hours: dict[tuple[int, str, str], Share] = {}
         days: dict[tuple[int, str, str], Share] = {}
-        for (hour, user, model), usage in self._hours.items():
-            _gather(days, (hour // DAY * DAY, user, model), usage, 1)
-        _add_usage(db, "user_hours", "hour, user, model", self._hours.items())
-        _add_usage(db, "user_days", "day, user, model", days.items())
-        _add_usage(db, "usage_days", "day, host, user, model", self._host_days.items())
+        for hour, rolled in self._hours.items():
+            for model, shares in rolled.of_all().items():
+                self._write_minutes(hour, model, shares)
+            usage = rolled.usage
+            hours.update({(hour, *key): share for key, share in usage.items()})
+            _gather(days, (((hour // DAY * DAY, *key), share) for key, share in usage.items()))
+        _add_usage(self._db, "user_hours", "hour, user, model", hours.items())
+        _add_usage(self._db, "user_days", "day, user, model", days.items())
+        _add_usage(self._db, "usage_days", "day, host, user, model", self._host_days.items())
 
-    def _write_cluster_hour(self, hour: int, model: str) -> None:
-        found = self._db.execute(
-            "SELECT minute, model, share FROM cluster_minutes WHERE minute >= ? AND minute < ? AND model = ?",
+    def _write_minutes(self, hour: int, model: str, shares: "NDArray[np.float64]") -> None:
+        """Add to the minutes of an hour, and tell the hour by them."""
+        db, total = self._db, shares.copy()
+        for minute, share in db.execute(
+            "SELECT minute, share FROM cluster_minutes WHERE minute >= ? AND minute < ? AND model = ?",
             (hour, hour + HOUR, model),
+        ):
+            total[(minute - hour) // 60] += np.frombuffer(share)
+        changed = [(hour + 60 * place, total[place]) for place in np.flatnonzero(shares.any(axis=1)).tolist()]
+        db.executemany(
+            "INSERT OR REPLACE INTO cluster_minutes VALUES (?, ?, ?)",
+            [(minute, model, share.tobytes()) for minute, share in changed if share[0] >= _EPSILON],
         )
-        minutes = {(minute, model): tuple(array("d", share)) for minute, model, share in found}
-        of_minutes = [cluster_figures(share, 60) for _, _, share in whole_minutes(minutes)]
+        db.executemany(
+            "DELETE FROM cluster_minutes WHERE minute = ? AND model = ?",
+            [(minute, model) for minute, share in changed if share[0] < _EPSILON],
+        )
+        minutes = {(hour + 60 * place, model): tuple(share) for place, share in enumerate(total.tolist())}
+        seen = {key: share for key, share in minutes.items() if share[0] >= _EPSILON}
+        of_minutes = [cluster_figures(share, 60) for _, _, share in whole_minutes(seen)]
         if not of_minutes:
-            self._db.execute("DELETE FROM cluster_hours WHERE hour = ? AND model = ?", (hour, model))
+            db.execute("DELETE FROM cluster_hours WHERE hour = ? AND model = ?", (hour, model))
             return
         figures = array("d")
         for column in zip(*of_minutes, strict=True):
             known = [value for value in column if value is not None]
             figures.append(len(known))
             figures.extend([min(known), sum(known) / len(known), max(known)] if known else [NAN] * 3)
-        self._db.execute("INSERT OR REPLACE INTO cluster_hours VALUES (?, ?, ?)", (hour, model, figures.tobytes()))
+        db.execute("INSERT OR REPLACE INTO cluster_hours VALUES (?, ?, ?)", (hour, model, figures.tobytes()))
 
 
-def _gather(sums: dict[Any, Share], key: Any, share: Share, sign: int) -> None:
-    was = sums.get(key)
-    if was is None:
-        sums[key] = share if sign == 1 else tuple(-value for value in share)
-    else:
-        sums[key] = tuple(map(add if sign == 1 else sub, was, share))
+def _host_day(rolled: Rolled, host: int, key: UsageKey) -> tuple[int, int, str, str]:
+    return (rolled.hour // DAY * DAY, host, *key)
+
+
+def _gather(sums: dict[Any, Share], new: Iterable[tuple[Any, Share]]) -> None:
+    for key, share in new:
+        was = sums.get(key)
+        sums[key] = share if was is None else tuple(map(add, was, share))
 
 
 def _add_usage(
@@ -235,12 +253,8 @@ def _add_usage(
     )
 
 
-Given = Callable[[str, int, Sequence[Figures]], Rolled | None]
-"""Gives what rows of an hour of a host add up to, where that is known already."""
-
-
-def seal(db: sqlite3.Connection, names: Names, sums: Sums, host: int, hour: int, given: Given) -> None:
-    """Seal an hour of a host, anew where it was sealed before and rows came late; `given` is `OpenHours.given`."""
+def seal(db: sqlite3.Connection, names: Names, sums: Sums, host: int, hour: int) -> None:
+    """Seal an hour of a host, anew where it was sealed before and rows came late."""
     name = names.host_name(host)
     fresh = hot_rows(db, names, host, hour, name)
     if not fresh:
@@ -248,12 +262,11 @@ def seal(db: sqlite3.Connection, names: Names, sums: Sums, host: int, hour: int,
     before = sealed_rows(db, names, host, hour, name)
     rows = fresh
     if before:
-        sums.add(roll(before, hour, hour + HOUR), host, hour, -1)
+        sums.take_out(roll(before, hour, hour + HOUR), host)
         rows = sorted(before + fresh, key=lambda row: row.at)
-    rolled = None if before else given(name, hour, rows)
-    if rolled is None:
-        rolled = roll(rows, hour, hour + HOUR)
-    sums.add(rolled, host, hour)
+    runs, covers = runs_of(rows), covers_of(rows, hour, hour + HOUR)
+    (rolled,) = roll_all([(runs, covers)])
+    sums.add(rolled, host)
     db.execute("DELETE FROM sealed WHERE host = ? AND hour = ?", (host, hour))
     for gpus, part in by_layout(rows).items():
         columns = columns_of([row.values for row in part])
@@ -264,7 +277,7 @@ def seal(db: sqlite3.Connection, names: Names, sums: Sums, host: int, hour: int,
         "INSERT INTO usage_hours VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         [(hour, host, user, model, *usage) for (user, model), usage in rolled.usage.items()],
     )
-    held = stretches(rows, hour, hour + HOUR)
+    held = stretches_of(runs, covers)
     db.execute("DELETE FROM uses WHERE host = ? AND hour = ?", (host, hour))
     if held:
         db.execute("INSERT INTO uses VALUES (?, ?, ?)", (host, hour, pack_stretches(held)))

@@ -293,10 +293,11 @@ class SqliteStore:
                     boot = self._boot(db, names, row)
                     hour = int(row.at // HOUR) * HOUR
                     layout, row.gpus = names.known_gpus(row.gpus)
+                    holding, row.holders = names.known_holders(row.holders)
                     hot.append(
                         (
                             *(names.host(row.host), hour, row.at, boot, row.seq, layout),
-                            *(names.holding(row.holders), row.values.tobytes() + row.holder_mem.tobytes()),
+                            *(holding, row.values.tobytes() + row.holder_mem.tobytes()),
                         )
                     )
                 elif item[0] == "record":
@@ -463,7 +464,7 @@ class SqliteStore:
         with _transaction(db):
             sums = Sums(db)
             for hour, host in due:
-                seal(db, names, sums, host, hour, self._open.given)
+                seal(db, names, sums, host, hour)
                 done.append((hour, host))
                 if time.monotonic() >= until:
                     break

@@ -145,7 +145,8 @@ def test_roll_ups_of_a_row_that_comes_back_are_the_same(make_fleet: MakeFleet) -
 
     found = Rows(pack_rows(rows, columns_of([row.values for row in rows])), Layout(gpus)).figures(rows[0].host)
 
-    assert roll(found, BEGIN, BEGIN + 3600) == roll(rows, BEGIN, BEGIN + 3600)
+    again, first = roll(found, BEGIN, BEGIN + 3600), roll(rows, BEGIN, BEGIN + 3600)
+    assert (again.minutes, again.usage) == (first.minutes, first.usage)
 
 
 def test_parts_of_a_stretch_add_up_to_the_whole(make_fleet: MakeFleet) -> None:

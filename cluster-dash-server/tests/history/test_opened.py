@@ -38,38 +38,13 @@ def test_what_an_hour_has_given_minute_by_minute_is_what_its_rows_add_up_to(
     *rows, after = some_rows(make_row, random.Random(seed), gap_seconds, 15.0)
     opened, wanted = OpenHours(), roll(rows, BEGIN, BEGIN + HOUR)
 
-    opened.take(rows)
-    before = opened.given("gpu01", int(BEGIN), rows)
-    opened.take([after])
-    found = opened.given("gpu01", int(BEGIN), rows)
+    opened.take([*rows, after])
 
-    for each in (before, found):
-        assert each is not None
-        assert_alike(each.usage, wanted.usage)
-        assert each.minutes.keys() == wanted.minutes.keys()
-        for key, share in wanted.minutes.items():
-            assert each.minutes[key] == pytest.approx(share, abs=1e-6), key
-
-
-def test_an_hour_is_added_up_anew_where_rows_of_it_were_not_counted_or_its_interval_changed(make_row: MakeRow) -> None:
-    rows = [make_row("gpu01", BEGIN + 15 * place, seq=place, interval=15.0) for place in range(40)]
-    after = make_row("gpu01", BEGIN + HOUR)
-    late = make_row("gpu01", BEGIN + 61.0, interval=15.0)
-    opened = OpenHours()
-
-    opened.take(rows)
-    assert opened.given("gpu01", int(BEGIN), rows[:-1]) is None, "its last minute is not all there"
-    opened.take([late, after])
-    assert opened.given("gpu01", int(BEGIN), rows) is not None
-    assert opened.given("gpu01", int(BEGIN), [*rows, late]) is None, "a row came late"
-    assert opened.given("gpu02", int(BEGIN), rows) is None
-    opened.close("gpu01", int(BEGIN))
-    assert opened.given("gpu01", int(BEGIN), rows) is None, "it is sealed"
-
-    others = [*rows[:-1], make_row("gpu01", rows[-1].at, interval=5.0)]
-    opened = OpenHours()
-    opened.take([*others, after])
-    assert opened.given("gpu01", int(BEGIN), others) is None
+    assert_alike(opened.usage()[int(BEGIN)], wanted.usage)
+    assert_alike(opened.usage_of_hosts()[int(BEGIN), "gpu01"], wanted.usage)
+    assert opened.minutes().keys() == wanted.minutes.keys()
+    for key, share in wanted.minutes.items():
+        assert opened.minutes()[key] == pytest.approx(share, abs=1e-6), key
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -90,7 +65,6 @@ def test_rows_that_come_late_count_in_the_running_hour_once_it_is_added_up_anew(
     assert_alike(opened.usage()[hour], in_order.usage()[hour])
     for key, share in in_order.minutes().items():
         assert opened.minutes()[key] == pytest.approx(share, abs=1e-6), key
-    assert opened.given("gpu01", hour, rows) is not None, "the hour need not be added up once more when it is sealed"
     after = make_row("gpu01", BEGIN + 1805.0, interval=15.0)
     for each in (in_order, opened):
         each.take([after])
