@@ -157,7 +157,7 @@ class Control:
             server = _Server(str(self._path), self)
             self._path.chmod(0o600)
         except OSError as error:
-            log.warning("%s: commands such as forget cannot reach this server: %s", self._path, error)
+            log.warning("%s: commands such as forget cannot reach this server: %s", self._path, error.strerror or error)
             return
         threading.Thread(target=server.serve_forever, name="control", daemon=True).start()
 

@@ -282,7 +282,7 @@ def read(
     _check_proxies(settings.server.trusted_proxies, origins.get("server.trusted_proxies", source))
     _check_relay(settings.relay, origins.get("relay.to", source))
     _check_timezone(settings.site.timezone, origins.get("site.timezone", source))
-    ingest = _with_passcode(settings.ingest, site or {})
+    ingest = _with_passcode(settings.ingest, site or {}, origins.get("ingest.passcode_file", source))
     if ingest.passcode != settings.ingest.passcode:
         origins["ingest.passcode"] = site_file if ingest.passcode_file is None else str(ingest.passcode_file)
     return Reading(settings=dataclasses.replace(settings, ingest=ingest), file=file, origins=origins)
@@ -307,14 +307,29 @@ def _with_files(section: _T, where: str, environment: Mapping[str, str]) -> _T:
         key, name = each.metadata.get("of"), getattr(section, each.name)
         if key is None or name is None or getattr(section, key) is not None:
             continue
-        path = secret_path(name, environment)
-        try:
-            found[key] = path.read_text(encoding="utf-8").strip()
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{where}.{each.name}: {path}: cannot be read: {error}") from None
-        if not found[key]:
-            raise ConfigError(f"{where}.{each.name}: {path}: is empty")
+        found[key] = secret(secret_path(name, environment), f"{where}.{each.name}")
     return dataclasses.replace(section, **found)
+
+
+def secret(path: Path, setting: str) -> str:
+    """Return the secret that stands in a file of its own.
+
+    Args:
+        path: the file.
+        setting: what names it, for the error.
+
+    Raises:
+        ConfigError: it cannot be read, or is empty.
+    """
+    try:
+        text = path.read_text(encoding="utf-8").strip()
+    except OSError as error:
+        raise ConfigError(f"{setting}: {path}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{setting}: {path}: cannot be read: it is no text in UTF-8") from None
+    if not text:
+        raise ConfigError(f"{setting}: {path}: is empty")
+    return text
 
 
 def _check_alerts(alerts: AlertSettings, origins: Mapping[str, str], source: str) -> None:
@@ -619,19 +634,14 @@ def _value(value: object, hint: object, metadata: Mapping[str, Any], where: str)
     raise ConfigError(f"{where}: got {shown}, expected {word} {bounds}".rstrip())
 
 
-def _with_passcode(ingest: IngestSettings, site: Mapping[str, object]) -> IngestSettings:
+def _with_passcode(ingest: IngestSettings, site: Mapping[str, object], source: str) -> IngestSettings:
     """Find the site's passcode: the setting, else its file, else PASSCODE of `config.py`."""
     if ingest.passcode is not None:
         return ingest
     if ingest.passcode_file is not None:
-        path = Path(ingest.passcode_file)
-        try:
-            secret = path.read_text(encoding="utf-8").strip()
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{path}: [ingest] passcode_file cannot be read: {error}") from None
-        if not secret:
-            raise ConfigError(f"{path}: [ingest] passcode_file is empty")
-        return dataclasses.replace(ingest, passcode=secret)
+        return dataclasses.replace(
+            ingest, passcode=secret(Path(ingest.passcode_file), f"{source}: ingest.passcode_file")
+        )
     passcode = site.get("PASSCODE")
     if passcode is None:
         return ingest

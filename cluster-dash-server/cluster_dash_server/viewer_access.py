@@ -11,7 +11,7 @@ from cluster_dash_server.access.tokens import Tokens
 from cluster_dash_server.access.users import UsersError, UsersFile
 from cluster_dash_server.access.viewers import Gate, KeptSessions, Mode, Rules, Sessions
 from cluster_dash_server.privacy import Veil
-from cluster_dash_server.settings import ConfigError, Settings, ViewerSettings
+from cluster_dash_server.settings import ConfigError, Settings, ViewerSettings, secret
 
 _MODES: dict[str, Mode] = {"open": "open", "basic": "basic", "proxy": "proxy", "oidc": "oidc"}
 
@@ -127,11 +127,7 @@ def provider(
 def _secret(viewers: ViewerSettings) -> str | None:
     if viewers.oidc_client_secret_file is None:
         return None
-    path = Path(viewers.oidc_client_secret_file)
-    try:
-        return path.read_text(encoding="utf-8").strip() or None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: [viewers] oidc_client_secret_file cannot be read: {error}") from None
+    return secret(Path(viewers.oidc_client_secret_file), "viewers.oidc_client_secret_file")
 
 
 def _lacks(keys: str, mend: str) -> ConfigError:

@@ -151,12 +151,19 @@ def test_the_passcode_may_come_from_a_file(tmp_path: Path, server_toml: Path) ->
     (tmp_path / "secret").write_text("from a file\n")
     server_toml.write_text(f'[ingest]\npasscode_file = "{tmp_path}/secret"\n')
     assert load(server_toml, environment={}).ingest.passcode == "from a file"
-    (tmp_path / "secret").unlink()
-    with pytest.raises(ConfigError, match="cannot be read"):
-        load(server_toml, environment={})
+    where = f"{server_toml}: ingest.passcode_file: {tmp_path}/secret"
     (tmp_path / "secret").write_text("\n")
-    with pytest.raises(ConfigError, match="is empty"):
-        load(server_toml, environment={})
+    assert refusal_of(server_toml) == f"{where}: is empty"
+    (tmp_path / "secret").write_bytes(b"\xff")
+    assert refusal_of(server_toml) == f"{where}: cannot be read: it is no text in UTF-8"
+    (tmp_path / "secret").unlink()
+    assert refusal_of(server_toml) == f"{where}: cannot be read: No such file or directory"
+
+
+def refusal_of(file: Path) -> str:
+    with pytest.raises(ConfigError) as refusal:
+        load(file, environment={})
+    return str(refusal.value)
 
 
 def test_the_passcode_is_never_shown() -> None:

@@ -97,8 +97,10 @@ class UsersFile:
             if stamp != self._stamp:
                 self._users = parse(self._path.read_text(encoding="utf-8"), str(self._path))
                 self._stamp = stamp
-        except (OSError, UnicodeDecodeError) as error:
-            raise UsersError(f"{self._path}: cannot be read: {error}") from None
+        except OSError as error:
+            raise UsersError(f"{self._path}: cannot be read: {error.strerror}") from None
+        except UnicodeDecodeError:
+            raise UsersError(f"{self._path}: cannot be read: it is no text in UTF-8") from None
         return self._users
 
     def _known(self) -> dict[str, tuple[Role, str]]:

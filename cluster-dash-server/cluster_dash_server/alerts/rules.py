@@ -160,7 +160,7 @@ def read(file: Path | None = None) -> tuple[Rule, ...]:
         try:
             own = tomllib.loads(file.read_text(encoding="utf-8"))
         except OSError as error:
-            raise RulesError(f"{file}: cannot be read: {error.strerror}") from None
+            raise RulesError(f"alerts.rules_file: {file}: cannot be read: {error.strerror}") from None
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise RulesError(f"{file}: not TOML: {error}") from None
     for name, section in own.items():
