@@ -1,13 +1,8 @@
 """The pages: each is whole as HTML, scripts then keep it fresh."""
 
-import gzip
-import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from importlib import resources
-from importlib.resources.abc import Traversable
 
 from flask import Blueprint, Response, abort, render_template, request, url_for
 
@@ -29,6 +24,7 @@ from cluster_dash_server.web import (
     words,
     xids,
 )
+from cluster_dash_server.web.assets import add_assets
 from cluster_dash_server.web.lists import so_far
 from cluster_dash_server.web.views import View
 
@@ -54,8 +50,6 @@ MOST_ROWS = 199
 MOST_CARDS = 8
 """Models of which the overview says where they are free."""
 GPU_PLOT_PX = 220
-MIMETYPES = {"css": "text/css", "js": "text/javascript", "json": "application/json", "svg": "image/svg+xml"}
-"""Of static files, by ending: what the machine's own table says may differ, and a browser refuses such modules."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,44 +67,6 @@ class Site:
     keeps_history: Callable[[], bool] = bool
 
 
-class Assets:
-    """Style and scripts, packed in memory under one digest: an upgrade changes the address of all of them.
-
-    The digest stands in the path, not in a query, so that modules find each other by relative imports.
-    """
-
-    def __init__(self) -> None:
-        files = dict(_static_files(resources.files("cluster_dash_server").joinpath("static")))
-        files["theme.css"] = theme.stylesheet().encode()
-        digest = hashlib.sha256()
-        for name in sorted(files):
-            digest.update(name.encode() + b"\0" + files[name] + b"\0")
-        self.digest = digest.hexdigest()[:12]
-        self._files = {name: (text, gzip.compress(text, 9, mtime=0)) for name, text in files.items()}
-
-    def answer(self, name: str, *, immutable: bool) -> Response | None:
-        """Return a file, None where there is none of this name."""
-        if name not in self._files:
-            return None
-        plain, packed = self._files[name]
-        takes_gzip = request.accept_encodings["gzip"] > 0
-        mimetype = MIMETYPES.get(name.rpartition(".")[2], "application/octet-stream")
-        response = Response(packed if takes_gzip else plain, mimetype=mimetype)
-        if takes_gzip:
-            response.headers["Content-Encoding"] = "gzip"
-        response.headers["Vary"] = "Accept-Encoding"
-        response.headers["Cache-Control"] = charts.IMMUTABLE if immutable else "no-cache"
-        return response
-
-
-def _static_files(folder: Traversable, prefix: str = "") -> Iterator[tuple[str, bytes]]:
-    for each in folder.iterdir():
-        if each.is_dir():
-            yield from _static_files(each, f"{prefix}{each.name}/")
-        elif not each.name.startswith("."):
-            yield prefix + each.name, each.read_bytes()
-
-
 def poll_seconds(hosts: int) -> int:
     """Return how often a page asks again: more hosts, fewer questions."""
     return 5 if hosts <= 100 else 10 if hosts <= 1000 else 15
@@ -119,7 +75,7 @@ def poll_seconds(hosts: int) -> int:
 def blueprint(
     cluster: Cluster, log: EventLog, clock: Callable[[], float], site: Site, bygone: Callable[[str], View]
 ) -> Blueprint:
-    """Build the pages, their style and their scripts.
+    """Build the pages.
 
     Args:
         cluster: the live view.
@@ -129,13 +85,10 @@ def blueprint(
         bygone: the cluster as it stood at a moment, in a text that the request gave.
     """
     pages = Blueprint("pages", __name__, template_folder="../templates")
-    assets = Assets()
+    assets = add_assets(pages)
     for name, say in words.FILTERS.items():
         pages.add_app_template_filter(say, name)
-    pages.add_app_template_filter(utc)
     pages.add_app_template_filter(curl)
-    pages.add_app_template_filter(moment)
-    pages.add_app_template_filter(stamp)
 
     @pages.app_context_processor
     def frame() -> dict[str, object]:
@@ -306,15 +259,6 @@ def blueprint(
             return export.answer(form, export.gpus(view), view, site.name)
         return page("user.html", page="user", **user_page.words_of(user, view, cluster.thresholds))
 
-    @pages.get("/assets/<digest>/<path:name>")
-    @needs("public")
-    def asset(digest: str, name: str) -> Response:
-        # a page of an older server may ask with its own digest: it gets this version, and must ask again
-        answer = assets.answer(name, immutable=digest == assets.digest)
-        if answer is None:
-            abort(404)
-        return answer
-
     @pages.get("/theme.css")
     @needs("public")
     def theme_css() -> Response:
@@ -337,34 +281,6 @@ def counts(view: View) -> Counter[str]:
     if not view.wish.terms:
         return Counter[str](rows.state_counts(view.hosts))
     return Counter({each.value: each.count for each in view.facets.choices["state"]})
-
-
-def moment(at: float, now: float) -> str:
-    """Return a moment as `09:14 UTC`, with its day where that is another one than that of `now`."""
-    then = _datetime(at)
-    if then is None:
-        return words.DASH
-    day = "" if then.date() == datetime.fromtimestamp(now, UTC).date() else f"{then.day} {then:%b} "
-    return f"{day}{then:%H:%M} UTC"
-
-
-def stamp(at: float) -> str:
-    """Return a moment in full: `2026-03-01 09:14:03 UTC`."""
-    then = _datetime(at)
-    return words.DASH if then is None else f"{then:%Y-%m-%d %H:%M:%S} UTC"
-
-
-def _datetime(at: float) -> datetime | None:
-    """Return a moment; None where no calendar has it, for a mole may say so."""
-    try:
-        return datetime.fromtimestamp(at, UTC)
-    except (ValueError, OverflowError, OSError):
-        return None
-
-
-def utc(at: float) -> str:
-    """Return a moment as `12:03:10 UTC`: the server does not know the reader's zone, a script may."""
-    return datetime.fromtimestamp(at, UTC).strftime("%H:%M:%S UTC")
 
 
 def curl(card: free.Card, root: str) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-from flask import Blueprint, Flask, Response, abort, render_template, request
+from flask import Blueprint, Flask, Response, render_template, request
 from werkzeug.exceptions import HTTPException
 
 from cluster_dash_server.access.viewers import needs
@@ -16,8 +16,9 @@ from cluster_dash_server.prometheus.exposition import Family
 from cluster_dash_server.received import Reception
 from cluster_dash_server.relaying.relay import ENROL, THREADS, Relay, Standing
 from cluster_dash_server.snapshot import Json
-from cluster_dash_server.web import edge, hot, pages, post, status, waitress_limits, words
+from cluster_dash_server.web import edge, hot, post, status, waitress_limits, words
 from cluster_dash_server.web.api import failure, json_response
+from cluster_dash_server.web.assets import add_assets
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
@@ -136,11 +137,9 @@ def _nobody(environ: "WSGIEnvironment", scope: object) -> None:
 
 def _blueprint(parts: Passing) -> Blueprint:
     routes = Blueprint("relay", __name__)
-    assets = pages.Assets()
+    assets = add_assets(routes)
     for name, say in words.FILTERS.items():
         routes.add_app_template_filter(say, name)
-    routes.add_app_template_filter(pages.utc)
-    routes.add_app_template_filter(pages.moment)
 
     @routes.get("/")
     @routes.get("/status")
@@ -183,11 +182,6 @@ def _blueprint(parts: Passing) -> Blueprint:
         kind = exposition.OPEN_METRICS_TYPE if open_metrics else exposition.CONTENT_TYPE
         text = "".join(_metrics(parts.relay.standing(), open_metrics=open_metrics))
         return Response(text + exposition.OPEN_METRICS_END * open_metrics, content_type=kind)
-
-    @routes.get("/assets/<digest>/<path:name>")
-    @needs("public")
-    def asset(digest: str, name: str) -> Response:
-        return assets.answer(name, immutable=digest == assets.digest) or abort(404)
 
     return routes
 

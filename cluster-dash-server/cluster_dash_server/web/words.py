@@ -1,9 +1,10 @@
-"""Numbers into words, once for all pages: what `static/js/format.js` does in the browser.
+"""Numbers and moments into words, once for all pages: what `static/js/format.js` does in the browser.
 
 A browser test holds the two to each other. Unknown (None, or a field a snapshot does not hold) is always `–`.
 """
 
 import math
+from datetime import UTC, datetime
 from urllib.parse import quote
 
 DASH = "–"
@@ -114,8 +115,39 @@ def segment(name: str) -> str:
     return quote(name, safe="-_.!~*'()")
 
 
+def moment(at: float, now: float) -> str:
+    """Return a moment as `09:14 UTC`, with its day where that is another one than that of `now`."""
+    then = _datetime(at)
+    if then is None:
+        return DASH
+    day = "" if then.date() == datetime.fromtimestamp(now, UTC).date() else f"{then.day} {then:%b} "
+    return f"{day}{then:%H:%M} UTC"
+
+
+def stamp(at: float) -> str:
+    """Return a moment in full: `2026-03-01 09:14:03 UTC`."""
+    then = _datetime(at)
+    return DASH if then is None else f"{then:%Y-%m-%d %H:%M:%S} UTC"
+
+
+def _datetime(at: float) -> datetime | None:
+    """Return a moment; None where no calendar has it, for a mole may say so."""
+    try:
+        return datetime.fromtimestamp(at, UTC)
+    except (ValueError, OverflowError, OSError):
+        return None
+
+
+def utc(at: float) -> str:
+    """Return a moment as `12:03:10 UTC`: the server does not know the reader's zone, a script may."""
+    return datetime.fromtimestamp(at, UTC).strftime("%H:%M:%S UTC")
+
+
 FILTERS = {
     each.__name__: each
-    for each in (whole, short, percent, gib, used_of, gib_of, level, unit, age, amount, plural, cut, segment)
+    for each in (
+        *(whole, short, percent, gib, used_of, gib_of, level, unit, age, amount, plural),
+        *(cut, segment, moment, stamp, utc),
+    )
 }
-"""What templates may say of a number, by name."""
+"""What templates may say of a number or a moment, by name."""
