@@ -139,7 +139,12 @@ class Parts:
             self.replica.errands["forget_user"] = lambda user: self.control.forget_user(user, begin=True)
             self.control.forgets["the live view of other replicas"] = partial(self.replica.tell, "forget_user")
 
-        # who is told of what
+        self._add_who_is_told(folder)
+        self.start = Start(self)
+
+    def _add_who_is_told(self, folder: Path) -> None:
+        """Build what tells people: of alerts, of free GPUs, of the night; and what commands do to it."""
+        settings, clock = self.settings, self.clock
         self.telling = Telling(
             settings.alerts,
             self.book.book,
@@ -208,7 +213,6 @@ class Parts:
             "maintenance": lambda wish: obey_maintenance(self.book.book, wish, clock(), self.zone),
             "reload": lambda wish: obey_reload(self.watch),
         }
-        self.start = Start(self)
 
     def _replica(self, clock: "EngineClock", settled: "SharedSettled | None") -> "Replica":
         from cluster_dash_server.sharing.replica import Replica
