@@ -5,33 +5,32 @@ from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate, groupby, pairwise
-from operator import sub
-from typing import Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cluster_dash_server.history.columns import (
     NAN,
-    Added,
-    Column,
+    Columns,
     Frames,
+    added,
     bind,
     decode,
-    decode_added,
     encode,
-    encode_numbers,
-    extended,
-    stays,
+    pack_integers,
+    unpack_integers,
     unzip,
     zip_,
 )
-from cluster_dash_server.history.lanes import MOST
+from cluster_dash_server.history.late_numpy import np
 from cluster_dash_server.store import GPU_METRICS, HOST_METRICS, Figures, GpuId, Holder
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 METRICS = GPU_METRICS + HOST_METRICS
 _TIMES, _SEQS, _WHO, _FIRST = range(4)
 _NO_SEQ = -1
-_HUNDREDTHS = 100
-"""To such means are rounded."""
+_DECIMALS = 2
+"""To so many means are rounded."""
 
 
 class Layout(NamedTuple):
@@ -53,21 +52,31 @@ class Layout(NamedTuple):
             gpu_metrics, host_metrics = GPU_METRICS, HOST_METRICS  # the very same are quicker to compare, row by row
         return cls(tuple(GpuId(*gpu) for gpu in gpus), tuple(gpu_metrics), tuple(host_metrics))
 
+    def is_of_now(self) -> bool:
+        """Say whether it has the metrics that this release keeps."""
+        return self.gpu_metrics == GPU_METRICS and self.host_metrics == HOST_METRICS
+
+    def widths(self) -> tuple[int, ...]:
+        """Return how many columns each metric has."""
+        return (len(self.gpus),) * len(self.gpu_metrics) + (1,) * len(self.host_metrics)
+
     def as_now(self, values: "array[float]") -> "array[float]":
         """Return the values of a row as this release lays them out: an older one may have kept fewer metrics."""
-        if self.gpu_metrics == GPU_METRICS and self.host_metrics == HOST_METRICS:
+        if self.is_of_now():
             return values
-        found = array("f")
-        of_hosts = len(self.gpu_metrics) * len(self.gpus)
-        for metric in METRICS:
-            count = len(self.gpus) if metric in GPU_METRICS else 1
-            if metric in self.gpu_metrics:
-                at = self.gpu_metrics.index(metric) * count
-                found.extend(values[at : at + count])
-            elif metric in self.host_metrics:
-                found.append(values[of_hosts + self.host_metrics.index(metric)])
-            else:
-                found.extend([NAN] * count)
+        found = self.columns_as_now(np.array(values, np.float32).reshape(-1, 1))
+        return array("f", found.tobytes())
+
+    def columns_as_now(self, columns: "NDArray[np.float32]") -> "NDArray[np.float32]":
+        """Return each value of rows over time as this release lays them out, NaN where it was not kept."""
+        if self.is_of_now():
+            return columns
+        of_metric = dict(zip(self.gpu_metrics + self.host_metrics, _split(columns, self.widths()), strict=True))
+        now = Layout(self.gpus)
+        found = np.full((sum(now.widths()), columns.shape[1]), NAN, np.float32)
+        for metric, rows in zip(METRICS, _split(found, now.widths()), strict=True):
+            if metric in of_metric:
+                rows[:] = of_metric[metric]
         return found
 
     def frame_of(self, metric: str) -> tuple[int, int] | None:
@@ -79,26 +88,32 @@ class Layout(NamedTuple):
         return None
 
 
+def _split(columns: "NDArray[np.float32]", widths: Sequence[int]) -> "list[NDArray[np.float32]]":
+    """Return the rows of each metric."""
+    return np.split(columns, np.cumsum(widths[:-1]))
+
+
 # --------------------------------------------------------------------------------------------------- an hour of rows
 
 
-def pack_rows(rows: Sequence[Figures], columns: "Sequence[array[float]]") -> bytes:
+def columns_of(rows: "Sequence[array[float]] | NDArray[np.float32]") -> "NDArray[np.float32]":
+    """Return each value of rows of one layout over time: values × rows, of rows or a matrix of them."""
+    if not isinstance(rows, np.ndarray):
+        rows = np.frombuffer(b"".join(rows), np.float32).reshape(len(rows), -1)
+    return np.ascontiguousarray(rows.T)
+
+
+def pack_rows(rows: Sequence[Figures], columns: "NDArray[np.float32]") -> bytes:
     """Pack the rows of an hour, oldest first, all of the same GPUs; `columns_of` made columns of their values."""
-    frames = [
-        _pack_integers([round(row.at * 1000) for row in rows]),
-        _pack_integers([_NO_SEQ if row.seq is None else row.seq for row in rows]),
-        zip_(json.dumps([_boots(rows), list(_holdings(rows))], ensure_ascii=False, separators=(",", ":")).encode()),
-    ]
-    at = 0
-    for count in _widths(len(rows[0].gpus)):
-        frames.append(encode(columns[at : at + count]) if count else b"")
-        at += count
-    return bind(frames)
-
-
-def _widths(gpus: int) -> tuple[int, ...]:
-    """Return how many columns each of METRICS has."""
-    return (gpus,) * len(GPU_METRICS) + (1,) * len(HOST_METRICS)
+    who = json.dumps([_boots(rows), list(_holdings(rows))], ensure_ascii=False, separators=(",", ":"))
+    return bind(
+        [
+            pack_integers(np.rint(np.array([row.at for row in rows]) * 1000)),
+            pack_integers([_NO_SEQ if row.seq is None else row.seq for row in rows]),
+            zip_(who.encode()),
+            *encode(columns, Layout(rows[0].gpus).widths()),
+        ]
+    )
 
 
 def _boots(rows: Sequence[Figures]) -> list[tuple[str | None, int]]:
@@ -117,11 +132,15 @@ def _holdings(rows: Sequence[Figures]) -> Iterator[tuple[int, list[Any]]]:
     first = 0
     for place in range(1, len(rows) + 1):
         if place == len(rows) or rows[place].holders != rows[first].holders:
-            mems: list[list[float]] = [
-                list(each) for each in zip(*(r.holder_mem for r in rows[first:place]), strict=True)
-            ]
-            peaks = [max((mem for mem in each if mem == mem), default=None) for each in mems]
-            yield place - first, [[*holder, peak] for holder, peak in zip(rows[first].holders, peaks, strict=True)]
+            mems = np.frombuffer(b"".join([row.holder_mem for row in rows[first:place]]), np.float32)
+            peaks = np.fmax.reduce(mems.reshape(place - first, -1), axis=0).tolist()
+            yield (
+                place - first,
+                [
+                    [*holder, None if peak != peak else peak]
+                    for holder, peak in zip(rows[first].holders, peaks, strict=True)
+                ],
+            )
             first = place
 
 
@@ -137,26 +156,20 @@ class Rows:
         self._layout = layout
 
     @cached_property
-    def times(self) -> list[float]:
-        """When each row was taken, the oldest first."""
-        return [at / 1000 for at in _unpack_integers(self._frames[_TIMES])]
+    def times(self) -> "NDArray[np.float64]":
+        """When each row was taken (Unix s), the oldest first."""
+        return unpack_integers(self._frames[_TIMES]) / 1000
 
-    def columns(self, metric: str) -> list[Column]:
-        """Return the figures of a metric: a column for each GPU, or one for the host; none where it is not kept."""
-        frame = self._layout.frame_of(metric)
-        if frame is None or not frame[1]:
-            return []
-        return decode(self._frames[_FIRST + frame[0]], frame[1], len(self.times))
-
-    def added(self, metric: str, rows: int) -> Added | None:
-        """Return what each so many figures of a metric add up to, column by column; None: `columns` tells more.
-
-        The times are a multiple of so many.
-        """
+    def columns(self, metric: str) -> Columns | None:
+        """Return the figures of a metric: a column for each GPU, or one for the host; None where it is not kept."""
         frame = self._layout.frame_of(metric)
         if frame is None or not frame[1]:
             return None
-        return decode_added(self._frames[_FIRST + frame[0]], frame[1], len(self.times), rows)
+        return decode([self._frames[_FIRST + frame[0]]], frame[1:], len(self.times))
+
+    def all_columns(self) -> "NDArray[np.float32]":
+        """Return each value of a row of this release over time, NaN where unknown: values × rows."""
+        return _all_columns(self._frames, _FIRST, self._layout, len(self.times))
 
     def without_user(self, user: str) -> bytes | None:
         """Return the blob without a holder's name; None: it does not hold it."""
@@ -170,7 +183,7 @@ class Rows:
 
     def figures(self, host: str) -> list[Figures]:
         """Return all rows; the memory of a holder is the most it had while the holders stayed the same."""
-        seqs = _unpack_integers(self._frames[_SEQS])
+        seqs = unpack_integers(self._frames[_SEQS]).tolist()
         boots, holdings = json.loads(unzip(self._frames[_WHO]))
         boot_ids = [boot for boot, count in boots for _ in range(count)]
         held: list[tuple[tuple[Holder, ...], array[float]]] = []
@@ -178,11 +191,7 @@ class Rows:
             who = tuple([Holder(*holder[:3]) for holder in holders])
             mems = array("f", [NAN if holder[3] is None else holder[3] for holder in holders])
             held += [(who, mems)] * count
-        columns: list[Sequence[float]] = []
-        for metric in METRICS:
-            found = [column.floats() for column in self.columns(metric)]
-            missing = (len(self._layout.gpus) if metric in GPU_METRICS else 1) - len(found)
-            columns += found + [[NAN] * len(self.times)] * missing
+        values = np.ascontiguousarray(self.all_columns().T)
         return [
             Figures(
                 host=host,
@@ -191,25 +200,21 @@ class Rows:
                 seq=None if seq == _NO_SEQ else seq,
                 oldest_seq=None,
                 gpus=self._layout.gpus,
-                values=array("f", values),
+                values=array("f", row.tobytes()),
                 holders=who,
                 holder_mem=mems,
             )
-            for at, seq, boot_id, (who, mems), *values in zip(self.times, seqs, boot_ids, held, *columns, strict=True)
+            for at, seq, boot_id, (who, mems), row in zip(
+                self.times.tolist(), seqs, boot_ids, held, values, strict=True
+            )
         ]
 
 
-def _pack_integers(numbers: Sequence[int]) -> bytes:
-    steps = array("q", map(sub, numbers, (0, *numbers)))
-    return zip_(b"".join(bytes(steps)[place::8] for place in range(8)))
-
-
-def _unpack_integers(packed: bytes) -> list[int]:
-    shuffled = unzip(packed)
-    plain, count = bytearray(len(shuffled)), len(shuffled) // 8
-    for place in range(8):
-        plain[place::8] = shuffled[place * count : (place + 1) * count]
-    return list(accumulate(array("q", bytes(plain))))
+def _all_columns(frames: Frames, first: int, layout: Layout, length: int) -> "NDArray[np.float32]":
+    """Return the columns of all METRICS, NaN where one is not kept; `first` is the place of the first one's frame."""
+    widths = layout.widths()
+    of_metrics = [frames[first + place] for place in range(len(widths))]
+    return layout.columns_as_now(decode(of_metrics, widths, length).figures().astype(np.float32))
 
 
 # ---------------------------------------------------------------------------------------------------- a day of steps
@@ -220,184 +225,88 @@ class Slot:
     """The least, mean and most of every value of a row in one step, from how many rows; NaN where unknown."""
 
     rows: int
-    least: "array[float]"
-    mean: "array[float]"
-    most: "array[float]"
+    least: "NDArray[np.float32]"
+    mean: "NDArray[np.float32]"
+    most: "NDArray[np.float32]"
 
 
-def slot_of(columns: "Sequence[array[float]]") -> Slot:
+def slot_of(columns: "NDArray[np.float32]") -> Slot:
     """Add up rows of one layout, of which `columns_of` made columns."""
-    least, mean, most = array("f"), array("f"), array("f")
-    for column in columns:
-        low, middle, high = _least_mean_most(column)
-        least.append(low)
-        mean.append(middle)
-        most.append(high)
-    return Slot(len(columns[0]), least, mean, most)
+    return Slot(columns.shape[1], *[each[:, 0] for each in _least_mean_most(columns, [0])])
 
 
-def _least_mean_most(figures: "array[float]") -> tuple[float, float, float]:
-    """Return the least, mean and most of figures; NaN where none is known."""
-    if stays(figures):  # half of the metrics of many GPUs
-        return (figures[0],) * 3
-    known = figures.tolist()
-    total = sum(known)
-    if total != total:
-        known = [value for value in known if value == value]
-        total = sum(known)
-    return min(known), round(total / len(known), 2), max(known)
+def _least_mean_most(
+    columns: "NDArray[np.float32]", starts: "Sequence[int] | NDArray[np.intp]"
+) -> "list[NDArray[np.float32]]":
+    """Return the least, mean and most of parts of columns, as `added` takes them."""
+    sums = added(columns.astype(np.float64), starts)
+    with np.errstate(invalid="ignore"):  # where nothing is known
+        mean = np.round(sums.total / sums.known, _DECIMALS)
+    mean = np.where(sums.least == sums.most, sums.least, mean)  # that of equal figures is each of them
+    return [each.astype(np.float32) for each in (sums.least, mean, sums.most)]
 
 
-def columns_of(rows: "Sequence[array[float]]") -> "list[array[float]]":
-    """Return each value of rows of one layout over time."""
-    whole, stride = array("f", b"".join([row.tobytes() for row in rows])), len(rows[0])
-    return [whole[place::stride] for place in range(stride)]
-
-
-class Day(NamedTuple):
-    """Steps of a day, column by column: the least, mean and most of every value of a row, NaN where unknown.
+@dataclass(frozen=True, slots=True)
+class Day:
+    """Steps of a day: the least, mean and most of every value of a row, NaN where unknown.
 
     Attributes:
         places: which steps of the day there are, in order.
         rows: from how many rows each was made.
+        least: matrices of values × steps, one after the other; so are `mean` and `most`.
     """
 
     places: list[int]
     rows: list[int]
-    least: list[Column]
-    mean: list[Column]
-    most: list[Column]
-
-    def put(self, columns: int, least: Column, mean: Column, most: Column) -> None:
-        """Put in the next columns, which come one after the other."""
-        length = len(least.numbers) // columns
-        for found, new in zip(self[2:], (least, mean, most), strict=True):
-            for at in range(0, columns * length, length):
-                found.append(Column(new.numbers[at : at + length], new.scale, None))
+    least: "list[NDArray[np.float32]]"
+    mean: "list[NDArray[np.float32]]"
+    most: "list[NDArray[np.float32]]"
 
     def extend(self, later: "Day") -> None:
         """Put later steps behind those that are here."""
         self.places.extend(later.places)
         self.rows.extend(later.rows)
-        for found, new in zip(self[2:], later[2:], strict=True):
-            found[:] = map(_joined, found, new)
+        self.least.extend(later.least)
+        self.mean.extend(later.mean)
+        self.most.extend(later.most)
 
     def slots(self) -> dict[int, Slot]:
         """Return the steps by their place."""
-        kinds = [
-            [array("f", row) for row in zip(*[column.floats() for column in kind], strict=True)] for kind in self[2:]
-        ]
+        kinds = [np.hstack(kind).T for kind in (self.least, self.mean, self.most)]
         return {
             place: Slot(count, least, mean, most)
             for place, count, least, mean, most in zip(self.places, self.rows, *kinds, strict=True)
         }
 
 
-def _joined(first: Column, second: Column) -> Column:
-    if not (_is_whole(first) and _is_whole(second) and first.scale == second.scale):
-        first, second = _as_figures(first), _as_figures(second)
-    return Column(cast("array[Any]", first.numbers) + cast("array[Any]", second.numbers), first.scale, None)
-
-
-def _as_figures(column: Column) -> Column:
-    return _figures(column.floats()) if _is_whole(column) else column
-
-
-def _figures(figures: Iterable[float]) -> Column:
-    return Column(array("f", figures), 1.0, None)
-
-
-def _is_whole(column: Column) -> bool:
-    """Say whether a column is whole numbers of its scale, all known."""
-    return column.known is None and isinstance(column.numbers, array) and column.numbers.typecode == "i"
-
-
 def minutes_of(blob: bytes, layout: Layout, day: int) -> Day:
-    """Add up an hour of rows to minutes of their day: column by column, in a fifth of the time of `slot_of`.
+    """Add up an hour of rows to minutes of their day.
 
     Raises:
         StoreError: the blob is damaged.
     """
     rows = Rows(blob, layout)
-    minutes = [(place, len(list(group))) for place, group in groupby([int(at - day) // 60 for at in rows.times])]
-    counts = [count for _, count in minutes]
-    is_even = len(set(counts)) == 1
-    found = Day([place for place, _ in minutes], counts[:], [], [], [])
-    for metric, width in zip(METRICS, _widths(len(layout.gpus)), strict=True):
-        if not width:
-            continue
-        added = rows.added(metric, counts[0]) if is_even else None
-        if added is not None and _are_decimals(added):
-            found.put(width, *_means(added, counts[0]))
-            continue
-        columns = rows.columns(metric)
-        if all(column is columns[0] for column in columns) and (not columns or columns[0].stays()):
-            figure = columns[0].floats()[0] if columns else NAN
-            found.put(width, *[_constant(figure, scale, width * len(counts)) for scale in (1, _HUNDREDTHS, 1)])
-        else:
-            for column in columns:
-                found.put(1, *_added_unevenly(column, counts))
-    return found
-
-
-def _constant(figure: float, scale: int, count: int) -> Column:
-    """Return a figure so many times, as whole numbers of a scale where it is one."""
-    if abs(figure) * scale < MOST and (figure * scale).is_integer():
-        return Column(array("i", [int(figure * scale)]) * count, scale, None)
-    return Column(array("f", [figure]) * count, 1.0, None)
-
-
-def _are_decimals(added: Added) -> bool:
-    """Say whether figures have so few decimals that rounding leaves the mean of equal ones as it is."""
-    return added.total.typecode == "i" and added.scale <= _HUNDREDTHS
-
-
-def _means(added: Added, rows: int) -> Iterator[Column]:
-    """Give the least, mean and most of each so many figures that `_are_decimals`."""
-    of_one = int(added.scale) * rows
-    means = [(2 * _HUNDREDTHS * total + of_one) // (2 * of_one) for total in added.total]  # round() takes ten times
-    yield Column(added.least, added.scale, None)
-    if max(max(means), -min(means)) < MOST:
-        yield Column(array("i", means), _HUNDREDTHS, None)
-    else:
-        yield _figures([mean / _HUNDREDTHS for mean in means])
-    yield Column(added.most, added.scale, None)
-
-
-def _added_unevenly(column: Column, counts: Iterable[int]) -> Iterator[Column]:
-    """Give the least, mean and most of each so many figures of a column."""
-    figures, ends = array("f", column.floats()), accumulate(counts, initial=0)
-    for of_kind in zip(*[_least_mean_most(figures[at:end]) for at, end in pairwise(ends)], strict=True):
-        yield _figures(of_kind)
+    places, starts, counts = np.unique((rows.times - day).astype(np.int64) // 60, return_index=True, return_counts=True)
+    least, mean, most = _least_mean_most(rows.all_columns(), starts)
+    return Day(places.tolist(), counts.tolist(), [least], [mean], [most])
 
 
 def pack_slots(slots: dict[int, Slot], gpus: int) -> bytes:
     """Pack the steps of a day, by their place in it."""
     places = sorted(slots)
     of = [slots[place] for place in places]
-    least, mean, most = (
-        [Column(column, 1.0, None) for column in columns_of([getattr(slot, kind) for slot in of])]
-        for kind in ("least", "mean", "most")
-    )
-    return pack_day(Day(places, [slot.rows for slot in of], least, mean, most), gpus)
+    kinds = [[np.stack([getattr(slot, kind) for slot in of], axis=1)] for kind in ("least", "mean", "most")]
+    return pack_day(Day(places, [slot.rows for slot in of], *kinds), gpus)
 
 
 def pack_day(day: Day, gpus: int) -> bytes:
     """Pack the steps of a day."""
-    frames = [_pack_integers(day.places), _pack_integers(day.rows)]
+    widths = (gpus,) * len(GPU_METRICS) + (1,) * len(HOST_METRICS)
     alone = all(count == 1 for count in day.rows)
-    for columns in (day.mean,) if alone else (day.mean, day.least, day.most):
-        at = 0
-        for count in _widths(gpus):
-            frames.append(_encoded(columns[at : at + count]) if count else b"")
-            at += count
+    frames = [pack_integers(day.places), pack_integers(day.rows)]
+    for kind in (day.mean,) if alone else (day.mean, day.least, day.most):
+        frames += encode(np.hstack(kind), widths)
     return bind(frames)
-
-
-def _encoded(columns: Sequence[Column]) -> bytes:
-    if all(_is_whole(column) for column in columns) and len({column.scale for column in columns}) == 1:
-        return encode_numbers([cast("array[int]", column.numbers) for column in columns], columns[0].scale)
-    return encode([cast("array[float]", _as_figures(column).numbers) for column in columns])
 
 
 class Slots:
@@ -413,61 +322,34 @@ class Slots:
         self._metrics = len(layout.gpu_metrics) + len(layout.host_metrics)
 
     @cached_property
-    def places(self) -> list[int]:
+    def places(self) -> "NDArray[np.int64]":
         """Which steps of the day there are."""
-        return _unpack_integers(self._frames[0])
+        return unpack_integers(self._frames[0])
 
     @cached_property
-    def rows(self) -> list[int]:
+    def rows(self) -> "NDArray[np.int64]":
         """From how many rows each step was made."""
-        return _unpack_integers(self._frames[1])
+        return unpack_integers(self._frames[1])
 
-    def columns(self, metric: str) -> list[tuple[list[float], list[float], list[float]]]:
-        """Return (least, mean, most) of a metric for each GPU, or for the host; none where it is not kept."""
+    def columns(self, metric: str) -> tuple[Columns, Columns, Columns] | None:
+        """Return the least, mean and most of a metric: a column for each GPU, or one; None where it is not kept."""
         frame = self._layout.frame_of(metric)
         if frame is None or not frame[1]:
-            return []
-        place, columns = frame
-        means = self._read(2 + place, columns)
-        if len(self._frames) == 2 + self._metrics:
-            return [(mean, mean, mean) for mean in means]
-        leasts = self._read(2 + self._metrics + place, columns)
-        mosts = self._read(2 + 2 * self._metrics + place, columns)
-        return list(zip(leasts, means, mosts, strict=True))
+            return None
+        place, width = frame
+        mean, *found = [decode([self._frames[first + place]], [width], len(self.places)) for first in self._firsts()]
+        least, most = found or (mean, mean)
+        return least, mean, most
 
     def slots(self) -> dict[int, Slot]:
         """Return all of them by their place."""
-        kinds: list[list[list[float]]] = [[], [], []]
-        for metric in METRICS:
-            found = self.columns(metric)
-            count = len(self._layout.gpus) if metric in GPU_METRICS else 1
-            nothing = [NAN] * len(self.places)
-            for kind, of_kind in enumerate(kinds):
-                of_kind += [column[kind] for column in found] or [nothing] * count
-        rows = [[array("f", row) for row in zip(*kind, strict=True)] for kind in kinds]
-        return {
-            place: Slot(count, least, mean, most)
-            for place, count, least, mean, most in zip(self.places, self.rows, *rows, strict=True)
-        }
+        mean, *found = [_all_columns(self._frames, first, self._layout, len(self.places)) for first in self._firsts()]
+        least, most = found or (mean, mean)
+        return Day(self.places.tolist(), self.rows.tolist(), [least], [mean], [most]).slots()
 
-    def with_next(self, place: int, slot: Slot) -> bytes | None:
-        """Return the blob with one more step at its end; None: it has to be packed anew, from all its steps."""
-        layout, frames = self._layout, self._frames
-        are_all = len(frames) == 2 + 3 * self._metrics
-        are_metrics_of_now = layout.gpu_metrics == GPU_METRICS and layout.host_metrics == HOST_METRICS
-        if not self.places or place <= self.places[-1] or not are_all or not are_metrics_of_now:
-            return None
-        found = [_pack_integers([*self.places, place]), _pack_integers([*self.rows, slot.rows])]
-        for kind in (slot.mean, slot.least, slot.most):
-            at = 0
-            for columns in _widths(len(layout.gpus)):
-                frame = frames[len(found)]
-                found.append(extended(frame, len(self.places), kind[at : at + columns]) if columns else frame)
-                at += columns
-        return bind(found)
-
-    def _read(self, frame: int, columns: int) -> list[list[float]]:
-        return [column.floats() for column in decode(self._frames[frame], columns, len(self.places))]
+    def _firsts(self) -> range:
+        """Return where the frames of the means begin, then those of the least and the most, where there are such."""
+        return range(2, len(self._frames), self._metrics)
 
 
 def by_layout(rows: Iterable[Figures]) -> dict[tuple[GpuId, ...], list[Figures]]:

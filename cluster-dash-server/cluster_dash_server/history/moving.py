@@ -160,7 +160,7 @@ def _put_day(
                     at = day + place * seconds
                     told.add(at // HOUR * HOUR)
                     if at // HOUR * HOUR not in finer:
-                        store.append(_figures(name, at, of.gpus, slot.mean))
+                        store.append(_figures(name, at, of.gpus, array("f", slot.mean.tobytes())))
                         count += 1
                         if count % ROWS_AT_ONCE == 0:
                             store.flush()

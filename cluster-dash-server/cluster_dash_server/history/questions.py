@@ -3,16 +3,14 @@
 import json
 import sqlite3
 from array import array
-from bisect import bisect_left
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from itertools import chain, pairwise, repeat
-from operator import add, le, lt, truediv
-from typing import Any, NamedTuple, cast
+from itertools import compress, groupby
+from operator import add, attrgetter
+from typing import TYPE_CHECKING, Any
 
-from cluster_dash_server.history.chunks import Layout, Rows, Slots
-from cluster_dash_server.history.columns import Column
+from cluster_dash_server.history.chunks import Layout, Rows, Slots, columns_of
 from cluster_dash_server.history.gpu_hours import (
     Key,
     hours_of,
@@ -23,7 +21,7 @@ from cluster_dash_server.history.gpu_hours import (
     spans_of,
     usage_of,
 )
-from cluster_dash_server.history.lanes import least_sum_most
+from cluster_dash_server.history.late_numpy import np
 from cluster_dash_server.history.opened import OpenHours
 from cluster_dash_server.history.rollups import (
     DAY,
@@ -54,120 +52,70 @@ from cluster_dash_server.store import (
     UseQuery,
 )
 
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
-class _Sums(NamedTuple):
-    """The least, sum and most of `rows` figures each, times a scale, step by step from `first` on."""
+_Point = tuple[int, float, float, float, float]
+"""Which step, and the least, total (see `_FINEST`), most and number of what is added to it."""
+_Told = tuple["NDArray[Any]", ...]
+"""When (Unix s), columns × moments of the least, total and most from then on, and from how many rows each is."""
 
-    first: int
-    least: "array[Any]"
-    total: "array[Any]"
-    most: "array[Any]"
-    scale: float
-    rows: int
-
-    def is_followed_by(self, other: "_Sums") -> bool:
-        """Say whether others can be put behind these."""
-        kinds = [[each.typecode for each in sums[1:4]] for sums in (self, other)]
-        touch = self.first + len(self.least) == other.first
-        return touch and self[4:] == other[4:] and kinds[0] == kinds[1]
+_FINEST = 1000.0
+"""Totals are gathered in thousandths: whole numbers where figures are decimals, so that the mean of equal ones is one
+of them."""
 
 
-@dataclass(slots=True)
-class _Line:
-    """One series while it is gathered: for each step the least, sum and most, from so many figures.
-
-    What `put` gives is kept beside them and laid into its place when no more follows: all of a day at once.
-    """
-
-    least: list[float]
-    total: list[float]
-    most: list[float]
-    count: list[float]
-    uuid: str | None = None
-    model: str | None = None
-    beside: _Sums | None = None
-
-    @classmethod
-    def of(cls, steps: Steps) -> "_Line":
-        count = steps.count
-        return cls([float("inf")] * count, [0.0] * count, [float("-inf")] * count, [0] * count)
-
-    def add(self, step: int, least: float, total: float, most: float, count: int) -> None:
-        """Add figures to a step."""
-        if self.beside is not None:
-            self._lay()
-        if least < self.least[step]:
-            self.least[step] = least
-        if most > self.most[step]:
-            self.most[step] = most
-        self.total[step] += total
-        self.count[step] += count
-
-    def put(self, new: _Sums) -> None:
-        """Give steps what they are made of: they have nothing yet."""
-        self.count[new.first : new.first + len(new.least)] = [new.rows] * len(new.least)
-        was = self.beside
-        if was is not None and was.is_followed_by(new):
-            for sums, more in zip(was[1:4], new[1:4], strict=True):
-                sums.extend(more)
-        else:
-            self._lay()
-            self.beside = new
-
-    def _lay(self, *, is_last: bool = False) -> None:
-        """Lay what is kept beside into its place; the last of it need not be divided but for the mean."""
-        if self.beside is None:
-            return
-        first, least, total, most, scale, rows = self.beside
-        steps = slice(first, first + len(least))
-        self.least[steps] = _divided(least, scale)
-        self.most[steps] = _divided(most, scale)
-        if is_last:
-            self.total[steps] = total
-            self.count[steps] = [rows * scale] * len(total)
-        else:
-            self.total[steps] = _divided(total, scale)
-        self.beside = None
-
-    def series(self, steps: Steps, starts: Sequence[float], host: str, gpu: int | None) -> Series:
-        """Return it; what was gathered is used up."""
-        self._lay(is_last=True)
-        least: list[float | None] = [*self.least]
-        most: list[float | None] = [*self.most]
-        empty: list[int] = []
-        with suppress(ValueError):
-            while True:
-                empty.append(self.count.index(0, empty[-1] + 1 if empty else 0))
-        for place in empty:
-            self.count[place] = 1
-        mean: list[float | None] = [*map(truediv, self.total, self.count)]
-        for place in empty:
-            least[place] = mean[place] = most[place] = None
-        return Series(
-            step_seconds=steps.seconds,
-            t=starts,
-            min=least,
-            mean=mean,
-            max=most,
-            host=host,
-            gpu=gpu,
-            uuid=self.uuid,
-            model=self.model,
-        )
+_TOGETHER = 64
+"""So many hours and days of a host are put into steps at a time."""
 
 
-def _divided(numbers: "array[Any]", scale: float) -> Iterable[float]:
-    return numbers if scale == 1 else map(truediv, numbers, repeat(scale))
+class _Lines:
+    """Series while they are gathered: under each key, for each step the least, sum and most of its figures."""
 
+    def __init__(self, steps: Steps) -> None:
+        self._steps = steps
+        self._begins: dict[Any, int] = {}
+        self._least, self._total, self._most, self._count = (np.empty(0) for _ in range(4))
 
-def _added(parts: list[Sequence[float]], rows: int) -> "list[array[Any]]":
-    """Return the least, the sum and the most of each so many figures, one part after the other."""
-    if all(isinstance(part, array) and part.typecode == "i" for part in parts):
-        whole = array("i", b"".join([cast("array[int]", part).tobytes() for part in parts]))
-        return [whole] * 3 if rows == 1 else [*least_sum_most([whole[place::rows] for place in range(rows)])]
-    figures = list(chain.from_iterable(parts))
-    places = list(zip(*[figures[place::rows] for place in range(rows)], strict=True))
-    return [array("d", map(of_figures, places)) for of_figures in (min, sum, max)]
+    def begins(self, keys: Sequence[Any]) -> list[int]:
+        """Return where the steps of lines begin; those that are not there are made."""
+        new = [key for key in dict.fromkeys(keys) if key not in self._begins]
+        for key in new:
+            self._begins[key] = len(self._begins) * self._steps.count
+        if new:
+            of_new = len(new) * self._steps.count
+            self._least, self._most = (np.append(each, np.full(of_new, np.nan)) for each in (self._least, self._most))
+            self._total, self._count = (np.append(each, np.zeros(of_new)) for each in (self._total, self._count))
+        return [self._begins[key] for key in keys]
+
+    def add(
+        self,
+        at: "NDArray[np.intp]",
+        least: "NDArray[np.float64]",
+        total: "NDArray[np.float64]",
+        most: "NDArray[np.float64]",
+        count: "NDArray[np.float64]",
+    ) -> None:
+        """Add figures, all of them known, to the steps at these places, of which any may come more than once."""
+        np.fmin.at(self._least, at, least)
+        np.fmax.at(self._most, at, most)
+        with np.errstate(invalid="ignore"):  # infinities of both signs
+            np.add.at(self._total, at, total)
+        np.add.at(self._count, at, count)
+
+    def series(self, key: Any, starts: Sequence[float], host: str | None, **whose: Any) -> Series:
+        """Return a line; `starts` are those of the steps."""
+        steps = slice(self._begins[key], self._begins[key] + self._steps.count)
+        count = self._count[steps]
+        empty = np.flatnonzero(count == 0).tolist()
+        with np.errstate(invalid="ignore"):  # where there are none
+            mean = self._total[steps] / (count * _FINEST)
+        told: list[list[float | None]] = [each.tolist() for each in (self._least[steps], mean, self._most[steps])]
+        for each in told:
+            for place in empty:
+                each[place] = None
+        least, means, most = told
+        return Series(step_seconds=self._steps.seconds, t=starts, min=least, mean=means, max=most, host=host, **whose)
 
 
 class Reader:
@@ -205,13 +153,9 @@ class Reader:
         found = []
         starts = steps.starts()
         for host, name in self._hosts(ask.hosts):
-            lines: dict[int | None, _Line] = {}
-            gather = _Gather(ask, steps, starts, lines)
+            gather = _Gather(ask, steps)
             self._gather_host(gather, host, name)
-            found += [
-                line.series(steps, starts, name, gpu)
-                for gpu, line in sorted(lines.items(), key=lambda each: each[0] or 0)
-            ]
+            found += gather.series(starts, name)
         return found
 
     def _gather_host(self, gather: "_Gather", host: int, name: str) -> None:
@@ -251,21 +195,14 @@ class Reader:
 
     def _cluster(self, ask: SeriesQuery, steps: Steps, now: float) -> list[Series]:
         place = CLUSTER_METRICS.index(ask.metric)
-        lines: dict[str, _Line] = {}
+        found: defaultdict[str, list[_Point]] = defaultdict(list)
         models = ("",) if ask.by == "cluster" else ask.models
         wanted = None if models is None else set(models)
-
-        def line_of(model: str) -> _Line:
-            line = lines.get(model)
-            if line is None:
-                line = lines[model] = _Line.of(steps)
-            return line
-
         open_minutes = self._open.minutes()
         if steps.seconds % HOUR == 0:
             # hours that are still open in part are made of their minutes
             open_hours = {minute // HOUR * HOUR for minute, _ in open_minutes}
-            self._cluster_hours(steps, place, wanted, open_hours, line_of)
+            self._cluster_hours(steps, place, wanted, open_hours, found)
             minutes = {
                 key: share for hour in open_hours for key, share in self._cluster_minutes(hour, hour + HOUR, wanted)
             }
@@ -273,7 +210,7 @@ class Reader:
             minutes = dict(self._cluster_minutes(steps.begin - 60, steps.end + 60, wanted))
             if not minutes or min(minutes)[0] > steps.begin + HOUR:  # older than minutes are kept
                 covered = {minute // HOUR * HOUR for minute, _ in minutes}
-                self._cluster_hours(steps, place, wanted, covered, line_of)
+                self._cluster_hours(steps, place, wanted, covered, found)
         for key, share in open_minutes.items():
             if steps.begin - 60 <= key[0] < steps.end + 60 and (key[1] != "" if wanted is None else key[1] in wanted):
                 was = minutes.get(key)
@@ -282,15 +219,15 @@ class Reader:
         for minute, model, share in whole_minutes(minutes):
             if minute > settled or not steps.begin <= minute < steps.end:
                 continue
-            line, value = line_of(model), cluster_figures(share, 60)[place]
+            points, value = found[model], cluster_figures(share, 60)[place]
             if value is not None:
-                line.add(int((minute - steps.begin) // steps.seconds), value, value, value, 1)
-        found = []
-        starts = steps.starts()
-        for model, line in sorted(lines.items()):
-            line.model = model or None
-            found.append(line.series(steps, starts, "", None))
-        return [_without_host(series) for series in found]
+                points.append((int((minute - steps.begin) // steps.seconds), value, value * _FINEST, value, 1))
+        lines, starts = _Lines(steps), steps.starts()
+        for begin, points in zip(lines.begins(list(found)), found.values(), strict=True):
+            if points:
+                at, *figures = np.array(points).T
+                lines.add(begin + at.astype(np.intp), *figures)
+        return [lines.series(model, starts, None, model=model or None) for model in sorted(found)]
 
     def _cluster_minutes(
         self, begin: float, end: float, wanted: set[str] | None
@@ -301,7 +238,9 @@ class Reader:
             if model != "" if wanted is None else model in wanted:
                 yield (minute, model), tuple(array("d", share))
 
-    def _cluster_hours(self, steps: Steps, place: int, wanted: set[str] | None, but: set[int], line_of: Any) -> None:
+    def _cluster_hours(
+        self, steps: Steps, place: int, wanted: set[str] | None, but: set[int], found: defaultdict[str, list[_Point]]
+    ) -> None:
         if wanted is None:
             where, models = "model != ''", []
         else:
@@ -311,11 +250,11 @@ class Reader:
             f"SELECT hour, model, figures FROM cluster_hours WHERE {where} AND hour >= ? AND hour < ?",  # noqa: S608 - marks
             (*models, steps.begin // HOUR * HOUR, steps.end),
         ):
-            line = line_of(model)
+            points = found[model]
             count, least, mean, most = array("d", blob)[at : at + 4]
             step = int((hour - steps.begin) // steps.seconds)
             if hour not in but and mean == mean and step >= 0:
-                line.add(step, least, mean * count, most, int(count))
+                points.append((step, least, mean * count * _FINEST, most, count))
 
     # ------------------------------------------------------------------------------------------------------ users
 
@@ -487,189 +426,99 @@ class Reader:
 
 
 class _Gather:
-    """Puts figures of one host into steps."""
+    """Puts figures of one host into steps: what is told of hours and days waits for others, to be put in together."""
 
-    def __init__(self, ask: SeriesQuery, steps: Steps, starts: Sequence[float], lines: dict[int | None, _Line]) -> None:
+    def __init__(self, ask: SeriesQuery, steps: Steps) -> None:
         self.steps = steps
         self._ask = ask
-        self._lines = lines
+        self._lines = _Lines(steps)
         self._of_host = ask.metric in HOST_METRICS
-        self._starts = starts
+        self._whose: dict[int | None, tuple[str | None, str | None]] = {}
+        self._waiting: list[_Told] = []
+        self._layout = Layout(())
 
-    def _line(self, gpu: int | None) -> _Line:
-        line = self._lines.get(gpu)
-        if line is None:
-            line = self._lines[gpu] = _Line.of(self.steps)
-        return line
+    def series(self, starts: Sequence[float], host: str) -> list[Series]:
+        """Return what was gathered."""
+        self._put()
+        return [
+            self._lines.series(gpu, starts, host, gpu=gpu, uuid=uuid, model=model)
+            for gpu, (uuid, model) in sorted(self._whose.items(), key=lambda each: each[0] or 0)
+        ]
 
-    def _targets(self, layout: Layout) -> list[_Line | None]:
-        """Return for each column of the metric the line that it goes to; None: it is not asked for."""
+    def _tell(self, layout: Layout, told: "_Told") -> None:
+        if layout is not self._layout or len(self._waiting) >= _TOGETHER:
+            self._put()
+        self._layout = layout
+        self._waiting.append(told)
+
+    def _put(self) -> None:
+        """Put what waits into the steps in which it began."""
+        if not self._waiting:
+            return
+        at, least, total, most, count = (np.concatenate(kind, axis=-1) for kind in zip(*self._waiting, strict=True))
+        self._waiting.clear()
+        steps = np.floor_divide(at - self.steps.begin, self.steps.seconds)
+        are_in = (steps >= 0) & (steps < self.steps.count)
+        if not are_in.any():
+            return  # no line is made of a host that has nothing in any step
+        lines = self._begins(self._layout)
+        wanted = ~np.isnan(least) & are_in & (lines >= 0)[:, None]
+        places = np.add.outer(lines, steps.astype(np.intp))
+        self._lines.add(*[each[wanted] for each in (places, least, total, most, np.broadcast_to(count, least.shape))])
+
+    def _begins(self, layout: Layout) -> "NDArray[np.intp]":
+        """Return where the line of each column of the metric begins; -1: it is not asked for."""
         if self._of_host:
-            return [self._line(None)]
-        ask, targets = self._ask, list[_Line | None]()
-        for gpu in layout.gpus:
-            if (ask.gpus is not None and gpu.gpu not in ask.gpus) or (
-                ask.models is not None and gpu.model not in ask.models
-            ):
-                targets.append(None)
-                continue
-            line = self._line(gpu.gpu if ask.by == "gpu" else None)
-            if ask.by == "gpu":
-                line.uuid, line.model = gpu.uuid, gpu.model
-            targets.append(line)
-        return targets
+            self._whose[None] = None, None
+            return np.array(self._lines.begins([None]))
+        ask = self._ask
+        wanted = [
+            (ask.gpus is None or gpu.gpu in ask.gpus) and (ask.models is None or gpu.model in ask.models)
+            for gpu in layout.gpus
+        ]
+        keys = [gpu.gpu if ask.by == "gpu" else None for gpu in compress(layout.gpus, wanted)]
+        for key, gpu in zip(keys, compress(layout.gpus, wanted), strict=True):
+            self._whose[key] = (gpu.uuid, gpu.model) if ask.by == "gpu" else (None, None)
+        found = np.full(len(layout.gpus), -1)
+        found[wanted] = self._lines.begins(keys)
+        return found
 
     def rows(self, rows: Sequence[Figures]) -> None:
         """Take rows as they came."""
-        first = 0
-        for place in range(1, len(rows) + 1):
-            if place == len(rows) or rows[place].gpus != rows[first].gpus:
-                part = rows[first:place]
-                layout = Layout(part[0].gpus)
-                frame = layout.frame_of(self._ask.metric)
-                if frame is not None:
-                    at = frame[0] * len(layout.gpus)
-                    if self._of_host:
-                        at = HOST_METRICS.index(self._ask.metric) - len(HOST_METRICS)
-                    columns = [
-                        Column([row.values[at + number] for row in part], 1.0, None) for number in range(frame[1])
-                    ]
-                    self._columns([row.at for row in part], columns, layout)
-                first = place
+        for gpus, group in groupby(rows, key=attrgetter("gpus")):
+            part = list(group)
+            layout = Layout(gpus)
+            frame = layout.frame_of(self._ask.metric)
+            if frame is not None:
+                at = HOST_METRICS.index(self._ask.metric) - len(HOST_METRICS) if self._of_host else frame[0] * len(gpus)
+                times = np.array([row.at for row in part])
+                figures = columns_of([row.values for row in part])[at:][: frame[1]].astype(np.float64)
+                self._tell(layout, (times, figures, figures * _FINEST, figures, np.ones(len(part))))
 
     def sealed(self, blob: bytes, layout: Layout) -> None:
         """Take a sealed hour; a damaged one is a gap."""
-        try:
+        with suppress(StoreError):
             rows = Rows(blob, layout)
-            if not self._evenly(rows, layout):
-                self._columns(rows.times, rows.columns(self._ask.metric), layout)
-        except StoreError:
-            return
-
-    def _evenly(self, rows: Rows, layout: Layout) -> bool:
-        """Take a sealed hour of which each step has as many rows; False: that is not so, or some are unknown."""
-        bounds = self._even_bounds(rows.times)
-        if bounds is None:
-            return False
-        targets = self._targets(layout)  # not before: it makes lines, and there may be no row in any step
-        if not _are_apart(targets):
-            return False
-        first, after, rows_each = bounds
-        if any(line is not None and any(line.count[first:after]) for line in targets):
-            return False
-        found = rows.added(self._ask.metric, rows_each)
-        if found is None:
-            return False
-        steps = after - first
-        for at, line in zip(range(0, steps * len(targets), steps), targets, strict=True):
-            if line is not None:
-                own = slice(at, at + steps)
-                line.put(_Sums(first, found.least[own], found.total[own], found.most[own], found.scale, rows_each))
-        return True
-
-    def _even_bounds(self, times: Sequence[float]) -> tuple[int, int, int] | None:
-        """Return from which step on up to which one there are how many rows in each; None: they differ."""
-        begin, seconds, count = self.steps.begin, self.steps.seconds, self.steps.count
-        if not times:
-            return None
-        first, after = int((times[0] - begin) // seconds), int((times[-1] - begin) // seconds) + 1
-        if first < 0 or after > count or len(times) % (after - first):
-            return None
-        rows = len(times) // (after - first)
-        starts = self._starts[first:after]
-        are_in = all(map(le, starts, times[::rows])) and all(map(lt, times[rows - 1 :: rows], starts[1:]))
-        return (first, after, rows) if are_in else None
-
-    def _columns(self, times: Sequence[float], columns: Sequence[Column], layout: Layout) -> None:
-        bounds = self._bounds(times)
-        if not bounds:
-            return
-        (begin, first, after), last = bounds[0], bounds[-1]
-        rows, steps = after - first, slice(begin, last[0] + 1)
-        even = last[0] - begin == len(bounds) - 1 and {after - start for _, start, after in bounds} == {rows}
-        together: list[tuple[Column, _Line]] = []
-        rest: list[tuple[Column, _Line]] = []
-        targets = self._targets(layout)
-        are_apart = _are_apart(targets)
-        for column, line in zip(columns, targets, strict=False):
-            if line is not None:
-                is_free = not any(line.count[steps]) and (are_apart or not together)
-                (together if even and is_free and column.is_known() else rest).append((column, line))
-        if together:
-            scale, length = together[0][0].scale, len(bounds)
-            parts = [column.numbers[first : last[2]] for column, _ in together]
-            least, total, most = _added(parts, rows)
-            for place, (_, line) in enumerate(together):
-                own = slice(place * length, (place + 1) * length)
-                line.put(_Sums(begin, least[own], total[own], most[own], scale, rows))
-        for column, line in rest:
-            if not column.is_known():
-                if not column.stays():
-                    _add_known(line, column.floats(), bounds)
-                continue
-            for step, first, after in bounds:
-                part = column.numbers[first:after]
-                scale = column.scale
-                line.add(step, min(part) / scale, sum(part) / scale, max(part) / scale, after - first)
-
-    def _bounds(self, times: Sequence[float]) -> list[tuple[int, int, int]]:
-        """Return (step, from, up to) of the rows in each step that has some."""
-        begin, seconds, count = self.steps.begin, self.steps.seconds, self.steps.count
-        if not times:
-            return []
-        steps = range(max(0, int((times[0] - begin) // seconds)), min(count, int((times[-1] - begin) // seconds) + 1))
-        edges = [bisect_left(times, begin + step * seconds) for step in (*steps, steps.stop)]
-        found = zip(steps, pairwise(edges), strict=True)
-        return [(step, first, after) for step, (first, after) in found if first < after]
+            columns = rows.columns(self._ask.metric)
+            if columns is not None:
+                figures, total = columns.figures(), columns.numbers * (_FINEST / columns.scales)
+                self._tell(layout, (rows.times, figures, total, figures, np.ones(len(rows.times))))
 
     def slots(self, blob: bytes, layout: Layout, day: int, size: int, but: "frozenset[int] | set[int]") -> set[int]:
         """Take a day of steps, less the hours that a finer tier has; return the hours that it has."""
         try:
             slots = Slots(blob, layout)
-            hours, wanted = set(), []
-            for number, place in enumerate(slots.places):
-                at = day + place * size
-                hour = at // HOUR * HOUR
-                hours.add(hour)
-                step = (at - self.steps.begin) // self.steps.seconds
-                if hour not in but and 0 <= step < self.steps.count:
-                    wanted.append((number, int(step)))
-            if not wanted:
-                return hours
+            at = day + slots.places * size
+            hours = at // HOUR * HOUR
+            are_finest = ~np.isin(hours, list(but))
             columns, rows = slots.columns(self._ask.metric), slots.rows
         except StoreError:
             return set()
-        for (least, mean, most), line in zip(columns, self._targets(layout), strict=False):
-            if line is not None:
-                for number, step in wanted:
-                    value = mean[number]
-                    if value == value:
-                        line.add(step, least[number], value * rows[number], most[number], rows[number])
-        return hours
-
-
-def _are_apart(targets: Sequence[_Line | None]) -> bool:
-    """Say whether each column goes to a line of its own."""
-    wanted = [id(line) for line in targets if line is not None]
-    return len(set(wanted)) == len(wanted)
-
-
-def _add_known(line: _Line, values: Sequence[float], bounds: Iterable[tuple[int, int, int]]) -> None:
-    for step, first, after in bounds:
-        part = [value for value in values[first:after] if value == value]
-        if part:
-            line.add(step, min(part), sum(part), max(part), len(part))
-
-
-def _without_host(series: Series) -> Series:
-    return Series(
-        step_seconds=series.step_seconds,
-        t=series.t,
-        min=series.min,
-        mean=series.mean,
-        max=series.max,
-        model=series.model,
-    )
+        if columns is not None:
+            least, mean, most = (each.figures()[:, are_finest] for each in columns)
+            count = rows[are_finest].astype(np.float64)
+            self._tell(layout, (at[are_finest], least, mean * (count * _FINEST), most, count))
+        return set(hours.tolist())
 
 
 def _add_to(sums: dict[Key, list[float]], key: Key, share: Sequence[float]) -> None:

@@ -311,16 +311,11 @@ def put_slots(
     layout = names.layout(gpus)
     key = (host, day, layout)
     row = db.execute(f"SELECT slots FROM {table} WHERE host = ? AND day = ? AND layout = ?", key).fetchone()  # noqa: S608 - names of ours
-    blob, slots = None, dict[int, Slot]()
+    slots: dict[int, Slot] = {}
     if row is not None:
         with suppress(StoreError):
-            were = Slots(row[0], names.layout_of(layout))
-            if len(new) == 1:  # the next hour of the day
-                blob = were.with_next(*next(iter(new.items())))
-            if blob is None:
-                slots = were.slots()
-    if blob is None:
-        blob = pack_slots({**slots, **new}, len(gpus))
+            slots = Slots(row[0], names.layout_of(layout)).slots()
+    blob = pack_slots({**slots, **new}, len(gpus))
     db.execute(f"INSERT OR REPLACE INTO {table} VALUES (?, ?, ?, ?)", (*key, blob))  # noqa: S608 - names of ours
 
 

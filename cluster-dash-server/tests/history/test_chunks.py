@@ -1,12 +1,16 @@
 import random
 import struct
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from itertools import groupby
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from cluster_dash_server.history.chunks import (
     Layout,
@@ -21,14 +25,14 @@ from cluster_dash_server.history.chunks import (
 from cluster_dash_server.history.columns import (
     NAN,
     Frames,
+    added,
     bind,
     decode,
-    decode_added,
     encode,
-    encode_numbers,
-    extended,
+    pack_integers,
+    unpack_integers,
+    zip_,
 )
-from cluster_dash_server.history.lanes import MOST
 from cluster_dash_server.history.rollups import roll
 from cluster_dash_server.history.seqs import Seqs
 from cluster_dash_server.store import GPU_METRICS, HOST_METRICS, Figures, GpuId, StoreError
@@ -41,70 +45,87 @@ figures = st.one_of(decimals, st.floats(width=32, allow_infinity=True, allow_nan
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.lists(figures, min_size=1, max_size=40), st.integers(1, 3))
-def test_columns_come_back_as_they_were(values: list[float], columns: int) -> None:
-    whole = [array("f", values[place:] + values[:place]) for place in range(columns)]
+@given(st.lists(figures, min_size=1, max_size=40), st.integers(0, 3), st.integers(1, 3))
+def test_columns_come_back_as_they_were(values: list[float], columns: int, others: int) -> None:
+    whole = _matrix([values[place:] + values[:place] for place in range(columns)] + [values] * others)
+    widths = [columns, 0, others]
 
-    found = decode(encode(whole), columns, len(values))
+    found = decode(encode(whole, widths), widths, len(values)).figures()
 
-    for column, wanted in zip(found, whole, strict=True):
-        for back, value in zip(array("f", column.floats()), wanted, strict=True):
-            assert back == value or (back != back and value != value)
+    assert np.array_equal(found.astype(np.float32), whole, equal_nan=True)
 
 
 @settings(max_examples=100, deadline=None)
-@given(
-    st.lists(st.integers(-5, 130) | st.integers(-MOST + 1, MOST - 1), min_size=1, max_size=40),
-    st.integers(1, 3),
-    st.sampled_from((1, 10, 100)),
-)
-def test_whole_numbers_come_back_as_the_figures_that_they_are(numbers: list[int], columns: int, scale: int) -> None:
-    whole = [array("i", numbers[place:] + numbers[:place]) for place in range(columns)]
+@given(st.lists(st.lists(figures, min_size=3, max_size=3), min_size=1, max_size=6))
+def test_a_metric_is_packed_among_others_as_it_is_alone(columns: list[list[float]]) -> None:
+    whole = _matrix(columns)
 
-    found = decode(encode_numbers(whole, scale), columns, len(numbers))
-
-    for column, wanted in zip(found, whole, strict=True):
-        assert array("f", column.floats()) == array("f", [number / scale for number in wanted])
+    assert encode(whole, [1] * len(columns)) == [encode(_matrix([column]), [1])[0] for column in columns]
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.integers(1, 5), st.integers(1, 8), st.integers(1, 3), st.data())
-def test_figures_are_added_up_as_they_are_read_back(rows: int, parts: int, columns: int, data: st.DataObject) -> None:
-    of = data.draw(st.sampled_from((figures, decimals, st.just(0.25), st.integers(0, 120_000).map(float))))
-    whole = [array("f", data.draw(st.lists(of, min_size=rows * parts, max_size=rows * parts))) for _ in range(columns)]
-    packed = encode(whole)
+@given(st.lists(st.lists(figures, min_size=1, max_size=9), min_size=1, max_size=9), st.integers(1, 3))
+def test_parts_of_columns_have_the_least_the_sum_and_the_most_of_what_is_known(
+    parts: list[list[float]], columns: int
+) -> None:
+    whole = _matrix([[value for part in parts for value in part]] * columns)
+    starts = [sum(map(len, parts[:place])) for place in range(len(parts))]
 
-    added = decode_added(packed, columns, rows * parts, rows)
+    found = added(whole.astype(np.float64), starts)
 
-    if added is None:
-        found = decode(packed, columns, rows * parts)
-        assert not all(column.is_known() for column in found) or any(
-            getattr(column.numbers, "typecode", "") != "i" or max(map(abs, column.numbers)) > 10**6 for column in found
-        )
-        return
-    together = [column[begin : begin + rows] for column in whole for begin in range(0, rows * parts, rows)]
-    for sums, of_kind in zip(added[:3], (min, sum, max), strict=True):
-        wanted = [of_kind(part) for part in together]  # type: ignore[operator]
-        assert [number / added.scale for number in sums] == pytest.approx(wanted, rel=1e-6, abs=0.01)
+    for place, part in enumerate(parts):
+        known = [float(value) for value in _matrix([part])[0] if value == value]
+        for column in range(columns):
+            sums = [float(each[column, place]) for each in found]
+            wanted = [min(known), sum(known), max(known), len(known)] if known else [NAN, 0, NAN, 0]
+            assert sums == pytest.approx(wanted, nan_ok=True, rel=1e-6, abs=1e-6)
 
 
-@pytest.mark.parametrize("cut", [1, 4, 13, 20])
-def test_damage_is_seen_where_figures_are_added_up(cut: int) -> None:
-    packed = encode([array("f", [7, 9, 230.5, 11])])
+def test_sums_of_decimals_are_exact() -> None:
+    columns = decode(encode(_matrix([[612.4] * 12, [0.1] * 11 + [0.2]]), [2]), [2], 12)
+
+    assert columns.scales.tolist() == [[10], [10]]
+    assert added(columns.numbers, [0]).total.tolist() == [[12 * 6124], [13]]
+
+
+@pytest.mark.parametrize("cut", [0, 1, 4, 13, 20])
+def test_damage_of_a_frame_is_seen(cut: int) -> None:
+    (packed,) = encode(_matrix([[7, 9, 230.5, 11]]), [1])
 
     with pytest.raises(StoreError, match="damaged"):
-        decode_added(packed[:cut], 1, 4, 2)
+        decode([packed[:cut]], [1], 4)
     with pytest.raises(StoreError, match="damaged"):
-        decode_added(packed, 1, 6, 2)
+        decode([packed], [1], 6)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(figures, min_size=2, max_size=30), st.data())
+def test_no_damage_is_more_than_a_wrong_figure_or_a_word_of_it(values: list[float], data: st.DataObject) -> None:
+    (packed,) = encode(_matrix([values, values[::-1]]), [2])
+    place = data.draw(st.integers(0, len(packed) - 1))
+    damaged = packed[:place] + bytes([packed[place] ^ 1 << data.draw(st.integers(0, 7))]) + packed[place + 1 :]
+
+    with suppress(StoreError):  # a blob has a sum by which it is seen before
+        assert decode([damaged], [2], len(values)).numbers.shape == (2, len(values))
+    with suppress(StoreError):
+        unpack_integers(damaged)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.integers(-(2**62), 2**62), max_size=40))
+def test_whole_numbers_come_back(numbers: list[int]) -> None:
+    assert unpack_integers(pack_integers(numbers)).tolist() == numbers
 
 
 def test_a_steady_column_takes_a_few_bytes_and_decimals_about_one() -> None:
     rng = random.Random(1)
-    watts = array("f", [round(rng.gauss(600, 8), 1) for _ in range(240)])
+    watts = [round(rng.gauss(600, 8), 1) for _ in range(240)]
 
-    assert len(encode([array("f", [1755.0] * 240)] * 8)) < 10
-    assert len(encode([watts])) < 1.6 * 240
-    assert len(encode([array("f", [NAN] * 240)] * 8)) == 1
+    steady, decimals, unknown = encode(_matrix([[1755.0] * 240, watts, [NAN] * 240]), [1, 1, 1])
+
+    assert len(steady) < 10
+    assert len(decimals) < 1.6 * 240
+    assert len(unknown) == 1
 
 
 @pytest.mark.parametrize(
@@ -113,15 +134,25 @@ def test_a_steady_column_takes_a_few_bytes_and_decimals_about_one() -> None:
         ("0200010080ffffff0000000028b52ffd20073900003200000080817f", [50, 51, 50]),
         ("02010200bdfeffff0000000028b52ffd200a510000ec1700004300f2010005", [612.4, 580.1, 700]),
         ("020004001601ffff0000000028b52ffd201081000000000000eae000fefd00000100000000", [0, 65270, 12]),
-        ("02000400000000000000000028b52ffd201081000000000000000000005e0000d00000b200", [0, 3e9, 3e9]),
         ("03000400000000000000000028b52ffd200c610000deec00d67800fcada03d6040", [0.1234567, 1e20, 5]),
+        ("0200010180ffffff0c00000028b52ffd200319000001000128b52ffd20073900002a00000080808a", [42, NAN, 52]),
+        ("01000060bf", [-0.875] * 3),
+        ("00", [NAN] * 3),
     ],
-    ids=["1 byte", "2 bytes", "4 bytes", "all of 4 bytes", "no decimals"],
+    ids=["1 byte", "2 bytes", "4 bytes", "no decimals", "one unknown", "all the same", "none known"],
 )
-def test_columns_of_the_first_release_are_read(packed: str, wanted: list[float]) -> None:
-    (column,) = decode(bytes.fromhex(packed), 1, 3)
+def test_columns_are_packed_as_they_ever_were(packed: str, wanted: list[float]) -> None:
+    """Files of the first releases are read, and these read what is written today."""
+    found = decode([bytes.fromhex(packed)], [1], 3).figures()
 
-    assert array("f", column.floats()) == array("f", wanted)
+    assert np.array_equal(found.astype(np.float32), _matrix([wanted]), equal_nan=True)
+    assert encode(_matrix([wanted]), [1])[0].hex() == packed
+
+
+def test_columns_of_the_first_release_that_are_larger_than_we_pack_are_read() -> None:
+    packed = bytes.fromhex("02000400000000000000000028b52ffd201081000000000000000000005e0000d00000b200")
+
+    assert decode([packed], [1], 3).figures().tolist() == [[0, 3e9, 3e9]]
 
 
 def test_rows_of_an_hour_come_back(make_fleet: MakeFleet) -> None:
@@ -243,41 +274,6 @@ def _columns(rng: random.Random, count: int, rows: int) -> list[list[float]]:
     return [[make() for _ in range(rows)] for _ in range(count)]
 
 
-def test_a_day_of_steps_is_continued_without_packing_it_anew(make_fleet: MakeFleet) -> None:
-    rows = make_fleet(8, 1, BEGIN, BEGIN + 3600)
-    gpus = rows[0].gpus
-    values = [row.values for row in rows if row.gpus == gpus]
-    slots = {place: slot_of(columns_of(values[place % 7 :][:4])) for place in range(24)}
-    layout, blob = Layout(gpus), pack_slots({0: slots[0]}, len(gpus))
-
-    for place in range(1, 24):
-        longer = Slots(blob, layout).with_next(place, slots[place])
-        assert longer is not None
-        blob = longer
-
-    found = Slots(blob, layout).slots()
-    for place, slot in slots.items():
-        assert found[place].rows == slot.rows
-        for name in ("least", "mean", "most"):
-            assert _bits(getattr(found[place], name)) == _bits(getattr(slot, name)), (place, name)
-    assert Slots(blob, layout).with_next(23, slots[23]) is None, "that step is there"
-    assert Slots(blob, Layout(gpus, GPU_METRICS[1:])).with_next(24, slots[23]) is None, "another release's metrics"
-
-
-@settings(max_examples=100, deadline=None)
-@given(st.lists(figures, min_size=2, max_size=20), st.integers(1, 3))
-def test_columns_are_continued_a_figure_at_a_time(values: list[float], columns: int) -> None:
-    whole = [array("f", values[place:] + values[:place]) for place in range(columns)]
-    packed = encode([column[:1] for column in whole])
-
-    for length in range(1, len(values)):
-        packed = extended(packed, length, array("f", [column[length] for column in whole]))
-
-    for column, wanted in zip(decode(packed, columns, len(values)), whole, strict=True):
-        for back, value in zip(array("f", column.floats()), wanted, strict=True):
-            assert back == value or (back != back and value != value)
-
-
 def test_a_row_of_a_release_with_fewer_metrics_is_laid_out_anew(make_fleet: MakeFleet) -> None:
     row = make_fleet(9, 1, BEGIN, BEGIN + 600)[0]
     older = Layout(row.gpus, ("gpu_util", "doing"), ("cpu_percent",))
@@ -314,5 +310,40 @@ def test_a_set_of_ranges_is_a_set(steps: list[tuple[bool, int]]) -> None:
     assert all(b[0] > a[1] + 1 for a, b in zip(ranges.ranges(), ranges.ranges()[1:], strict=False))
 
 
-def _bits(values: "array[float]") -> list[bytes]:
+def test_an_hour_of_a_release_with_fewer_metrics_is_laid_out_anew() -> None:
+    gpus = tuple(GpuId(place, f"GPU-{place}", "H100", 80_000.0) for place in range(2))
+    frames = encode(_matrix([[1, 2], [3, 4], [2, 2], [0, 1], [55, 56]]), [2, 2, 1])
+    who = zip_(b"[[[null,2]],[[2,[]]]]")
+    blob = bind([pack_integers([1000, 2000]), pack_integers([-1, -1]), who, *frames])
+    older = Layout(gpus, ("gpu_util", "doing"), ("cpu_percent",))
+
+    first, second = Rows(blob, older).figures("gpu01")
+
+    for row, wanted in ((first, [1, 3, 2, 0, 55]), (second, [2, 4, 2, 1, 56])):
+        known = {place: value for place, value in enumerate(row.values) if value == value}
+        doing, cpu = GPU_METRICS.index("doing") * 2, HOST_METRICS.index("cpu_percent") - len(HOST_METRICS)
+        assert known == dict(zip((0, 1, doing, doing + 1, len(row.values) + cpu), wanted, strict=True))
+
+
+def test_figures_are_read_and_packed_by_many_threads_at_once() -> None:
+    rng = random.Random(2)
+    wholes = [_matrix([[rng.randrange(9000) / 10 for _ in range(240)] for _ in range(8)]) for _ in range(8)]
+    wanted = [encode(whole, [8]) for whole in wholes]
+
+    def is_same(place: int) -> bool:
+        whole = wholes[place % 8]
+        packed = encode(whole, [8])
+        return packed == wanted[place % 8] and bool(
+            (decode(packed, [8], 240).figures().astype(np.float32) == whole).all()
+        )
+
+    with ThreadPoolExecutor(8) as threads:
+        assert all(threads.map(is_same, range(200)))
+
+
+def _matrix(columns: Sequence[Sequence[float]]) -> NDArray[np.float32]:
+    return np.array([array("f", column) for column in columns], np.float32)
+
+
+def _bits(values: Iterable[float]) -> list[bytes]:
     return [b"nan" if value != value else struct.pack("<f", value) for value in values]
