@@ -25,10 +25,9 @@ class _Boot:
     newest_at: float = float("-inf")
 
     def trim(self) -> None:
-        if self.taken.count > MOST_RANGES or self.written.count > MOST_RANGES:
-            begin = max(self.taken.begin_of_last(MOST_RANGES), self.written.begin_of_last(MOST_RANGES))
-            self.taken.drop_before(begin)
-            self.written.drop_before(begin)
+        begin = max(self.taken.begin_of_last(MOST_RANGES), self.written.begin_of_last(MOST_RANGES))
+        self.taken.drop_before(begin)
+        self.written.drop_before(begin)
 
 
 class Boots:
@@ -42,7 +41,8 @@ class Boots:
         boot = self._heard_of(host, boot_id, at)
         if not boot.taken.add(seq):
             return False
-        boot.trim()
+        if boot.taken.count > MOST_RANGES:
+            boot.trim()
         return True
 
     def write(self, host: str, boot_id: str, seq: int, at: float) -> None:
@@ -50,7 +50,8 @@ class Boots:
         boot = self._heard_of(host, boot_id, at)
         boot.taken.add(seq)  # it may have been forgotten meanwhile
         boot.written.add(seq)
-        boot.trim()
+        if boot.written.count > MOST_RANGES or boot.taken.count > MOST_RANGES:
+            boot.trim()
 
     def knows(self, host: str, boot_id: str, seq: int) -> bool:
         """Say whether one was taken."""

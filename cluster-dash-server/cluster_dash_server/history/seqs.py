@@ -21,9 +21,10 @@ class Seqs:
     def add(self, seq: int) -> bool:
         """Add a number; False where it was there already."""
         firsts, lasts = self._firsts, self._lasts
-        if lasts and seq == lasts[-1] + 1:  # nearly always
+        if lasts and lasts[-1] <= seq <= lasts[-1] + 1:  # nearly always
+            is_new = seq != lasts[-1]
             lasts[-1] = seq
-            return True
+            return is_new
         place = bisect_right(firsts, seq) - 1
         if place >= 0 and seq <= lasts[place]:
             return False

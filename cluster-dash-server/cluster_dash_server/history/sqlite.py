@@ -10,7 +10,7 @@ import logging
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -279,27 +279,11 @@ class SqliteStore:
             db.execute(
                 "INSERT INTO done VALUES ('group', ?) ON CONFLICT (what) DO UPDATE SET at = excluded.at", (mark,)
             )
-            hot: list[tuple[object, ...]] = []
-            new: dict[tuple[str, str], tuple[Seqs, float]] = {}
             settled: list[Figures] = []
             wishes: list[tuple[str, Callable[[LastSeen], LastSeen]]] = []
             for item in items:
                 if item[0] == "figures":
-                    row = item[1]
-                    settled.append(row)
-                    if row.at < oldest:
-                        continue  # nobody keeps it any more; its mole may let it go
-                    rows.append(row)
-                    boot = self._boot(db, names, row)
-                    hour = int(row.at // HOUR) * HOUR
-                    layout, row.gpus = names.known_gpus(row.gpus)
-                    holding, row.holders = names.known_holders(row.holders)
-                    hot.append(
-                        (
-                            *(names.host(row.host), hour, row.at, boot, row.seq, layout),
-                            *(holding, row.values.tobytes() + row.holder_mem.tobytes()),
-                        )
-                    )
+                    settled.append(item[1])
                 elif item[0] == "record":
                     _record(db, item[1])
                 elif item[0] == "retract":
@@ -309,26 +293,14 @@ class SqliteStore:
                 else:
                     db.execute("DELETE FROM last WHERE host = ?", (item[1],))
                     db.execute("DELETE FROM events WHERE host = ?", (item[1],))
+            boots = self._write_boots(db, names, settled)
+            # what is older nobody keeps any more; its mole may let it go
+            rows += [row for row in settled if row.at >= oldest]
+            hot = [_hot_row(names, row, boots) for row in rows]
             db.executemany(
                 "INSERT INTO hot (host, hour, at, boot, seq, layout, holding, figures) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
                 hot,
             )
-            for row in settled:
-                if row.boot_id is not None and row.seq is not None:
-                    key = (row.host, row.boot_id)
-                    if key not in new:
-                        with self._wake:
-                            new[key] = (self._snapshots.written(*key), row.at)
-                    new[key][0].add(row.seq)
-                    new[key] = (new[key][0], max(new[key][1], row.at))
-            for key, (seqs, newest_at) in new.items():
-                boot_row = self._boots.get(key)
-                if boot_row is None:
-                    boot_row = self._make_boot(db, names, key)
-                db.execute(
-                    "UPDATE boots SET seqs = ?, newest_at = MAX(newest_at, ?) WHERE id = ?",
-                    (json.dumps(seqs.ranges()), newest_at, boot_row),
-                )
             if self._last_seen is not None:
                 db.executemany(
                     # in its place: to replace it would move it behind all others, and write twice the pages
@@ -347,10 +319,8 @@ class SqliteStore:
                 if row.boot_id is not None and row.seq is not None:
                     self._snapshots.write(row.host, row.boot_id, row.seq, row.at)
         now = time.monotonic()
-        for each in hot:
-            self._hot[each[0], each[1]] = now  # type: ignore[index]
-        for late in self._open.take(rows):
-            self._late[late] = now
+        self._hot.update(dict.fromkeys([(host, hour) for host, hour, *_ in hot], now))
+        self._late.update(dict.fromkeys(self._open.take(rows), now))
         for sweep in begun:
             self._open.unname(sweep.user)
             self._sweeps = [each for each in self._sweeps if each.user != sweep.user] + [sweep]
@@ -377,15 +347,35 @@ class SqliteStore:
         db.execute("PRAGMA secure_delete = ON")  # what is deleted is overwritten
         return unnaming.begin(db, user, strip, self._clock())
 
-    def _boot(self, db: sqlite3.Connection, names: Names, row: Figures) -> int | None:
-        if row.boot_id is None:
-            return None
-        key = (row.host, row.boot_id)
-        found = self._boots.get(key)
-        return self._make_boot(db, names, key) if found is None else found
+    def _write_boots(
+        self, db: sqlite3.Connection, names: Names, rows: Iterable[Figures]
+    ) -> dict[tuple[str, str | None], int]:
+        """Write which snapshots there will be, and return the ids of their boots, by host and boot_id."""
+        ids: dict[tuple[str, str | None], int] = {}
+        new: dict[int, tuple[Seqs, float]] = {}
+        for row in rows:
+            if row.boot_id is None or row.seq is None:
+                continue
+            found = ids.get((row.host, row.boot_id))
+            if found is None:
+                found = ids[row.host, row.boot_id] = self._boot(db, names, row.host, row.boot_id)
+                with self._wake:
+                    new[found] = self._snapshots.written(row.host, row.boot_id), row.at
+            seqs, newest_at = new[found]
+            seqs.add(row.seq)
+            if row.at > newest_at:
+                new[found] = seqs, row.at
+        db.executemany(
+            "UPDATE boots SET seqs = ?, newest_at = MAX(newest_at, ?) WHERE id = ?",
+            [(json.dumps(seqs.ranges()), newest_at, boot) for boot, (seqs, newest_at) in new.items()],
+        )
+        return ids
 
-    def _make_boot(self, db: sqlite3.Connection, names: Names, key: tuple[str, str]) -> int:
-        name, boot_id = key
+    def _boot(self, db: sqlite3.Connection, names: Names, name: str, boot_id: str) -> int:
+        """Return the id of a boot, made where there is none."""
+        key = name, boot_id
+        if (known := self._boots.get(key)) is not None:
+            return known
         host = names.host(name)
         db.execute(
             "INSERT OR IGNORE INTO boots (host, boot_id, seqs, newest_at) VALUES (?, ?, '[]', 0)", (host, boot_id)
@@ -742,6 +732,18 @@ class SqliteStore:
         """See `Ledger`."""
         with self._reading():
             return self._reader().usage(ask)
+
+
+def _hot_row(
+    names: Names, row: Figures, boots: Mapping[tuple[str, str | None], int]
+) -> tuple[int, int, float, int | None, int | None, int, int, bytes]:
+    """Return a row as the table `hot` has it; from now on its GPUs and holders are one object with equal ones."""
+    layout, row.gpus = names.known_gpus(row.gpus)
+    holding, row.holders = names.known_holders(row.holders)
+    return (
+        *(names.host(row.host), int(row.at // HOUR) * HOUR, row.at, boots.get((row.host, row.boot_id)), row.seq),
+        *(layout, holding, row.values.tobytes() + row.holder_mem.tobytes()),
+    )
 
 
 def _size(item: _Item) -> int:
