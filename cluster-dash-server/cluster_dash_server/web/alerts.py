@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from datetime import UTC, tzinfo
 
 from flask import Blueprint, Response, redirect, render_template, request, url_for
@@ -21,7 +20,8 @@ from cluster_dash_server.web.api import failure, json_response
 from cluster_dash_server.web.export import csv_response
 from cluster_dash_server.web.history import html
 from cluster_dash_server.web.lists import moment
-from cluster_dash_server.web.views import QueryError
+from cluster_dash_server.web.operators import MOST_TEXT, NoSuch, Operators
+from cluster_dash_server.web.views import QueryError, text_of
 
 log = logging.getLogger(__name__)
 
@@ -33,9 +33,7 @@ SILENCE_COLUMNS = ("id", "filter", "by", "reason", "begins_at", "ends_at")
 STATE_OF = {"critical": "error", "warning": "held", "info": "busy"}
 """The colours of a state in which a severity is shown; the word stands beside it."""
 MOST_ALERTS, MOST_COMING = 10_000, 50
-MOST_TEXT, MOST_FILTER = 500, 2_000
 POLL_SECONDS = 15
-MOST_SILENT_DAYS = 366
 UNTILS = (
     ("1 hour", "now+1h"),
     ("4 hours", "now+4h"),
@@ -43,10 +41,6 @@ UNTILS = (
     ("7 days", "now+7d"),
     ("30 days", "now+30d"),
 )
-
-
-class NoSuch(Exception):
-    """What is to be changed is not there (any more); the text says what."""
 
 
 def blueprint(
@@ -64,6 +58,7 @@ def blueprint(
         coming: tells what is about to be an alert.
     """
     routes = Blueprint("alerts", __name__, template_folder="../templates")
+    operators = Operators(book, clock, zone)
 
     @routes.app_context_processor
     def count() -> dict[str, object]:
@@ -156,45 +151,11 @@ def blueprint(
 
     # --------------------------------------------------------------------------------------------------- acting
 
-    def acknowledge(alert: str, note: str) -> None:
-        if not book.acknowledge(alert, _who(), clock(), note):
-            raise NoSuch(f"alert: {printable(alert, 64)} does not go on (any more)")
-        log.info("audit: alert %s acknowledged by %s", printable(alert, 64), _who())
-
-    def withdraw(alert: str) -> None:
-        if not book.withdraw(alert, _who(), clock()):
-            raise NoSuch(f"alert: {printable(alert, 64)} does not go on, or nobody sees to it")
-        log.info("audit: acknowledgement of alert %s taken back by %s", printable(alert, 64), _who())
-
-    def silence(said: Mapping[str, object]) -> Silence:
-        now = clock()
-        text, reason = _text(said, "filter", MOST_FILTER), _text(said, "reason", MOST_TEXT)
-        if not text:
-            raise QueryError("filter: says nothing; expected such as rule:host-silent host:gpu[01-03]")
-        if not reason:
-            raise QueryError("reason: says nothing; the next one on duty will want to know")
-        problems = silence_of(text).problems
-        if problems:
-            raise QueryError(f"filter: {problems[0]}")
-        ends_at = moment("until", _text(said, "until", 64) or "now+4h", now, zone)
-        if not now < ends_at <= now + MOST_SILENT_DAYS * 86_400:
-            raise QueryError(f"until: expected a moment from now on, within {MOST_SILENT_DAYS} days")
-        made = Silence(id=None, filter=text, by=_who(), reason=reason, begins_at=now, ends_at=ends_at)
-        made = replace(made, id=book.silence(made))
-        log.info("audit: silence %s of %s by %s", made.id, printable(text, 200), _who())
-        return made
-
-    def end_silence(number: str) -> None:
-        is_number = number.isascii() and number.isdigit() and len(number) < 16
-        if not is_number or not book.end_silence(int(number), _who(), clock()):
-            raise NoSuch(f"silence: none that holds is {printable(number, 16)}")
-        log.info("audit: silence %s ended by %s", number, _who())
-
     @routes.post("/api/v1/alerts/<alert>/acknowledgement")
     @needs("operate")
     def acknowledged(alert: str) -> Response:
         try:
-            acknowledge(alert, _text(views.json_object(), "note", MOST_TEXT))
+            operators.acknowledge(alert, text_of(views.json_object(), "note", MOST_TEXT))
         except QueryError as error:
             return failure(400, str(error))
         return json_response({"success": True})
@@ -202,14 +163,14 @@ def blueprint(
     @routes.delete("/api/v1/alerts/<alert>/acknowledgement")
     @needs("operate")
     def withdrawn(alert: str) -> Response:
-        withdraw(alert)
+        operators.withdraw(alert)
         return json_response({"success": True})
 
     @routes.post("/api/v1/silences")
     @needs("operate")
     def silenced() -> Response:
         try:
-            made = silence(views.json_object())
+            made = operators.silence(views.json_object())
         except QueryError as error:
             return failure(400, str(error))
         return json_response({"success": True, "id": made.id, "until": made.ends_at})
@@ -217,7 +178,7 @@ def blueprint(
     @routes.delete("/api/v1/silences/<number>")
     @needs("operate")
     def unsilenced(number: str) -> Response:
-        end_silence(number)
+        operators.end_silence(number)
         return json_response({"success": True})
 
     @routes.post("/alerts/<does>")
@@ -227,15 +188,15 @@ def blueprint(
         try:
             match does:
                 case "acknowledge":
-                    acknowledge(said.get("alert", ""), _text(said, "note", MOST_TEXT))
+                    operators.acknowledge(said.get("alert", ""), text_of(said, "note", MOST_TEXT))
                     done = f"acknowledged:{said.get('alert', '')}"
                 case "withdraw":
-                    withdraw(said.get("alert", ""))
+                    operators.withdraw(said.get("alert", ""))
                     done = "withdrawn:"
                 case "silence":
-                    done = f"silenced:{silence(said).id}"
+                    done = f"silenced:{operators.silence(said).id}"
                 case "end-silence":
-                    end_silence(said.get("silence", ""))
+                    operators.end_silence(said.get("silence", ""))
                     done = "ended:"
                 case _:
                     raise NoSuch(f"request: nothing is done by {printable(does, 32)}")
@@ -337,17 +298,3 @@ def _silence(silence: Silence, viewer: Viewer) -> Json:
         "begins_at": silence.begins_at,
         "ends_at": silence.ends_at,
     }
-
-
-def _text(said: Mapping[str, object], name: str, longest: int) -> str:
-    value = said.get(name)
-    if value is None:
-        return ""
-    if not isinstance(value, str) or len(value) > longest:
-        raise QueryError(f"{name}: got {printable(str(value), 64)!r}, expected a text of at most {longest} characters")
-    return value.strip()
-
-
-def _who() -> str:
-    """Name who acts: where the site is open, only who sits at the server's machine may."""
-    return printable(current.get().name or "who sits at the server", 64)

@@ -1,6 +1,6 @@
 """What a request asks to see: its filter, the hosts that it means, and addresses of the same view changed."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from urllib.parse import quote, urlencode
@@ -35,6 +35,25 @@ def json_object() -> Json:
     if not isinstance(body, dict):
         raise QueryError("body: expected a JSON object, sent with Content-Type: application/json")
     return body
+
+
+def text_of(said: Mapping[str, object], name: str, longest: int) -> str:
+    """Return a text of a form or a JSON object; empty where it is not said.
+
+    Args:
+        said: all that was said.
+        name: of what is wanted.
+        longest: how many characters it may have.
+
+    Raises:
+        QueryError: it is no text, or longer.
+    """
+    value = said.get(name)
+    if value is None:
+        return ""
+    if not isinstance(value, str) or len(value) > longest:
+        raise QueryError(f"{name}: got {printable(str(value), 64)!r}, expected a text of at most {longest} characters")
+    return value.strip()
 
 
 @dataclass(frozen=True, kw_only=True)  # no slots: what is asked for more than once is kept

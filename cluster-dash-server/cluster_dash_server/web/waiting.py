@@ -18,7 +18,7 @@ from cluster_dash_server.web.edge import caller_of
 from cluster_dash_server.web.export import csv_response
 from cluster_dash_server.web.history import html
 from cluster_dash_server.web.lists import count, moment, size_mib
-from cluster_dash_server.web.views import QueryError, choice, json_object
+from cluster_dash_server.web.views import QueryError, choice, json_object, text_of
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ def blueprint(waiting: Waiting, clock: Callable[[], float], proxies: Proxies, zo
         viewer, address = current.get(), proxies.address(caller_of(request.environ))
         if limiter.is_too_many(limiter.failed(address)):
             raise WaitError(429, f"request: more than {A_MINUTE} wishes in a minute: try again in a minute")
-        given = {name: _text(said, name) for name in LONGEST}
+        given = {name: text_of(said, name, longest) for name, longest in LONGEST.items()}
         number = said.get("count", "1")
         wish = free.Wish(
             count=count(str(number) if isinstance(number, int | str) and number is not True else "true"),
@@ -102,7 +102,7 @@ def blueprint(waiting: Waiting, clock: Callable[[], float], proxies: Proxies, zo
     @needs("state:read")
     def no_longer(number: str) -> Response:
         try:
-            key = _text(json_object(), "key", 64)
+            key = text_of(json_object(), "key", 64)
         except QueryError as error:
             return failure(400, str(error))
         waiting.end(_number(number), clock(), key=key, may_end_any="operate" in current.get().scopes)
@@ -113,7 +113,7 @@ def blueprint(waiting: Waiting, clock: Callable[[], float], proxies: Proxies, zo
     @needs("operate")
     def nobody_any_longer() -> Response:
         try:
-            ended = end_all(_text(json_object(), "client", 64))
+            ended = end_all(text_of(json_object(), "client", 64))
         except QueryError as error:
             return failure(400, str(error))
         return json_response({"success": True, "ended": ended})
@@ -190,16 +190,6 @@ def blueprint(waiting: Waiting, clock: Callable[[], float], proxies: Proxies, zo
         )
 
     return routes
-
-
-def _text(said: Mapping[str, object], name: str, longest: int | None = None) -> str:
-    value = said.get(name)
-    longest = LONGEST[name] if longest is None else longest
-    if value is None:
-        return ""
-    if not isinstance(value, str) or len(value) > longest:
-        raise QueryError(f"{name}: got {printable(str(value), 64)!r}, expected a text of at most {longest} characters")
-    return value.strip()
 
 
 def _digits(text: str) -> int | None:
