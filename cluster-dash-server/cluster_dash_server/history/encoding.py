@@ -1,18 +1,20 @@
-"""Figures as remote-write requests of Prometheus (version 1): protobuf by one `struct.pack` a snapshot. Pure.
+"""Figures as remote-write requests of Prometheus (version 1): protobuf, of many snapshots at once. Pure.
 
 The labels of a host's series hardly ever change, so all of a snapshot but its numbers is made once: a template. A
-request is any number of encoded snapshots, one after the other.
+request is templates, one after the other, into which NumPy writes the numbers of all of them where they belong.
 """
 
 import struct
-from array import array
 from collections.abc import Sequence
 from functools import lru_cache
-from itertools import groupby
-from operator import mul
-from typing import NamedTuple
+from itertools import accumulate, compress, pairwise
+from typing import TYPE_CHECKING, NamedTuple
 
+from cluster_dash_server.history.late_numpy import np
 from cluster_dash_server.store import GPU_METRICS, HOST_METRICS, Figures
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 MIB, GIB = 2.0**20, 2.0**30
 PERCENT = 0.01
@@ -55,8 +57,9 @@ INFO = f"{PREFIX}gpu_info"
 TOTAL_MEM = f"{PREFIX}gpu_memory_total_bytes"
 SNAPSHOT_AT = f"{PREFIX}host_last_snapshot_timestamp_seconds"
 """When a snapshot was taken: says which samples are of one snapshot."""
-_SAMPLE = "d7s"  # a double behind its tag, and the moment with its own
 _SAMPLE_BYTES = 16
+_VALUE_BYTES, _MOMENT_BYTES = 8, 7
+"""A sample is a tag, its value, and the moment with its own tag."""
 _FIRST_MS, _AFTER_MS = 1 << 35, 1 << 42
 """Moments whose number takes six bytes: the years 1971 to 2109."""
 
@@ -82,7 +85,7 @@ def series(labels: Labels, value: float, at_ms: int) -> bytes:
         at_ms: Unix ms.
     """
     of_labels = b"".join([_label(name, value) for name, value in labels])
-    return _head(of_labels) + struct.pack(f"<{_SAMPLE}", value, _moment(at_ms))
+    return _head(of_labels) + struct.pack("<d", value) + _moment(at_ms)
 
 
 class Encoder:
@@ -100,115 +103,141 @@ class Encoder:
         """Encode a snapshot.
 
         Raises:
-            ValueError: it has figures without bounds, or is of a year far off.
+            ValueError: it is of a year far off, or has more or fewer values than its GPUs have.
         """
-        at_ms = millis(row.at)
-        template = self._templates.get(row.host)
-        if template is not None and template.fits(row):
-            packed = template.pack(row.values, at_ms)
-            if packed is not None:
-                return packed
-        template = self._templates[row.host] = _Template(self._cluster, row)
-        packed = template.pack(row.values, at_ms)
-        if packed is None:
-            raise ValueError(f"{row.host}: figures without bounds")
-        return packed
+        return bytes(self.together((row,)))
+
+    def together(self, rows: Sequence[Figures]) -> bytearray:
+        """Encode snapshots one after the other: forty of them in a third of the time that they take one by one.
+
+        Raises:
+            ValueError: one is such as `encoded` refuses.
+        """
+        if not rows:
+            return bytearray()
+        values = np.frombuffer(b"".join([row.values for row in rows]), np.float32)
+        known = np.isfinite(values)  # what is without bounds was too large for a row, and is left out, too
+        templates = self._templates_of(rows, known.tobytes())
+        at_ms = [millis(row.at) for row in rows]
+        moments = np.frombuffer(b"".join(map(_moment, at_ms)), f"V{_MOMENT_BYTES}")
+        body = bytearray().join([template.blank for template in templates])
+        places = [template.places for template in templates]
+        begins = np.array([0, *accumulate(len(template.blank) for template in templates)][:-1])
+
+        figures = values[known] * np.concatenate([template.scales for template in templates])
+        of_values = _places_of(body, _VALUE_BYTES)
+        begins_of_each = np.repeat(begins, [len(each.values) for each in places])
+        of_values[np.concatenate([each.values for each in places]) + begins_of_each] = _as_bytes(figures)
+        of_values[begins + [each.last for each in places]] = _as_bytes(np.array(at_ms) / 1000)
+        counts = [len(each.moments) for each in places]
+        begins_of_each = np.repeat(begins, counts)
+        of_moments = _places_of(body, _MOMENT_BYTES)
+        of_moments[np.concatenate([each.moments for each in places]) + begins_of_each] = np.repeat(moments, counts)
+        return body
 
     def parts(self, row: Figures) -> list[bytes]:
-        """Encode a snapshot as its series, one by one."""
-        return _Template(self._cluster, row).parts(row.values, millis(row.at))
+        """Encode a snapshot as its series, one by one; see `encoded`."""
+        whole = self.encoded(row)
+        ends = self._templates[row.host].places.moments + _MOMENT_BYTES
+        return [whole[begin:end] for begin, end in pairwise((0, *ends.tolist()))]
+
+    def _templates_of(self, rows: Sequence[Figures], known: bytes) -> "list[_Template]":
+        """Return the template of each snapshot.
+
+        Args:
+            rows: the snapshots.
+            known: a byte for each of their values, one after the other: 1 where it is known.
+        """
+        found = [self._templates.get(row.host) for row in rows]
+        begin = 0
+        for number, (template, row) in enumerate(zip(found, rows, strict=True)):
+            end = begin + len(row.values)
+            # a host may be there twice, and have another template the second time
+            if template is None or not template.fits(row, known[begin:end]):
+                found[number] = self._templates[row.host] = _Template(self._cluster, row, known[begin:end])
+            begin = end
+        return [template for template in found if template is not None]
+
+
+class _Places(NamedTuple):
+    """Where in a template the numbers stand: the known figures, the moment of each series, and the last value."""
+
+    values: "NDArray[np.int64]"
+    moments: "NDArray[np.int64]"
+    last: int
 
 
 class _Template:
     """A snapshot of a host without its numbers: fits all that have the same GPUs and lack the same figures."""
 
-    def __init__(self, cluster: str, row: Figures) -> None:
+    def __init__(self, cluster: str, row: Figures, known: bytes) -> None:
         self.gpus = row.gpus
-        plain = row.values.tobytes()
-        is_known = [value == value for value in row.values]
-        runs = [(known, len(list(places))) for known, places in groupby(is_known)]
-        # one call takes the known figures out, and a few compare what is between them: both in C
-        form = "=" + "".join(f"{count}f" if known else f"{4 * count}x" for known, count in runs)
-        self._known = _struct(form).unpack
-        self._gaps: list[tuple[slice, bytes]] = []
-        place = 0
-        for known, count in runs:
-            part = slice(4 * place, 4 * (place + count))
-            if not known:
-                self._gaps.append((part, plain[part]))
-            place += count
+        self.known = known
         of_cluster, of_host = _often("cluster", cluster), _label("host", row.host)
-        names = _names(tuple([gpu.gpu for gpu in row.gpus]))
-        known_names = [name for name, known in zip(names, is_known, strict=True) if known]
-        self._heads = [_head(b"".join((name, of_cluster, gpu, of_host))) for name, gpu, _ in known_names]
-        self._scales = [scale for _, _, scale in known_names]
-        self._fixed: list[bytes] = []
+        indices = tuple([gpu.gpu for gpu in row.gpus])
+        without = bytes(_VALUE_BYTES + _MOMENT_BYTES)
+        figures = [
+            _head(b"".join((name, of_cluster, gpu, of_host))) + without
+            for (name, gpu), is_known in zip(_names(indices), known, strict=True)
+            if is_known
+        ]
+        fixed: list[bytes] = []
         for gpu in row.gpus:
             of_gpu = of_cluster + _often("gpu", str(gpu.gpu)) + of_host
             more = [_label(name, value) for name, value in (("model", gpu.model), ("uuid", gpu.uuid)) if value]
             head = _head(b"".join((_often("__name__", INFO), of_gpu, *more)))
-            self._fixed.append(head + struct.pack("<d", 1.0))
+            fixed.append(head + struct.pack("<d", 1.0) + bytes(_MOMENT_BYTES))
             if gpu.total_mem is not None:
                 head = _head(_often("__name__", TOTAL_MEM) + of_gpu)
-                self._fixed.append(head + struct.pack("<d", gpu.total_mem * MIB))
-        self._last = _head(_often("__name__", SNAPSHOT_AT) + of_cluster + of_host)
-        of_figures = [f"{len(head)}s{_SAMPLE}" for head in self._heads]
-        of_others = [*(f"{len(part)}s7s" for part in self._fixed), f"{len(self._last)}s{_SAMPLE}"]
-        self._pack = _struct("<" + "".join(of_figures + of_others)).pack
-        self._arguments: list[object] = [part for head in self._heads for part in (head, 0.0, b"")]
-        self._after = len(self._arguments)
-        self._arguments += [*(part for fixed in self._fixed for part in (fixed, b"")), self._last, 0.0, b""]
+                fixed.append(head + struct.pack("<d", gpu.total_mem * MIB) + bytes(_MOMENT_BYTES))
+        last = _head(_often("__name__", SNAPSHOT_AT) + of_cluster + of_host) + without
+        each = [*figures, *fixed, last]
+        self.blank = b"".join(each)
+        self.places = _places(tuple(map(len, each)), len(figures))
+        self.scales = _scales(len(indices), known)
 
-    def fits(self, row: Figures) -> bool:
-        return row.gpus is self.gpus or row.gpus == self.gpus
+    def fits(self, row: Figures, known: bytes) -> bool:
+        return known == self.known and (row.gpus is self.gpus or row.gpus == self.gpus)
 
-    def numbers(self, values: "array[float]") -> list[float] | None:
-        """Return the known figures in an engine's units; None where others are known than the template has."""
-        plain = values.tobytes()
-        for part, unknown in self._gaps:
-            if plain[part] != unknown:
-                return None
-        known = self._known(plain)
-        total = sum(known)
-        return None if total != total else [*map(mul, known, self._scales)]
 
-    def pack(self, values: "array[float]", at_ms: int) -> bytes | None:
-        numbers = self.numbers(values)
-        if numbers is None:
-            return None
-        arguments, after, moment = self._arguments, self._after, _moment(at_ms)
-        arguments[1:after:3] = numbers
-        arguments[2:after:3] = (moment,) * len(numbers)
-        arguments[after + 1 : -3 : 2] = (moment,) * len(self._fixed)
-        arguments[-2:] = (at_ms / 1000, moment)
-        return self._pack(*arguments)
+def _places_of(body: bytearray, size: int) -> "NDArray[np.void]":
+    """Return a view of so many bytes from each place of a body on."""
+    return np.ndarray((len(body) - size + 1,), f"V{size}", body, strides=(1,))
 
-    def parts(self, values: "array[float]", at_ms: int) -> list[bytes]:
-        moment = _moment(at_ms)
-        figures = zip(self._heads, self.numbers(values) or (), strict=True)
-        return [
-            *(head + struct.pack(f"<{_SAMPLE}", value, moment) for head, value in figures),
-            *(fixed + moment for fixed in self._fixed),
-            self._last + struct.pack(f"<{_SAMPLE}", at_ms / 1000, moment),
-        ]
+
+def _as_bytes(values: "NDArray[np.float64]") -> "NDArray[np.void]":
+    return values.astype("<f8", copy=False).view(f"V{_VALUE_BYTES}")
 
 
 @lru_cache(4096)
-def _struct(form: str) -> struct.Struct:
-    """Return a form that hosts with names of one length share: it takes as much as the rest of a template."""
-    return struct.Struct(form)
+def _places(sizes: tuple[int, ...], figures: int) -> _Places:
+    """Return places that hosts with names of one length share.
+
+    Args:
+        sizes: bytes of each series.
+        figures: how many of them, the first ones, have figures as their values.
+    """
+    ends = np.cumsum(sizes)
+    values = ends - (_VALUE_BYTES + _MOMENT_BYTES)
+    return _Places(values[:figures], ends - _MOMENT_BYTES, int(values[-1]))
+
+
+@lru_cache(4096)
+def _scales(gpus: int, known: bytes) -> "NDArray[np.float64]":
+    """Return what each known value of a row is to be multiplied with."""
+    of_gpus = [NAMES[metric].scale for metric in GPU_METRICS for _ in range(gpus)]
+    return np.array([*compress((*of_gpus, *(NAMES[metric].scale for metric in HOST_METRICS)), known)], np.float64)
 
 
 @lru_cache(256)
-def _names(gpus: tuple[int, ...]) -> list[tuple[bytes, bytes, float]]:
-    """Return of each value of a row the label of its name, the one of its GPU, and its scale."""
+def _names(gpus: tuple[int, ...]) -> list[tuple[bytes, bytes]]:
+    """Return of each value of a row the label of its name, and the one of its GPU."""
     of_gpus = [
-        (_often("__name__", PREFIX + NAMES[metric].name), _often("gpu", str(gpu)), NAMES[metric].scale)
+        (_often("__name__", PREFIX + NAMES[metric].name), _often("gpu", str(gpu)))
         for metric in GPU_METRICS
         for gpu in gpus
     ]
-    of_host = [(_often("__name__", PREFIX + NAMES[metric].name), b"", NAMES[metric].scale) for metric in HOST_METRICS]
-    return of_gpus + of_host
+    return of_gpus + [(_often("__name__", PREFIX + NAMES[metric].name), b"") for metric in HOST_METRICS]
 
 
 def _label(name: str, value: str) -> bytes:

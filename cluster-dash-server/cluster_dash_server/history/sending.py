@@ -47,7 +47,7 @@ Only after another failure: one alone is said by engines that are busy too, and 
 """
 
 
-def packed(body: bytes) -> bytes:
+def packed(body: bytes | bytearray) -> bytes:
     """Pack a request as engines want it."""
     return bytes(cramjam.snappy.compress_raw(body))
 
@@ -399,21 +399,36 @@ class Sender:
     def _encoded(self, piece: _Piece) -> bytes:
         return piece.item.encoded(self._encoder) if piece.body is None else piece.body
 
-    def _body(self, batch: _Batch) -> bytes:
+    def _body(self, batch: _Batch) -> bytes | bytearray:
         """Return a request; what cannot be said in one is counted and let go of."""
-        bodies, left = [], []
+        try:
+            return self._joined(batch.pieces)
+        except Exception as error:  # of any of them: which one is found below
+            log.debug("%r", error)
+        left = []
         for piece in batch.pieces:
             try:
-                bodies.append(self._encoded(piece))
+                self._encoded(piece)
                 left.append(piece)
             except Exception as error:  # whatever it is that is odd in one: the others must not wait for it
                 self.refused += 1
                 self._say(f"a snapshot cannot be written: {error!r}")
                 self._finish([piece])
         batch.pieces = left
-        return b"".join(bodies)
+        return self._joined(left)
 
-    def _post(self, body: bytes) -> Answer | None:
+    def _joined(self, pieces: Sequence[_Piece]) -> bytes | bytearray:
+        rows, others = [], []
+        for piece in pieces:
+            if piece.body is None and isinstance(piece.item, Snapshot):
+                rows.append(piece.item.row)
+            else:
+                others.append(self._encoded(piece))
+        body = self._encoder.together(rows)
+        body += b"".join(others)
+        return body
+
+    def _post(self, body: bytes | bytearray) -> Answer | None:
         """Post a request; None where no answer came. What is on trial on a connection that broke is sent again."""
         count = self._connection.count
         self._said_yes = False

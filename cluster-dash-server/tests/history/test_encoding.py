@@ -44,7 +44,7 @@ def wanted(row: Figures) -> dict[tuple[str, str | None], float]:
     places = [(metric, str(gpu.gpu)) for metric in GPU_METRICS for gpu in row.gpus]
     for metric, gpu in [*places, *((metric, None) for metric in HOST_METRICS)]:
         value = next(values)
-        if value == value:
+        if math.isfinite(value):
             found[PREFIX + NAMES[metric].name, gpu] = value * NAMES[metric].scale
     for each in row.gpus:
         found[INFO, str(each.gpu)] = 1.0
@@ -64,6 +64,27 @@ def test_protobuf_reads_what_was_measured_and_nothing_of_what_is_unknown(seed: i
         assert {at for _, _, at in found} == {round(row.at * 1000)}
         assert {(labels["__name__"], labels.get("gpu")): value for labels, value, _ in found} == wanted(row)
         assert len(found) == len(wanted(row))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_snapshots_together_are_each_alone_one_after_the_other(
+    seed: int, make_fleet: MakeFleet, make_row: MakeRow
+) -> None:
+    rng, encoder = random.Random(seed), Encoder("lab")
+    fleet = make_fleet(seed, 5, BEGIN, BEGIN + 300)
+    for _ in range(20):
+        rows = rng.choices(fleet, k=rng.randrange(8))
+        for number in range(rng.randrange(3)):  # a host that is there twice, and lacks something the second time
+            row = make_row("x" * rng.randrange(1, 300), gpus=rng.randrange(12), at=BEGIN + number)
+            row.values[rng.randrange(len(row.values))] = math.nan
+            rows += (row, make_row(row.host, gpus=rng.randrange(12), at=BEGIN + 9))
+        rng.shuffle(rows)
+        assert bytes(encoder.together(rows)) == b"".join([Encoder("lab").encoded(row) for row in rows])
+
+
+def test_a_row_that_does_not_fit_its_gpus_is_refused(make_row: MakeRow) -> None:
+    with pytest.raises(ValueError, match="argument 2 is shorter"):
+        Encoder("lab").together([make_row("a"), replace(make_row("b"), values=array("f", [1.0]))])
 
 
 def test_a_snapshot_in_parts_is_the_snapshot(make_row: MakeRow) -> None:
@@ -89,7 +110,7 @@ def test_a_figure_that_comes_and_goes_and_a_gpu_that_is_lost_make_a_new_template
     rng, encoder = random.Random(4), Encoder("lab")
     for number in range(200):
         row = make_row(at=BEGIN + number / 7, gpus=rng.choice((1, 2)))
-        row.values[rng.randrange(len(row.values))] = rng.choice((math.nan, -math.nan, 12.5))
+        row.values[rng.randrange(len(row.values))] = rng.choice((math.nan, -math.nan, math.inf, -math.inf, 12.5))
         found = {(labels["__name__"], labels.get("gpu")): value for labels, value, _ in read(encoder.encoded(row))}
         assert found == wanted(replace(row, at=round(row.at, 3)))
 

@@ -1,7 +1,7 @@
 """What happens to figures on their way to an engine that refuses, fails, hangs up, or is away."""
 
-import math
 import threading
+from array import array
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -427,8 +427,7 @@ def test_no_more_waits_than_there_is_room_for(
 
 def test_a_snapshot_that_cannot_be_said_holds_up_no_other(engine: Engine, start: Start, make_row: MakeRow) -> None:
     sending = start()
-    odd = make_row("odd")
-    odd.values[0], odd.values[-1] = math.inf, -math.inf
+    odd = replace(make_row("odd"), values=array("f", [1.0]))
     sending.put(make_row("a"), odd, make_row("b"))
 
     sending.sender.send()
@@ -440,8 +439,7 @@ def test_a_snapshot_that_cannot_be_said_holds_up_no_other(engine: Engine, start:
 def test_where_nothing_can_be_said_nothing_is_asked(engine: Engine, start: Start, make_row: MakeRow) -> None:
     engine.judge = lambda body: 204 if body else 400
     sending = start()
-    odd = make_row("odd")
-    odd.values[0], odd.values[-1] = math.inf, -math.inf
+    odd = replace(make_row("odd"), values=array("f", [1.0]))
     sending.put(odd)
 
     sending.sender.send()

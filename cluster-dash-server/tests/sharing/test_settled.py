@@ -200,6 +200,9 @@ class Encoder:
     def encoded(self, row: Figures) -> bytes:
         return f"{row.host}/{row.boot_id}/{row.seq} ".encode()
 
+    def together(self, rows: Iterable[Figures]) -> bytearray:
+        return bytearray().join(map(self.encoded, rows))
+
     def parts(self, row: Figures) -> list[bytes]:
         return [self.encoded(row)]
 
