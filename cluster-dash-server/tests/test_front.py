@@ -12,11 +12,12 @@ from werkzeug.test import Client, EnvironBuilder, run_wsgi_app
 
 from cluster_dash_server import viewer_access
 from cluster_dash_server.access import users
+from cluster_dash_server.access.viewers import Rules
 from cluster_dash_server.front import Front
 from cluster_dash_server.settings import ServerSettings, Settings, ViewerSettings
 from cluster_dash_server.sharing.clock import EngineClock
 from cluster_dash_server.sharing.kinds import LiveSettings
-from cluster_dash_server.web.edge import Reply
+from cluster_dash_server.web.edge import KEPT, Reply
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
@@ -160,6 +161,22 @@ def test_who_has_to_be_looked_up_in_a_file_or_signed_in_is_left_to_a_thread(tmp_
         ready, answer = asked_both_ways(front, **request)
         found.append((ready is not None, answer.status[:3]))
     assert found == [(False, "200"), (False, "401"), (True, "200")]
+
+
+def test_what_is_kept_of_headers_that_come_again_lets_nobody_in_whose_session_has_ended() -> None:
+    front = Front(Settings(), clock=lambda: 1.7e9)
+    gate, sessions = front.gate, front.gate.sessions
+    gate.rules = Rules(mode="oidc")
+    secret = sessions.begin("ann", "viewer")
+    environ = EnvironBuilder(path=LIVE, environ_overrides={"HTTP_COOKIE": f"cluster_dash={secret}"}).get_environ()
+    run_wsgi_app(front, {**environ}, buffered=True)
+    kept: dict[object, object] = {}
+    replies = [front.ready({**environ, KEPT: kept}) for _ in range(2)]
+    assert replies == [front.ready(environ)] * 2
+    assert replies[0] is not None
+    assert kept
+    sessions.end(secret)
+    assert front.ready({**environ, KEPT: kept}) is None
 
 
 def test_whoever_signs_in_at_a_provider_is_timed_by_the_clock_of_all_replicas(monkeypatch: pytest.MonkeyPatch) -> None:

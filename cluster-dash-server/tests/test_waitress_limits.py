@@ -2,15 +2,21 @@
 
 import http.client
 import json
+import re
 import socket
+import struct
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
+import hypothesis
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from waitress.adjustments import Adjustments
 from waitress.server import create_server
 
 from cluster_dash_server.app import create_app
@@ -169,10 +175,15 @@ class Shop:
     def __init__(self) -> None:
         self.in_the_loop = list[int]()
         self.by_a_thread = list[str]()
+        self.environs = list[dict[str, Any]]()
+        self.is_asked_in_the_loop = True
 
     def ready(self, environ: Any) -> Reply | None:
         self.in_the_loop.append(threading.get_ident())
-        path = environ["PATH_INFO"]
+        self.environs.append(environ)
+        return self.made(environ["PATH_INFO"]) if self.is_asked_in_the_loop else None
+
+    def made(self, path: str) -> Reply | None:
         if not path.startswith("/ready"):
             return None
         if path == "/ready-304":
@@ -182,6 +193,10 @@ class Shop:
 
     def __call__(self, environ: Any, start_response: Any) -> list[bytes]:
         self.by_a_thread.append(environ["PATH_INFO"])
+        reply = None if self.is_asked_in_the_loop else self.made(environ["PATH_INFO"])
+        if reply is not None:
+            start_response(reply.status, reply.headers)
+            return [reply.content]
         if environ["PATH_INFO"] in ("/204", "/304"):
             start_response(environ["PATH_INFO"].removeprefix("/") + " No Body", [])
             return []
@@ -198,6 +213,13 @@ class Open(NamedTuple):
     def connect(self) -> Any:
         return closing(http.client.HTTPConnection("127.0.0.1", self.server.effective_port, timeout=60))
 
+    def send_little_at_a_time(self) -> None:
+        """Let the system keep little of what is sent, for connections from now on."""
+        self.server.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 50_000)
+
+    def unsent_bytes(self) -> int:
+        return sum(channel.total_outbufs_len for channel in list(self.server.active_channels.values()))
+
 
 @pytest.fixture
 def shop() -> Iterator[Open]:
@@ -207,10 +229,19 @@ def shop() -> Iterator[Open]:
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     yield Open(shop, server, thread.ident)
-    server.task_dispatcher.shutdown()
-    server.close()
-    thread.join(60)
+    with socket.create_connection(("127.0.0.1", server.effective_port), timeout=60):
+        until(lambda: server.active_channels)
+        server.task_dispatcher.shutdown()
+        server.close()
+    thread.join(60)  # the end of that connection wakes the loop
     assert not thread.is_alive()
+
+
+def until(true: Callable[[], object]) -> None:
+    end = time.monotonic() + 60
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.01)
 
 
 def ask(connection: http.client.HTTPConnection, path: str) -> bytes:
@@ -269,12 +300,128 @@ def test_requests_in_pieces_or_together_are_answered_in_their_order(shop: Open, 
 
 
 def test_who_reads_slowly_keeps_nobody_waiting_and_gets_all(shop: Open) -> None:
+    shop.send_little_at_a_time()
     with shop.connect() as slow, shop.connect() as quick:
-        slow.connect()
-        slow.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         slow.request("GET", "/ready1000000")
+        until(shop.unsent_bytes)
         assert [ask(quick, "/ready5") for _ in range(20)] == [b"rrrrr"] * 20
         assert slow.getresponse().read() == b"r" * 1_000_000
+
+
+@pytest.mark.parametrize("path", ["/ready3", "/ready-304"])
+@pytest.mark.parametrize("connection", ["", "Connection: close\r\n", "Connection: Keep-Alive\r\n"])
+@pytest.mark.parametrize("version", ["1.0", "1.1"])
+def test_the_loop_answers_as_a_thread_does(shop: Open, version: str, connection: str, path: str) -> None:
+    request = f"GET {path} HTTP/{version}\r\nHost: x\r\n{connection}\r\n".encode()
+    answers = []
+    for in_the_loop in (True, False):
+        shop.shop.is_asked_in_the_loop = in_the_loop
+        with socket.create_connection(("127.0.0.1", shop.server.effective_port), timeout=60) as asker:
+            asker.sendall(request)
+            asker.shutdown(socket.SHUT_WR)
+            answer = b"".join(iter(lambda: asker.recv(65536), b""))
+        answers.append(re.sub(rb"\r\nDate: [^\r]*", b"", answer))
+    assert answers[0] == answers[1]
+    assert shop.shop.by_a_thread == [path]
+
+
+def test_what_a_page_asks_again_and_again_is_read_once(shop: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    read, parse_header = list[bytes](), waitress_limits.RequestParser.parse_header
+
+    def parsed(parser: waitress_limits.RequestParser, header: bytes) -> None:
+        read.append(header)
+        parse_header(parser, header)
+
+    monkeypatch.setattr(waitress_limits.RequestParser, "parse_header", parsed)
+    with shop.connect() as connection:
+        for number in range(5):
+            assert ask(connection, f"/ready3?columns=state,users&since=life-{number}") == b"rrr"
+        assert len(read) == 1
+        assert ask(connection, "/ready5?columns=state,users&since=life-5") == b"rrrrr"
+        assert len(read) == 2
+    asked = [(environ["PATH_INFO"], environ["QUERY_STRING"], environ["REQUEST_URI"]) for environ in shop.shop.environs]
+    queries = [f"columns=state,users&since=life-{number}" for number in range(6)]
+    paths = ["/ready3"] * 5 + ["/ready5"]
+    assert asked == [(path, query, f"{path}?{query}") for path, query in zip(paths, queries, strict=True)]
+
+
+HEADERS = (
+    "Host: x\r\n",
+    "Cookie: a=b?c d\r\n",
+    "Connection: close\r\n",
+    'If-None-Match: "a?b"\r\n',
+    "Content-Length: 2\r\n",
+)
+LINES = st.builds(
+    "GET {}{}{} HTTP/{}\r\n{}\r\n{}".format,
+    st.sampled_from(["/", "/a", "//a", "/a/b:c", "/%41", "http://x/a", "/a?b", "/a#b", "*"]),
+    st.sampled_from(["?", "", " ?"]),
+    st.one_of(
+        st.sampled_from(
+            ["", "since=a-1", "since=a-2&q=%20x", "a b", "a#b", "a?b", "a\r\nX: y", "a HTTP/1.1\r\nX: y", "é"]
+        ),
+        st.text("ab=&%#? \t\r\n", max_size=5),
+        st.just("x" * 17_000),
+    ),
+    st.sampled_from(["1.1", "1.0", "2.0"]),
+    st.lists(st.sampled_from(HEADERS), max_size=3, unique=True).map("".join),
+    st.sampled_from(["", "", "ab", "GET / HTTP/1.1\r\n\r\n"]),
+)
+
+
+@given(LINES, st.lists(LINES, min_size=1, max_size=4), st.integers(0, 3))
+@hypothesis.settings(max_examples=150, deadline=None)
+def test_a_request_that_is_not_read_anew_says_what_it_says_when_it_is(
+    first: str, others: list[str], place: int
+) -> None:
+    def told(data: bytes) -> waitress_limits.Get | None:
+        """Return a request read from its bytes; None where the loop leaves it to others."""
+        channel: Any = SimpleNamespace(
+            adj=Adjustments(),
+            server=SimpleNamespace(adj=Adjustments(), effective_port=80, server_name="x"),
+            addr=("192.0.2.7", 4711),
+            check_client_disconnected=None,
+        )
+        request = waitress_limits.Channel._lone_request(channel, data)
+        if request is None:
+            return None
+        return waitress_limits.Get(data, request, waitress_limits.Task(channel, request).get_environment())
+
+    def said(get: waitress_limits.Get) -> Any:
+        passing = ("wsgi.input", f"HTTP_{waitress_limits.WHOLE_SINCE}")
+        environ = {name: value for name, value in get.environ.items() if name not in passing}
+        return get.version, get.connection, environ
+
+    get = told(first.encode("latin-1"))
+    if get is None:
+        return
+    # most of them differ from the first by little, or all would be read anew
+    for other in (*others, first.replace("since=a-1", "since=a-2"), first.replace("?", "?z=1&", place), first):
+        again = other.encode("latin-1")
+        if get.becomes(again):
+            anew = told(again)
+            assert anew is not None
+            assert said(get) == said(anew)
+
+
+def test_who_asks_twice_and_reads_late_gets_both_answers_in_their_order(shop: Open) -> None:
+    shop.send_little_at_a_time()
+    with socket.create_connection(("127.0.0.1", shop.server.effective_port), timeout=60) as connection:
+        connection.sendall(b"GET /ready1000000 HTTP/1.1\r\nHost: x\r\n\r\n")
+        until(shop.unsent_bytes)
+        connection.sendall(b"GET /ready-304 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        answer = b"".join(iter(lambda: connection.recv(65536), b""))
+    assert answer.count(b"r" * 1_000_000 + b"HTTP/1.1 304 Not Modified\r\n") == 1
+
+
+def test_who_goes_while_an_answer_is_sent_harms_nobody(shop: Open) -> None:
+    for _ in range(20):
+        with socket.create_connection(("127.0.0.1", shop.server.effective_port), timeout=60) as gone:
+            gone.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # it ends by a reset
+            gone.sendall(b"GET /ready1000000 HTTP/1.1\r\nHost: x\r\n\r\n")
+    with shop.connect() as connection:
+        assert ask(connection, "/ready5") == b"rrrrr"
+        until(lambda: len(shop.server.active_channels) == 1)
 
 
 def test_a_connection_holds_nothing_of_what_it_has_sent(shop: Open) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from cluster_dash_server.access.viewers import Asked, Gate
-from cluster_dash_server.web.edge import caller_of
+from cluster_dash_server.web.edge import KEPT, caller_of
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
@@ -27,15 +27,19 @@ def reader(
     proxy_key = f"HTTP_{proxy_header.upper().replace('-', '_')}"
 
     def asked_of(environ: "WSGIEnvironment") -> Asked:
-        return Asked(
-            caller=caller_of(environ),
-            method=environ["REQUEST_METHOD"],
-            authorization=environ.get("HTTP_AUTHORIZATION"),
-            session=cookie(environ, gate, ""),
-            proxy_says=environ.get(proxy_key),
-            csrf=csrf,
-            sends_json=environ.get("CONTENT_TYPE", "").partition(";")[0].strip().lower() == "application/json",
-        )
+        kept: dict[object, Asked] = environ.get(KEPT, {})
+        asked = kept.get(asked_of)
+        if asked is None:
+            asked = kept[asked_of] = Asked(
+                caller=caller_of(environ),
+                method=environ["REQUEST_METHOD"],
+                authorization=environ.get("HTTP_AUTHORIZATION"),
+                session=cookie(environ, gate, ""),
+                proxy_says=environ.get(proxy_key),
+                csrf=csrf,
+                sends_json=environ.get("CONTENT_TYPE", "").partition(";")[0].strip().lower() == "application/json",
+            )
+        return asked
 
     return asked_of
 

@@ -28,15 +28,18 @@ SECURITY_HEADERS = {
     "X-Frame-Options": "DENY",
     "Referrer-Policy": "same-origin",
 }
+KEPT = "cluster_dash.kept"
+"""In an environment: a dictionary for what follows from path and headers alone; it comes again where these do."""
 FORWARDING_HEADERS = ("HTTP_X_FORWARDED", "HTTP_FORWARDED", "HTTP_X_REAL_IP", "HTTP_VIA")
 
 
 def caller_of(environ: "WSGIEnvironment") -> Caller:
     """Read from a request's environment where it comes from."""
+    names = "\n".join(environ)  # to look for four in one text takes half the time of looking at each name
     return Caller(
         peer=environ.get("REMOTE_ADDR") or "",
         host=environ.get("HTTP_HOST"),
-        forwarded=any(name.startswith(FORWARDING_HEADERS) for name in environ),
+        forwarded=any(map(names.__contains__, FORWARDING_HEADERS)),
         origin=environ.get("HTTP_ORIGIN"),
         fetch_site=environ.get("HTTP_SEC_FETCH_SITE"),
         scheme=environ.get("wsgi.url_scheme", "http"),

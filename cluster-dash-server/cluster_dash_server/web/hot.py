@@ -192,7 +192,8 @@ def ready(body: Body, environ: "WSGIEnvironment") -> Reply:
         *(("Content-Type", "application/json"), ("ETag", f'"{body.version}"')),
         *(("Cache-Control", "no-cache"), ("Vary", "Accept-Encoding")),
     ]
-    if body.version in parse_etags(environ.get("HTTP_IF_NONE_MATCH")):
+    known = environ.get("HTTP_IF_NONE_MATCH")
+    if known and body.version in parse_etags(known):
         return Reply(b"", "304 Not Modified", headers)
     if body.encoding != "identity":
         headers.append(("Content-Encoding", body.encoding))

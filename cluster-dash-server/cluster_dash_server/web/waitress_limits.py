@@ -5,10 +5,13 @@ waitress' own defaults stop answering at 98 clients, since they count idle keep-
 """
 
 import contextlib
+import re
 import select
 import time
 from collections.abc import Iterator
-from typing import Any
+from functools import lru_cache
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 from waitress.adjustments import Adjustments
 from waitress.channel import ClientDisconnected, HTTPChannel
@@ -19,7 +22,7 @@ from waitress.utilities import Error
 
 from cluster_dash_server.snapshot import dumps
 from cluster_dash_server.web import waitress_turns
-from cluster_dash_server.web.edge import Reply
+from cluster_dash_server.web.edge import KEPT, Reply
 
 LIMITS: dict[str, Any] = {
     "connection_limit": 10_000,
@@ -47,6 +50,9 @@ READY_BYTES = 1_000_000
 """What is longer is no answer for the loop: from 2^20 on waitress puts it into a file."""
 LARGE_BYTES = 65_536
 """A part of a body that is longer goes by itself: to copy it costs more than a call into the system."""
+_PLAIN_QUERY = re.compile(rb"[\w.,:%+=&~-]*")
+_PLAIN_GET = re.compile(rb"(GET /[^\s?#]*\?)(%b) HTTP/1\.[01]\r\n" % _PLAIN_QUERY.pattern)
+"""A request line whose query ends where it seems to."""
 
 
 class _JsonError:
@@ -104,17 +110,6 @@ class Task(WSGITask):  # type: ignore[misc]
     """
 
     channel: "Channel"
-    reply: Reply | None = None
-    """The answer, where it lay ready."""
-
-    def execute(self) -> None:
-        """Have the application answer, unless it has."""
-        if self.reply is None:
-            super().execute()
-            return
-        content, self.status, self.response_headers = self.reply
-        self.complete, self.content_length = True, len(content)
-        self.write(content)
 
     def write(self, data: bytes) -> None:
         """Send a part of the body, before the first one the head."""
@@ -131,6 +126,71 @@ class Task(WSGITask):  # type: ignore[misc]
             super().set_close_on_finish()
 
 
+class Head(NamedTuple):
+    """The bytes before the body of an answer, and whether its connection ends with it."""
+
+    content: bytes
+    is_last: bool
+
+
+@lru_cache(64)  # those who look get the same one within a second
+def _head(
+    version: str, connection: str, ident: str | None, status: str, headers: tuple[tuple[str, str], ...], second: int
+) -> Head:
+    """Return the head of an answer as waitress writes it.
+
+    Args:
+        version: of HTTP, as the request says.
+        connection: what the request says of its connection.
+        ident: what the server calls itself.
+        status: the status line.
+        headers: those of the application.
+        second: when it is given (Unix s).
+    """
+    task = Task(
+        SimpleNamespace(server=SimpleNamespace(adj=SimpleNamespace(ident=ident))),
+        SimpleNamespace(version=version, headers={"CONNECTION": connection}),
+    )
+    task.status, task.response_headers, task.start_time = status, list(headers), second
+    return Head(task.build_response_header(), task.close_on_finish)
+
+
+class Get:
+    """A whole GET as an application is told of it; one that differs in its query alone need not be read anew.
+
+    So the next one is of each page that polls: to read it would cost more than to answer.
+
+    Args:
+        data: the request as it came.
+        request: the same, read.
+        environ: what it says to an application.
+    """
+
+    __slots__ = ("_after", "_before", "_most_bytes", "connection", "environ", "version")
+
+    def __init__(self, data: bytes, request: RequestParser, environ: dict[str, Any]) -> None:
+        line = None if request.body_rcv is not None else _PLAIN_GET.match(data)
+        self._before = b"" if line is None else line[1]
+        self._after = b"" if line is None else data[line.end(2) :]
+        self._most_bytes = request.adj.max_request_header_size
+        self.connection: str = request.headers.get("CONNECTION", "")
+        self.version: str = request.version
+        self.environ = {**environ, KEPT: {}}
+        del self.environ["waitress.client_disconnected"]  # it holds the connection, which holds this
+
+    def becomes(self, data: bytes) -> bool:
+        """Become the request that came, where it differs from this one in its query alone; else return False."""
+        before, after = self._before, self._after
+        if not (before and data.startswith(before) and data.endswith(after) and len(data) < self._most_bytes):
+            return False
+        query = data[len(before) : -len(after)]
+        if not _PLAIN_QUERY.fullmatch(query):
+            return False
+        self.environ["QUERY_STRING"] = query.decode()
+        self.environ["REQUEST_URI"] = (before + query).decode("latin-1").partition(" ")[2]
+        return True
+
+
 class Channel(HTTPChannel):  # type: ignore[misc]
     """waitress' connection; a request has `channel_timeout` to arrive in full.
 
@@ -144,6 +204,8 @@ class Channel(HTTPChannel):  # type: ignore[misc]
     last_activity: float
     close_when_flushed: bool
     _held: list[bytes] | None = None
+    _answered: Get | None = None
+    """The last request that was answered from the loop."""
 
     @contextlib.contextmanager
     def at_once(self) -> Iterator[None]:
@@ -172,36 +234,50 @@ class Channel(HTTPChannel):  # type: ignore[misc]
     def received(self, data: bytes) -> bool:
         """Take what came; send the answer from here where it lies ready."""
         ready = getattr(self.server.application, "ready", None)
-        request = None if ready is None else self._lone_get(data)
-        if ready is None or request is None:
+        if ready is None or not data.startswith(b"GET ") or not self._is_at_rest():
             return bool(super().received(data))
-        task = Task(self, request)
-        task.reply = ready(task.get_environment())
-        if task.reply is None or len(task.reply.content) > READY_BYTES:
+        get, request = self._answered, None
+        if get is None or not get.becomes(data):
+            request = self._lone_request(data)
+            if request is None:
+                return bool(super().received(data))
+            get = Get(data, request, Task(self, request).get_environment())
+        reply = ready({**get.environ})
+        if reply is not None and len(reply.content) <= READY_BYTES:
+            self._answered = get
+            self._send(get, reply)
+        elif request is None:
+            return bool(super().received(data))
+        else:
             self.requests.append(request)
             self.server.add_task(self)
-        else:
-            self._send(task)
         return True
 
-    def _lone_get(self, data: bytes) -> RequestParser | None:
-        """Return the request where the data are one whole GET, and nothing is under way on this connection."""
-        if self.request is not None or self.requests or self.close_when_flushed or not data.startswith(b"GET "):
-            return None
+    def _is_at_rest(self) -> bool:
+        """Say whether nothing is under way: no request has come in part or is worked on, no answer waits to leave."""
+        is_ending = self.close_when_flushed or self.will_close
+        return not (self.request or self.requests or self.total_outbufs_len or is_ending)
+
+    def _lone_request(self, data: bytes) -> RequestParser | None:
+        """Return the request where the data are a whole one, and nothing else."""
         request = RequestParser(self.adj)
         is_whole = request.received(data) == len(data) and request.completed
         return None if not is_whole or request.error or request.expect_continue else request
 
-    def _send(self, task: Task) -> None:
-        """Send an answer that is ready, as `service` does in a thread."""
+    def _send(self, get: Get, reply: Reply) -> None:
+        """Send an answer that is ready."""
+        now = time.time()
+        head = _head(get.version, get.connection, self.adj.ident, reply.status, tuple(reply.headers), int(now))
+        answer = head.content + reply.content
+        self.close_when_flushed = head.is_last
         try:
-            task.service()
-        except ClientDisconnected:
-            task.close_on_finish = True
-        self.close_when_flushed = task.close_on_finish
-        self.current_outbuf_count = self.adj.outbuf_high_watermark  # the next answer gets a buffer of its own
-        task.request.close()
-        self.last_activity = time.time()
+            sent = self.send(answer)
+            if sent < len(answer):
+                self.write_soon(answer[sent:])
+                self.current_outbuf_count = self.adj.outbuf_high_watermark  # the next answer gets a buffer of its own
+        except (ClientDisconnected, OSError):
+            self.close_when_flushed = True
+        self.last_activity = now
 
 
 def apply(body_bytes: int, *, threads: int = 8) -> None:
