@@ -26,7 +26,7 @@ test: setup ## everything CI runs, with real parts: NVML stand-in, processes, Ch
 	dev/parts
 	$(MAKE) --no-print-directory check
 	dev/tests -n 4 --dist loadfile -m "not soak and not clocked" tests
-	dev/tests -m "clocked and not soak" cluster-dash-server/tests cluster-dash-mole/tests tests
+	dev/tests -n 2 --dist loadfile -m "clocked and not soak" $$(grep -rlw clocked --include='test_*.py' cluster-dash-*/tests tests)
 
 check: setup ## the fast part of `make test`: format, lint, types, import rules, unit tests
 	$(BIN)/ruff format --check .

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import hypothesis
 import pytest
 
-from tests import databases
+from tests import databases, workers
 from tests.processes import Listening, start_server
 
 hypothesis.settings.register_profile("ours", deadline=None)  # time says nothing on a loaded machine
@@ -16,6 +16,8 @@ hypothesis.settings.load_profile("ours")
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
+    from xdist.remote import Producer
+    from xdist.scheduler import LoadFileScheduling
 
     from tests.seats import Seat, Site
 
@@ -56,9 +58,25 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "needs(part): uses a program or a piece of hardware that a machine may lack")
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: "Producer") -> "LoadFileScheduling | None":
+    """With `--dist loadfile`, give workers units of `workers` for files, in the order of the collection."""
+    from xdist.scheduler import LoadFileScheduling
+
+    if config.getoption("dist") != "loadfile":
+        return None
+    config.option.loadscopereorder = False
+    scheduler = LoadFileScheduling(config, log)
+    scheduler._split_scope = workers.unit_of
+    return scheduler
+
+
 @pytest.hookimpl(trylast=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the tests of a module that is marked `in_order` back into the order in which they are written."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Put the tests of a module that is marked `in_order` back into the order in which they are written.
+
+    In a worker, all are then arranged as they are to be taken: the process that hands them out has no other order.
+    """
     by_module: dict[Path, list[int]] = {}
     for place, item in enumerate(items):
         if item.get_closest_marker("in_order"):
@@ -67,6 +85,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         written = sorted((items[place] for place in places), key=lambda item: item.reportinfo()[1] or 0)
         for place, item in zip(places, written, strict=True):
             items[place] = item
+    if hasattr(config, "workerinput"):
+        by_name = {item.nodeid: item for item in items}
+        items[:] = [by_name[name] for name in workers.arranged(list(by_name))]
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
