@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from cluster_dash_server.history import first_version, schema, unnaming
+from cluster_dash_server.history import first_version, late_numpy, schema, unnaming
 from cluster_dash_server.history.boots import MOST_BOOTS, Boots
 from cluster_dash_server.history.opened import OpenHours
 from cluster_dash_server.history.questions import Reader
@@ -391,6 +391,7 @@ class SqliteStore:
         until = time.monotonic() + CHORE_SECONDS
         if until < self._chores_from:
             return False
+        late_numpy.load()  # here: who asks first would wait for it
         if self._suspect:
             self._look_through()
         if self._sweeps:  # no hour is sealed meanwhile: its rows would pass from where it comes to where it was

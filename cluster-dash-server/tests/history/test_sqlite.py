@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from cluster_dash_server.history import schema, sqlite
+from cluster_dash_server.history import late_numpy, schema, sqlite
 from cluster_dash_server.history.boots import MOST_BOOTS
 from cluster_dash_server.history.rollups import DAY, HOUR
 from cluster_dash_server.history.sqlite import Keep, SqliteStore
@@ -606,3 +606,11 @@ def test_a_backlog_of_the_running_hour_fills_its_gap_before_the_hour_is_over(
         (line,), (held,) = store.series(ask), store.usage(usage)
         assert line.mean == pytest.approx([1.0] * 38)
         assert held.held_seconds == pytest.approx(42 * 60 + 30)
+
+
+def test_who_asks_first_need_not_wait_for_numpy(tmp_path: Path, moving: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = threading.Event()
+    monkeypatch.setattr(sqlite, "START_SECONDS", 0.0)
+    monkeypatch.setattr(late_numpy, "load", loaded.set)
+    with closing(SqliteStore(tmp_path, clock=moving, keep=KEEP)):
+        assert loaded.wait(60)
