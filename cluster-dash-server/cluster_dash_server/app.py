@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import urlsplit
 
 import click
@@ -39,6 +39,7 @@ from cluster_dash_server.web import (
     post,
     relay,
     sign_in,
+    slurm_lists,
     status,
     wall,
     waste,
@@ -50,9 +51,6 @@ from cluster_dash_server.web import waiting as waiting_page
 from cluster_dash_server.web.history import Past
 from cluster_dash_server.web.lazy_rule import LazyRule
 from cluster_dash_server.web.views import QueryError
-
-if TYPE_CHECKING:
-    pass
 
 VERSION = __version__
 
@@ -151,6 +149,7 @@ def _show(app: Flask, front: Front) -> None:
         api.blueprint(cluster, front.narrowed, front.looks, view_clock, VERSION, parts.failing),
         lists.blueprint(cluster, parts.events, parts.history, view_clock, zone),
         slurm_pages.blueprint(slurm, cluster, view_clock, settings.site.name),
+        slurm_lists.blueprint(slurm, cluster, view_clock),
         charts.blueprint(cluster, view_clock),
         wall.blueprint(cluster, view_clock, settings.site.name, frames),
         # the past

@@ -290,12 +290,6 @@ def html(template: str, **context: object) -> Response:
 def say_what_fails(routes: Blueprint) -> None:
     """Say in the shape that the caller reads what cannot be answered: a query, or history itself."""
 
-    @routes.errorhandler(QueryError)
-    def wrong_query(error: QueryError) -> Response | tuple[str, int]:
-        if request.path.startswith("/api/"):
-            return failure(400, str(error))
-        return render_template("error.html", title="This cannot be shown", text=str(error)), 400
-
     @routes.errorhandler(StoreError)
     def no_history(error: StoreError) -> Response | tuple[str, int]:
         if request.path.startswith("/api/"):
