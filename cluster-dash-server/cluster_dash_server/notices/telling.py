@@ -5,7 +5,7 @@ import re
 import secrets
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import tzinfo
 
 from cluster_dash_server.notices import guarded, notifiers
@@ -121,34 +121,10 @@ class Telling:
         if asked is not None and asked not in known and not str(asked).startswith(PERSON):
             return {"success": False, "msg": f"there is no receiver {asked}; known here: {', '.join(known) or 'none'}"}
         receivers = known if asked is None else [str(asked)]
-        now = self._clock()
-        notice = Notice(
-            key=f"test:{secrets.token_hex(8)}",
-            kind="test",
-            alert=None,
-            rule="test",
-            severity="info",
-            title="This is a test of alerts",
-            facts=(
-                ("what", "somebody ran cluster-dash-server notify-test"),
-                ("next step", "none: notices reach you"),
-            ),
-            text="",
-            link=self._public_url,
-            actions=(),
-            labels={"rule": "test"},
-            begun_at=now,
-            ended_at=None,
-        )
-        outcomes: dict[str, Outcome | None] = {}
+        notice = _test_notice(self._clock(), self._public_url)
         try:
             self.delivery.put(receivers, notice)
-            until = time.monotonic() + TEST_SECONDS
-            while time.monotonic() < until:
-                outcomes = {name: self.delivery.outcome(name, notice.key) for name in receivers}
-                if None not in outcomes.values():
-                    break
-                time.sleep(_POLL_SECONDS)
+            outcomes = self._outcomes(receivers, notice.key)
         except Exception as error:  # whatever keeps alerts: its text says why it cannot
             return {"success": False, "msg": str(error)}
         return {
@@ -162,6 +138,36 @@ class Telling:
                 for name, outcome in outcomes.items()
             ],
         }
+
+    def _outcomes(self, receivers: Sequence[str], key: str) -> dict[str, Outcome | None]:
+        """Wait for what becomes of a notice, at most `TEST_SECONDS`; None: nothing yet."""
+        until = time.monotonic() + TEST_SECONDS
+        while True:
+            outcomes = {name: self.delivery.outcome(name, key) for name in receivers}
+            if None not in outcomes.values() or time.monotonic() >= until:
+                return outcomes
+            time.sleep(_POLL_SECONDS)
+
+
+def _test_notice(now: float, link: str | None) -> Notice:
+    return Notice(
+        key=f"test:{secrets.token_hex(8)}",
+        kind="test",
+        alert=None,
+        rule="test",
+        severity="info",
+        title="This is a test of alerts",
+        facts=(
+            ("what", "somebody ran cluster-dash-server notify-test"),
+            ("next step", "none: notices reach you"),
+        ),
+        text="",
+        link=link,
+        actions=(),
+        labels={"rule": "test"},
+        begun_at=now,
+        ended_at=None,
+    )
 
 
 def _is_person(receiver: str) -> bool:
