@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import tzinfo
-from typing import get_args
+from typing import NamedTuple, get_args
 from urllib.parse import urlencode
 
 from flask import Blueprint, Response, abort, render_template, request
@@ -34,7 +34,7 @@ from cluster_dash_server.web import export, timelines, views, words
 from cluster_dash_server.web.api import failure, json_response
 from cluster_dash_server.web.export import csv_response
 from cluster_dash_server.web.timelines import Figure, Line
-from cluster_dash_server.web.views import QueryError
+from cluster_dash_server.web.views import QueryError, View
 from cluster_dash_server.when import Span, WhenError, moment, span, step_seconds
 
 BYS: tuple[By, ...] = get_args(By)
@@ -405,24 +405,48 @@ def _count_lines(question: Question, hosts: Sequence[HostView]) -> int:
 # ------------------------------------------------------------------------------------------------- the page
 
 
+class _Wanted(NamedTuple):
+    """What the page draws.
+
+    Attributes:
+        is_filtered: whether the filter of the page narrows it.
+        problems: what of the filter does nothing, in words.
+    """
+
+    question: Question
+    is_map: bool
+    is_filtered: bool
+    problems: list[str]
+
+
+def _wanted(past: Past, by: By, asked: Span, view: View) -> _Wanted:
+    """Return what the page draws: of at most `MOST_HOSTS` hosts, in steps that its lines allow.
+
+    Raises:
+        QueryError: a parameter cannot be understood.
+    """
+    question = past.question(by, asked)
+    problems = list(view.wish.problems)
+    is_filtered = bool(view.wish.terms)
+    if is_filtered and by in ("cluster", "model", "user"):
+        problems.append(f"Sums by {by} are kept whole: the filter works by host and by GPU.")
+        is_filtered = False
+    candidates = view.hosts if is_filtered else view.every
+    shown = [host for host in candidates if question.hosts is None or host.host in question.hosts]
+    if by in ("gpu", "host") and (is_filtered or question.hosts is None):
+        question = replace(question, hosts=tuple(host.host for host in shown[:MOST_HOSTS]))
+    is_map = by in ("gpu", "host") and views.choice("view", ("lines", "map")) == "map"
+    question = replace(question, step_seconds=_page_step(question, shown, is_map=is_map))
+    return _Wanted(question, is_map, is_filtered, problems)
+
+
 def _page(past: Past) -> dict[str, object]:
     now = past.clock()
     asked = past.span()
     by = _page_by()
     view = views.asked(past.cluster.hosts(now), now)
-    question = past.question(by, asked)
-    problems = list(view.wish.problems)
-    filtered = bool(view.wish.terms)
-    if filtered and by in ("cluster", "model", "user"):
-        problems.append(f"Sums by {by} are kept whole: the filter works by host and by GPU.")
-        filtered = False
-    candidates = view.hosts if filtered else view.every
-    shown = [host for host in candidates if question.hosts is None or host.host in question.hosts]
-    if by in ("gpu", "host") and (filtered or question.hosts is None):
-        question = replace(question, hosts=tuple(host.host for host in shown[:MOST_HOSTS]))
-    is_map = by in ("gpu", "host") and views.choice("view", ("lines", "map")) == "map"
+    question, is_map, is_filtered, problems = _wanted(past, by, asked, view)
     metrics = _metrics(by, is_map=is_map)
-    question = replace(question, step_seconds=_page_step(question, shown, is_map=is_map))
     events = past.ledger.events(EventQuery(begin=asked.begin, end=asked.end, hosts=question.hosts, most=MOST_EVENTS))
     alerts = [
         each
@@ -430,7 +454,7 @@ def _page(past: Past) -> dict[str, object]:
         if not each.host or question.hosts is None or each.host in question.hosts
     ]
     marks = timelines.marks([*events, *alerts], asked)
-    meant = {(host.host, gpu.gpu.index) for host, gpu in view.gpus} if filtered and by == "gpu" else None
+    meant = {(host.host, gpu.gpu.index) for host, gpu in view.gpus} if is_filtered and by == "gpu" else None
     figures = [_figure(past, question, metric, marks, meant, is_map=is_map) for metric in metrics]
     if len(figures) > 1:
         figures = [figure for figure in figures if figure.points] or figures[:1]
