@@ -2,9 +2,10 @@
 
 import json
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import groupby
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cluster_dash_server.history.columns import (
@@ -21,6 +22,7 @@ from cluster_dash_server.history.columns import (
     zip_,
 )
 from cluster_dash_server.history.late_numpy import np
+from cluster_dash_server.history.rollups import HourRows, Run
 from cluster_dash_server.store import GPU_METRICS, HOST_METRICS, Figures, GpuId, Holder
 
 if TYPE_CHECKING:
@@ -103,45 +105,25 @@ def columns_of(rows: "Sequence[array[float]] | NDArray[np.float32]") -> "NDArray
     return np.ascontiguousarray(rows.T)
 
 
-def pack_rows(rows: Sequence[Figures], columns: "NDArray[np.float32]") -> bytes:
-    """Pack the rows of an hour, oldest first, all of the same GPUs; `columns_of` made columns of their values."""
-    who = json.dumps([_boots(rows), list(_holdings(rows))], ensure_ascii=False, separators=(",", ":"))
+def pack_rows(rows: HourRows, columns: "NDArray[np.float32]") -> bytes:
+    """Pack the rows of an hour, all of the same GPUs; `columns_of` made columns of their values."""
+    boots = [(boot_id, len(list(group))) for boot_id, group in groupby(rows.boot_ids)]
+    who = json.dumps([boots, list(map(_holding, rows.runs))], ensure_ascii=False, separators=(",", ":"))
     return bind(
         [
-            pack_integers(np.rint(np.array([row.at for row in rows]) * 1000)),
-            pack_integers([_NO_SEQ if row.seq is None else row.seq for row in rows]),
+            pack_integers(np.rint(np.array(rows.times) * 1000)),
+            pack_integers([_NO_SEQ if seq is None else seq for seq in rows.seqs]),
             zip_(who.encode()),
-            *encode(columns, Layout(rows[0].gpus).widths()),
+            *encode(columns, Layout(rows.runs[0].gpus).widths()),
         ]
     )
 
 
-def _boots(rows: Sequence[Figures]) -> list[tuple[str | None, int]]:
-    """Return under which boot_id how many rows in a row came."""
-    found: list[tuple[str | None, int]] = []
-    for row in rows:
-        if found and found[-1][0] == row.boot_id:
-            found[-1] = row.boot_id, found[-1][1] + 1
-        else:
-            found.append((row.boot_id, 1))
-    return found
-
-
-def _holdings(rows: Sequence[Figures]) -> Iterator[tuple[int, list[Any]]]:
-    """Give how many rows in a row have the same holders, and these with the most memory that each had meanwhile."""
-    first = 0
-    for place in range(1, len(rows) + 1):
-        if place == len(rows) or rows[place].holders != rows[first].holders:
-            mems = np.frombuffer(b"".join([row.holder_mem for row in rows[first:place]]), np.float32)
-            peaks = np.fmax.reduce(mems.reshape(place - first, -1), axis=0).tolist()
-            yield (
-                place - first,
-                [
-                    [*holder, None if peak != peak else peak]
-                    for holder, peak in zip(rows[first].holders, peaks, strict=True)
-                ],
-            )
-            first = place
+def _holding(run: Run) -> tuple[int, list[Any]]:
+    """Return how many rows have the same holders, and these with the most memory that each had meanwhile."""
+    peaks = np.fmax.reduce(run.holder_mem).tolist()
+    who = [[*holder, None if peak != peak else peak] for holder, peak in zip(run.holders, peaks, strict=True)]
+    return len(run.figures), who
 
 
 class Rows:
@@ -350,11 +332,3 @@ class Slots:
     def _firsts(self) -> range:
         """Return where the frames of the means begin, then those of the least and the most, where there are such."""
         return range(2, len(self._frames), self._metrics)
-
-
-def by_layout(rows: Iterable[Figures]) -> dict[tuple[GpuId, ...], list[Figures]]:
-    """Part rows by the GPUs that they are of."""
-    parts: dict[tuple[GpuId, ...], list[Figures]] = {}
-    for row in rows:
-        parts.setdefault(row.gpus, []).append(row)
-    return parts

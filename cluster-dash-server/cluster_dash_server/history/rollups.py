@@ -7,9 +7,9 @@ intervals; so each second of a GPU is counted once.
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from itertools import groupby, pairwise
+from itertools import pairwise
 from math import inf
-from operator import add, itemgetter, sub
+from operator import add, sub
 from typing import TYPE_CHECKING, NamedTuple
 
 from cluster_dash_server.history.late_numpy import np
@@ -163,6 +163,38 @@ def runs_of(rows: Sequence[Figures]) -> list[Run]:
     return found
 
 
+class HourRows(NamedTuple):
+    """Rows of one host, oldest first, column by column."""
+
+    times: Sequence[float]
+    boot_ids: Sequence[str | None]
+    seqs: Sequence[int | None]
+    runs: Sequence[Run]
+
+    @classmethod
+    def of(cls, rows: Sequence[Figures]) -> "HourRows":
+        """Take them row by row."""
+        return cls([row.at for row in rows], [row.boot_id for row in rows], [row.seq for row in rows], runs_of(rows))
+
+    def by_gpus(self) -> "dict[tuple[GpuId, ...], HourRows]":
+        """Part them by the GPUs that they are of."""
+        parts: dict[tuple[GpuId, ...], tuple[list[float], list[str | None], list[int | None], list[Run]]] = {}
+        first = 0
+        for run in self.runs:
+            after = first + len(run.figures)
+            times, boot_ids, seqs, runs = parts.setdefault(run.gpus, ([], [], [], []))
+            times += self.times[first:after]
+            boot_ids += self.boot_ids[first:after]
+            seqs += self.seqs[first:after]
+            runs.append(run)
+            first = after
+        return {gpus: HourRows(*part) for gpus, part in parts.items()}
+
+    def covers(self, begin: float, end: float) -> "NDArray[np.float64]":
+        """Return the `covers` of the rows."""
+        return covers(self.times, float(self.runs[-1].values[-1, _INTERVAL]), begin, end)
+
+
 def covers(
     times: Sequence[float], interval: float, begin: float, end: float, next_at: float = inf
 ) -> "NDArray[np.float64]":
@@ -276,10 +308,10 @@ class _Part(NamedTuple):
 def _add_shares(parts: Sequence[tuple[_Part, _Group]], places: tuple[int, ...] | None) -> None:
     """Add the shares of runs with equally many GPUs, of which those at some places are of one model."""
     lengths = [len(part.covers) for part, _ in parts]
-    of_gpus = np.concatenate([part.run.of_gpus for part, _ in parts])
+    figures = _figures([part.run for part, _ in parts])
     if places is not None:
-        of_gpus = of_gpus[:, :, places]
-    memory = np.repeat([group.memory for _, group in parts], lengths, axis=0)
+        figures = figures[:, places]
+    memory = np.repeat(np.stack([group.memory for _, group in parts], axis=2), lengths, axis=2)
     row, minute, seconds = _minutes(np.concatenate([part.covers for part, _ in parts]))
     if not len(row):
         return
@@ -287,7 +319,7 @@ def _add_shares(parts: Sequence[tuple[_Part, _Group]], places: tuple[int, ...] |
     is_new = np.ones(len(row), np.bool_)
     is_new[1:] = (part_of[1:] != part_of[:-1]) | (minute[1:] != minute[:-1])
     (starts,) = is_new.nonzero()
-    shares = np.add.reduceat(_rates(of_gpus, memory)[row] * seconds[:, None], starts, axis=0)
+    shares = np.add.reduceat(_rates(figures, memory)[:, row] * seconds, starts, axis=1).T
     minute = minute[starts]
     bounds = np.searchsorted(part_of[starts], np.arange(len(parts) + 1)).tolist()
     for (part, group), (first, after) in zip(parts, pairwise(bounds), strict=True):
@@ -307,41 +339,46 @@ def _minutes(
     return row, minute, np.minimum(end[row], 60.0 * minute + 60) - np.maximum(begin[row], 60.0 * minute)
 
 
-def _rates(of_gpus: "NDArray[np.float32]", memory: "NDArray[np.float64]") -> "NDArray[np.float64]":
-    """Return the SHARE of one second of each row.
+def _figures(runs: Sequence[Run]) -> "NDArray[np.float64]":
+    """Return what all GPUs of runs do, their utilisation, memory and power: by metric, GPU and row.
+
+    To add up rows that lie side by side takes a fraction of the time of adding up GPUs that do.
+    """
+    of_gpus = np.concatenate([run.of_gpus for run in runs])
+    return np.array([of_gpus[:, metric].T for metric in (_DOING, _UTIL, _MEM, _POWER)], np.float64)
+
+
+def _rates(figures: "NDArray[np.float64]", memory: "NDArray[np.float64]") -> "NDArray[np.float64]":
+    """Return the SHARE of one second of each row: by column of it, and row.
 
     Args:
-        of_gpus: by row, metric and GPU.
-        memory: by row, what `_Group.memory` has, and GPU.
+        figures: as `_figures` returns them.
+        memory: what `_Group.memory` has, by GPU and row.
     """
-    figures = of_gpus[:, (_UTIL, _MEM, _POWER)].astype(np.float64)
-    is_known = figures == figures
-    known = np.where(is_known, figures, 0.0)
-    util, mem = figures[:, 0], figures[:, 1]
-    light, percent, has_total = memory[:, 0], memory[:, 1], memory[:, 2]
-    rates = np.empty((len(of_gpus), len(SHARE)))
-    rates[:, 0] = of_gpus.shape[2]
+    doing, util, mem, _ = figures
+    light, percent, has_total = memory
+    is_known = figures[1:] == figures[1:]
+    known = np.where(is_known, figures[1:], 0.0)
+    rates = np.empty((len(SHARE), figures.shape[2]))
+    rates[0] = len(doing)
     for code in range(len(DOINGS)):
-        rates[:, 1 + code] = np.count_nonzero(of_gpus[:, _DOING] == code, axis=1)
-    rates[:, 6] = np.count_nonzero((util < LIGHT_PERCENT) & (mem < light), axis=1)  # a NaN is less than nothing
-    rates[:, 7] = known[:, 0].sum(axis=1)
-    rates[:, 8] = np.count_nonzero(is_known[:, 0], axis=1)
-    rates[:, 9] = (known[:, 1] * percent).sum(axis=1)
-    rates[:, 10] = (is_known[:, 1] * has_total).sum(axis=1)
-    rates[:, 11:] = known[:, 1:].sum(axis=2)
+        rates[1 + code] = (doing == code).sum(axis=0)
+    rates[6] = ((util < LIGHT_PERCENT) & (mem < light)).sum(axis=0)  # a NaN is less than nothing
+    rates[7], rates[8] = known[0].sum(axis=0), is_known[0].sum(axis=0)
+    rates[9], rates[10] = (known[1] * percent).sum(axis=0), (is_known[1] * has_total).sum(axis=0)
+    rates[11], rates[12] = known[1].sum(axis=0), known[2].sum(axis=0)
     return rates
 
 
 def _add_users(held: Sequence[_Part]) -> None:
     """Add the GPU-seconds of users in runs with equally many GPUs."""
-    of_gpus = np.concatenate([each.run.of_gpus for each in held])
+    doing, util, *_ = _figures([each.run for each in held])
     covers = np.concatenate([each.covers for each in held])
     seconds = covers[:, 1] - covers[:, 0]
     lengths = [len(each.covers) for each in held]
     starts = np.cumsum([0, *lengths[:-1]])
-    doing, util = of_gpus[:, _DOING], of_gpus[:, _UTIL]
-    figures = np.stack([doing == _BUSY, doing == _IDLE, np.where(util == util, util, 0.0) / 100], axis=1)
-    sums = np.add.reduceat(figures * seconds[:, None, None], starts).tolist()
+    figures = np.array([doing == _BUSY, doing == _IDLE, np.where(util == util, util, 0.0) / 100])
+    sums = np.add.reduceat(figures * seconds, starts, axis=2).transpose(2, 0, 1).tolist()
     for each, (busy, idle, util), whole in zip(held, sums, np.add.reduceat(seconds, starts).tolist(), strict=True):
         for key, of_places, count in _whose(each.run.gpus, each.run.holders):
             usage = (count * whole, of_places(busy), of_places(idle), 0.0, of_places(util), count * whole)
@@ -420,39 +457,41 @@ def _stretches(run: Run, covers: "NDArray[np.float64]") -> list[Stretch]:
     if not run.holders:
         return []
     places = [holder.place for holder in run.holders]
-    seconds = (covers[:, 1] - covers[:, 0])[:, None]
-    begin, end = float(covers[0, 0]), float(covers[-1, 1])
-    doing, util = run.of_gpus[:, _DOING, places], run.of_gpus[:, _UTIL, places].astype(np.float64)
+    doing, util = _figures([run])[:2, places]
+    seconds = covers[:, 1] - covers[:, 0]
     is_idle, is_known = doing == _IDLE, util == util
-    sums = np.stack([doing == _BUSY, is_idle, np.where(is_known, util, 0.0) / 100, is_known])
-    each_second = seconds[:, 0].tolist()
+    sums = np.array([doing == _BUSY, is_idle, np.where(is_known, util, 0.0) / 100, is_known])
+    begin, end = float(covers[0, 0]), float(covers[-1, 1])
     return [
         Stretch(
-            *(gpu.gpu, gpu.uuid, gpu.model, holder.user, holder.job, begin, end, busy, idle),
-            *_idle_spans(of_idle, each_second),
+            *(gpu.gpu, gpu.uuid, gpu.model, holder.user, holder.job, begin, end, busy, idle, head, tail, longest),
             *(None if peak != peak else peak, util_seconds, util_known),
         )
-        for holder, gpu, busy, idle, util_seconds, util_known, of_idle, peak in zip(
+        for holder, gpu, busy, idle, util_seconds, util_known, head, tail, longest, peak in zip(
             run.holders,
             [run.gpus[place] for place in places],
-            *(sums * seconds).sum(axis=1).tolist(),
-            is_idle.T.tolist(),
+            *(sums * seconds).sum(axis=2).tolist(),
+            *_idle_spans(is_idle, seconds),
             np.fmax.reduce(run.holder_mem).tolist(),
             strict=True,
         )
     ]
 
 
-def _idle_spans(is_idle: Sequence[bool], seconds: Sequence[float]) -> tuple[float, float, float]:
-    """Return for how long nothing was done from the start on, up to the end, and at most."""
-    if True not in is_idle:
-        return 0.0, 0.0, 0.0
-    spans = [
-        (idle, sum([second for _, second in group]))
-        for idle, group in groupby(zip(is_idle, seconds, strict=True), key=itemgetter(0))
-    ]
-    head, tail = (span if idle else 0.0 for idle, span in (spans[0], spans[-1]))
-    return head, tail, max([span for idle, span in spans if idle])
+def _idle_spans(is_idle: "NDArray[np.bool_]", seconds: "NDArray[np.float64]") -> tuple[list[float], ...]:
+    """Return for how long each holder did nothing from the start on, up to the end, and at most.
+
+    Args:
+        is_idle: by holder and row.
+        seconds: for how long each row holds.
+    """
+    begins = np.ones(is_idle.shape, np.bool_)
+    begins[:, 1:] = is_idle[:, 1:] != is_idle[:, :-1]
+    starts = np.flatnonzero(begins)
+    spans = np.add.reduceat(np.tile(seconds, len(is_idle)), starts) * is_idle.ravel()[starts]
+    firsts = np.searchsorted(starts, np.arange(0, is_idle.size, len(seconds)))
+    lasts = np.append(firsts[1:], len(starts)) - 1
+    return spans[firsts].tolist(), spans[lasts].tolist(), np.maximum.reduceat(spans, firsts).tolist()
 
 
 def join(first: Stretch, second: Stretch) -> Stretch:

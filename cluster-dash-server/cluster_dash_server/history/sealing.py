@@ -9,7 +9,8 @@ import sqlite3
 from array import array
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from operator import add
+from itertools import groupby
+from operator import add, itemgetter
 from typing import TYPE_CHECKING, Any
 
 from cluster_dash_server.history.chunks import (
@@ -18,7 +19,6 @@ from cluster_dash_server.history.chunks import (
     Rows,
     Slot,
     Slots,
-    by_layout,
     columns_of,
     minutes_of,
     pack_day,
@@ -31,15 +31,15 @@ from cluster_dash_server.history.late_numpy import np
 from cluster_dash_server.history.rollups import (
     DAY,
     HOUR,
+    HourRows,
     Rolled,
+    Run,
     Share,
     Stretch,
     UsageKey,
     cluster_figures,
-    covers_of,
     roll,
     roll_all,
-    runs_of,
     stretches_of,
     whole_minutes,
 )
@@ -156,6 +156,30 @@ def hot_rows(db: sqlite3.Connection, names: Names, host: int, hour: int, name: s
     return rows
 
 
+def _hot_hour(db: sqlite3.Connection, names: Names, host: int, hour: int) -> HourRows | None:
+    """Return the same column by column: a matrix of figures for each run, and no object for each row."""
+    found = db.execute(
+        "SELECT at, boot, seq, layout, holding, figures FROM hot WHERE host = ? AND hour = ?", (host, hour)
+    ).fetchall()
+    if not found:
+        return None
+    found.sort(key=itemgetter(0))  # they came in this order, nearly always
+    times, boots, seqs, layouts, holdings, blobs = zip(*found, strict=True)
+    boot_ids = dict(db.execute("SELECT id, boot_id FROM boots WHERE host = ?", (host,)).fetchall())
+    runs: list[Run] = []
+    first = 0
+    for (layout_id, holding), same in groupby(zip(layouts, holdings, strict=True)):
+        after = first + len(list(same))
+        layout, holders = names.layout_of(layout_id), names.holders_of(holding)
+        figures = np.frombuffer(b"".join(blobs[first:after]), np.float32).reshape(after - first, -1)
+        if not layout.is_of_now():
+            kept = figures.shape[1] - len(holders)
+            figures = np.hstack([layout.columns_as_now(figures[:, :kept].T).T, figures[:, kept:]])
+        runs.append(Run(layout.gpus, holders, figures))
+        first = after
+    return HourRows(times, list(map(boot_ids.get, boots)), seqs, runs)
+
+
 def sealed_rows(db: sqlite3.Connection, names: Names, host: int, hour: int, name: str) -> list[Figures]:
     """Return the rows of a sealed hour, oldest first; those that are damaged are left out."""
     rows: list[Figures] = []
@@ -255,21 +279,20 @@ def _add_usage(
 
 def seal(db: sqlite3.Connection, names: Names, sums: Sums, host: int, hour: int) -> None:
     """Seal an hour of a host, anew where it was sealed before and rows came late."""
-    name = names.host_name(host)
-    fresh = hot_rows(db, names, host, hour, name)
-    if not fresh:
+    rows = _hot_hour(db, names, host, hour)
+    if rows is None:
         return
+    name = names.host_name(host)
     before = sealed_rows(db, names, host, hour, name)
-    rows = fresh
     if before:
         sums.take_out(roll(before, hour, hour + HOUR), host)
-        rows = sorted(before + fresh, key=lambda row: row.at)
-    runs, covers = runs_of(rows), covers_of(rows, hour, hour + HOUR)
-    (rolled,) = roll_all([(runs, covers)])
+        rows = HourRows.of(sorted(before + hot_rows(db, names, host, hour, name), key=lambda row: row.at))
+    covers = rows.covers(hour, hour + HOUR)
+    (rolled,) = roll_all([(rows.runs, covers)])
     sums.add(rolled, host)
     db.execute("DELETE FROM sealed WHERE host = ? AND hour = ?", (host, hour))
-    for gpus, part in by_layout(rows).items():
-        columns = columns_of([row.values for row in part])
+    for gpus, part in rows.by_gpus().items():
+        columns = columns_of(np.concatenate([run.values for run in part.runs]))
         db.execute("INSERT INTO sealed VALUES (?, ?, ?, ?)", (host, hour, names.layout(gpus), pack_rows(part, columns)))
         put_slots(db, names, "hours", host, hour // DAY * DAY, gpus, {(hour % DAY) // HOUR: slot_of(columns)})
     db.execute("DELETE FROM usage_hours WHERE hour = ? AND host = ?", (hour, host))
@@ -277,7 +300,7 @@ def seal(db: sqlite3.Connection, names: Names, sums: Sums, host: int, hour: int)
         "INSERT INTO usage_hours VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         [(hour, host, user, model, *usage) for (user, model), usage in rolled.usage.items()],
     )
-    held = stretches_of(runs, covers)
+    held = stretches_of(rows.runs, covers)
     db.execute("DELETE FROM uses WHERE host = ? AND hour = ?", (host, hour))
     if held:
         db.execute("INSERT INTO uses VALUES (?, ?, ?)", (host, hour, pack_stretches(held)))

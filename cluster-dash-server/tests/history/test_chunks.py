@@ -33,7 +33,7 @@ from cluster_dash_server.history.columns import (
     unpack_integers,
     zip_,
 )
-from cluster_dash_server.history.rollups import roll
+from cluster_dash_server.history.rollups import HourRows, roll
 from cluster_dash_server.history.seqs import Seqs
 from cluster_dash_server.store import GPU_METRICS, HOST_METRICS, Figures, GpuId, StoreError
 
@@ -160,7 +160,9 @@ def test_rows_of_an_hour_come_back(make_fleet: MakeFleet) -> None:
         row for row in make_fleet(5, 1, BEGIN, BEGIN + 3600) if row.gpus == make_fleet(5, 1, BEGIN, BEGIN + 1e3)[0].gpus
     ]
 
-    found = Rows(pack_rows(rows, columns_of([row.values for row in rows])), Layout(rows[0].gpus)).figures(rows[0].host)
+    found = Rows(pack_rows(HourRows.of(rows), columns_of([row.values for row in rows])), Layout(rows[0].gpus)).figures(
+        rows[0].host
+    )
 
     for back, row in zip(found, rows, strict=True):
         assert (back.at, back.boot_id, back.seq, back.gpus, back.holders) == (
@@ -174,7 +176,9 @@ def test_roll_ups_of_a_row_that_comes_back_are_the_same(make_fleet: MakeFleet) -
     gpus = rows[0].gpus
     rows = [row for row in rows if row.gpus == gpus]
 
-    found = Rows(pack_rows(rows, columns_of([row.values for row in rows])), Layout(gpus)).figures(rows[0].host)
+    found = Rows(pack_rows(HourRows.of(rows), columns_of([row.values for row in rows])), Layout(gpus)).figures(
+        rows[0].host
+    )
 
     again, first = roll(found, BEGIN, BEGIN + 3600), roll(rows, BEGIN, BEGIN + 3600)
     assert (again.minutes, again.usage) == (first.minutes, first.usage)
@@ -243,7 +247,7 @@ def test_minutes_are_the_same_column_by_column_as_row_by_row(rows_of: tuple[int,
         for at, values in zip(times, zip(*columns, strict=True), strict=True)
     ]
     day = int(BEGIN) - 22 * 3600
-    blob = pack_rows(rows, columns_of([row.values for row in rows]))
+    blob = pack_rows(HourRows.of(rows), columns_of([row.values for row in rows]))
 
     found = minutes_of(blob, Layout(gpus), day).slots()
 
