@@ -187,7 +187,10 @@ def test_a_path_in_the_address_is_kept(server: Server) -> None:
         (503, {"Retry_After": "7"}, Row.NOT_NOW, "server is busy (503): cpu: wrong"),
         (503, {}, Row.TROUBLE, "server answered 503: cpu: wrong"),
         (500, {}, Row.TROUBLE, "server answered 500: cpu: wrong"),
-        (404, {}, Row.TROUBLE, "server answered 404: cpu: wrong"),
+        (
+            *(404, {}, Row.TROUBLE),
+            "CD104 nothing takes snapshots at this address (404): cpu: wrong: look at the path of address_in",
+        ),
         (204, {}, Row.TROUBLE, "server answered 204: cpu: wrong"),
         (200, {}, Row.TROUBLE, "not taken (200): cpu: wrong"),
     ],

@@ -204,6 +204,11 @@ class HttpSender:
                 f"CD104 redirected to {where} ({status}), not followed: name the final address in address_in",
                 row=Row.TROUBLE,
             )
+        if status in (404, 405):
+            raise SendError(
+                f"CD104 nothing takes snapshots at this address ({status}){said}: look at the path of address_in",
+                row=Row.TROUBLE,
+            )
         raise SendError(f"server answered {status}{said}", row=Row.TROUBLE)
 
     def _said(self, answer: Answer) -> str:
