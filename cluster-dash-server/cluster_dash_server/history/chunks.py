@@ -274,21 +274,35 @@ def minutes_of(blob: bytes, layout: Layout, day: int) -> Day:
 
 
 def pack_slots(slots: dict[int, Slot], gpus: int) -> bytes:
-    """Pack the steps of a day, by their place in it."""
+    """Pack the steps of a day, by their place in it: a few, of which least, mean and most are looked at together."""
     places = sorted(slots)
     of = [slots[place] for place in places]
-    kinds = [[np.stack([getattr(slot, kind) for slot in of], axis=1)] for kind in ("least", "mean", "most")]
-    return pack_day(Day(places, [slot.rows for slot in of], *kinds), gpus)
+    rows = [slot.rows for slot in of]
+    kinds = _kinds(rows)
+    whole = np.concatenate([[getattr(slot, kind) for slot in of] for kind in kinds], axis=1)
+    return _bound(places, rows, encode(columns_of(whole), _widths(gpus) * len(kinds)))
 
 
 def pack_day(day: Day, gpus: int) -> bytes:
-    """Pack the steps of a day."""
-    widths = (gpus,) * len(GPU_METRICS) + (1,) * len(HOST_METRICS)
-    alone = all(count == 1 for count in day.rows)
-    frames = [pack_integers(day.places), pack_integers(day.rows)]
-    for kind in (day.mean,) if alone else (day.mean, day.least, day.most):
-        frames += encode(np.hstack(kind), widths)
-    return bind(frames)
+    """Pack the steps of a day: many."""
+    frames: list[bytes] = []
+    for kind in _kinds(day.rows):
+        frames += encode(np.hstack(getattr(day, kind)), _widths(gpus))
+    return _bound(day.places, day.rows, frames)
+
+
+def _bound(places: Sequence[int], rows: Sequence[int], frames: Sequence[bytes]) -> bytes:
+    return bind([pack_integers(places), pack_integers(rows), *frames])
+
+
+def _kinds(rows: Sequence[int]) -> tuple[str, ...]:
+    """Return what is kept of steps of so many rows: of single ones, least and most are the mean."""
+    return ("mean",) if all(count == 1 for count in rows) else ("mean", "least", "most")
+
+
+def _widths(gpus: int) -> tuple[int, ...]:
+    """Return how many columns each of METRICS has."""
+    return (gpus,) * len(GPU_METRICS) + (1,) * len(HOST_METRICS)
 
 
 class Slots:

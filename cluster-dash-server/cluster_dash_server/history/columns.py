@@ -133,7 +133,8 @@ def _encoded(figures: "NDArray[np.float32]", widths: Sequence[int], masks: Seque
     _, begins = _begins(widths)
     numbers, places = _as_integers(figures, widths, begins)
     firsts = numbers[:, 0].astype("<i4")
-    steps = np.diff(numbers, axis=1, prepend=numbers[:, :1])
+    steps = np.zeros_like(numbers)
+    np.subtract(numbers[:, 1:], numbers[:, :-1], out=steps[:, 1:])
     lowest = np.minimum.reduceat(steps.min(axis=1), begins)
     highest = np.maximum.reduceat(steps.max(axis=1), begins)
     leasts = np.where((lowest >= -128) & (highest < 128), -128, lowest)  # most are the same: zstd finds more alike
