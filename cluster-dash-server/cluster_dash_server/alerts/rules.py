@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import functools
 import operator
 import re
 import typing
@@ -154,7 +155,7 @@ def read(file: Path | None = None) -> tuple[Rule, ...]:
     Raises:
         RulesError: see there.
     """
-    shipped = tomllib.loads(resources.files(__package__).joinpath(SHIPPED).read_text(encoding="utf-8"))
+    shipped = _shipped()
     own: dict[str, object] = {}
     if file is not None:
         try:
@@ -186,6 +187,12 @@ def read(file: Path | None = None) -> tuple[Rule, ...]:
             for name in names
         ]
     )
+
+
+@functools.cache
+def _shipped() -> Mapping[str, Mapping[str, object]]:
+    """Return the sections of the file that comes along: it is the same for as long as this process lives."""
+    return tomllib.loads(resources.files(__package__).joinpath(SHIPPED).read_text(encoding="utf-8"))
 
 
 def _rule(name: str, section: Mapping[str, object], source: Path | str) -> Rule:

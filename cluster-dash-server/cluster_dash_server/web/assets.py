@@ -1,5 +1,6 @@
 """Style and scripts of all pages."""
 
+import functools
 import gzip
 import hashlib
 from collections.abc import Iterator
@@ -28,7 +29,7 @@ class Assets:
         for name in sorted(files):
             digest.update(name.encode() + b"\0" + files[name] + b"\0")
         self.digest = digest.hexdigest()[:12]
-        self._files = {name: (text, gzip.compress(text, 9, mtime=0)) for name, text in files.items()}
+        self._files = {name: (text, _packed(text)) for name, text in files.items()}
 
     def answer(self, name: str, *, immutable: bool) -> Response | None:
         """Return a file, None where there is none of this name."""
@@ -43,6 +44,12 @@ class Assets:
         response.headers["Vary"] = "Accept-Encoding"
         response.headers["Cache-Control"] = charts.IMMUTABLE if immutable else "no-cache"
         return response
+
+
+@functools.cache
+def _packed(text: bytes) -> bytes:
+    """Pack a file: once, for all applications of this process."""
+    return gzip.compress(text, 9, mtime=0)
 
 
 def _static_files(folder: Traversable, prefix: str = "") -> Iterator[tuple[str, bytes]]:
