@@ -110,7 +110,7 @@ class GpuView:
         return self.idle_since if self.state == "held" else self.free_since if self.state == "free" else None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)  # never changed, as GpuView
 class HostView:
     """One host as it stands now; `silent` is what its silence makes of it, `place` what Slurm says."""
 
@@ -584,7 +584,7 @@ class Cluster:
 
     def next_change_at(self, name: str, now: float) -> float | None:
         """Return when a host changes or leaves by time alone, from `now` on (Unix s); None: never."""
-        return min((moment for moment in self._moments(name) if moment >= now), default=None)
+        return min([moment for moment in self._moments(name) if moment >= now], default=None)
 
     def changed_at(self, name: str, before: float) -> float | None:
         """Return when a host last changed by time alone before a moment (Unix s); None: it did not."""
@@ -615,7 +615,7 @@ class Cluster:
         )
         return HostView(
             seen=known.seen,
-            headline=headline((each.state for each in gpus), silent, known.seen.gpu_error),
+            headline=headline([each.state for each in gpus], silent, known.seen.gpu_error),
             silent=silent,
             interval_seconds=known.interval_seconds,
             gpus=gpus,
@@ -630,21 +630,24 @@ class Cluster:
         now: float,
         slurm: Allotment | None,
     ) -> GpuView:
-        missing = each.missing_since is not None
-        old = not missing and figures_are_old(
-            each.gpu.read_at, known.seen.timestamp, known.interval_seconds, self.thresholds
+        gpu, idle_since, missing_since, free_since = each
+        missing = missing_since is not None
+        old = (
+            gpu.read_at is not None  # mostly it is None: they were read with the snapshot
+            and not missing
+            and figures_are_old(gpu.read_at, known.seen.timestamp, known.interval_seconds, self.thresholds)
         )
         state = gpu_state(
-            each.gpu,
+            gpu,
             missing=missing,
             old=old,
-            idle_since=each.idle_since,
+            idle_since=idle_since,
             silent=silent,
             now=now,
             thresholds=self.thresholds,
             slurm=slurm,
         )
-        return GpuView(each.gpu, state, each.idle_since, each.missing_since, each.free_since, old, slurm)
+        return GpuView(gpu, state, idle_since, missing_since, free_since, old, slurm)
 
 
 def another_machine(first: Seen, second: Seen) -> bool:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Literal, NamedTuple, get_args
 
 from cluster_dash_server.snapshot import Gpu
@@ -192,8 +193,15 @@ def headline(states: Iterable[State], silent: Literal["down", "stale"] | None, g
     """
     if silent is not None:
         return Headline(silent, None)
-    found = list(states)
-    for state in ("error", "drained", "held", "unknown", "free", "busy"):
-        if state in found:
-            return Headline(state, found.count(state))
-    return Headline("error" if gpu_error is not None else None, None)
+    return _headline(tuple(states), gpu_error is not None)
+
+
+_HEADLINES: tuple[State, ...] = ("error", "drained", "held", "unknown", "free", "busy")
+
+
+@lru_cache(1024)  # the GPUs of most hosts stand alike
+def _headline(states: tuple[State, ...], is_unreadable: bool) -> Headline:
+    for state in _HEADLINES:
+        if state in states:
+            return Headline(state, states.count(state))
+    return Headline("error" if is_unreadable else None, None)

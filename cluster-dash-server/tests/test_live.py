@@ -187,6 +187,30 @@ def test_a_version_of_another_life_gets_everything(
     assert ask(live, NOW, since)["full"] is True
 
 
+SAYS = ("free", "busy", "another model", "more memory", "gone")
+UNREADABLE = {"gpu_error": {"name": "gpu_error", "error": "no driver"}}
+
+
+@given(st.lists(st.tuples(st.sampled_from(["", *SAYS, "unreadable"]), st.sampled_from([2, 70, 700])), max_size=8))
+@settings(max_examples=60, deadline=None)
+def test_the_sentence_counts_what_stands_whatever_was_counted_before(posts: list[tuple[str, int]]) -> None:
+    cluster = Cluster(Thresholds())
+    live = Live(cluster, "life")
+    now = NOW
+    for says, seconds in posts:
+        now += seconds
+        assert ask(live, now)["summary"] == sentence_of(cluster.hosts(now))
+        gpu: Json = {"index": 0, "uuid": "a", "used_mem": 1.0, "gpu_util": 90.0 if says == "busy" else 0.0}
+        gpu["name"] = "NVIDIA B200" if says == "another model" else "NVIDIA H100"
+        gpu["total_mem"] = 160_000.0 if says == "more memory" else 80_000.0
+        gpus = {} if says == "gone" else UNREADABLE if says == "unreadable" else {"0": gpu}
+        if says:
+            body = {"hostname": "a", "timestamp": now, "cpu": {}, "gpu": gpus, "interval_seconds": 5}
+            cluster.offer(read(body, received_at=now))
+        now += 2
+        assert ask(live, now)["summary"] == sentence_of(cluster.hosts(now))
+
+
 step = st.one_of(
     st.tuples(st.just("post"), st.sampled_from("abcd"), st.integers(0, 3), st.sampled_from([0.0, 90.0])),
     st.tuples(st.just("forget"), st.sets(st.sampled_from("abcd"))),
