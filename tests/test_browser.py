@@ -100,7 +100,7 @@ def test_no_figure_and_no_name_is_cut_off_however_wide_the_window(seat: Seat) ->
         cpu = {"cpu_percent": percent, "load_avgs": [100.5, 20.0, 18.5], "num_cpus": 64}
         seat.site.post(snapshot(f"hot{number}", gpus, cpu=cpu))
     page = seat.open("/")
-    assert page.locator("[data-key=hot2] td.cpu").inner_text() == "100 %full"
+    assert page.locator("[data-key=hot2] td.cpu").inner_text() == "100 % full"
     assert page.locator("[data-key=was-hot2] td.cpu").inner_text() == "(100 %)"
     cut = (
         "[...document.querySelectorAll('[data-key^=hot], [data-key^=was]')].flatMap((row) => [...row.querySelectorAll("

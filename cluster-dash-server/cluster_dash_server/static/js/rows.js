@@ -76,7 +76,7 @@ function withFigure(td, { text, rest = [], title = "", share: full = null, level
   if (title) td.setAttribute("title", title);
   if (level) td.setAttribute("data-level", level);
   td.append(h("span", { class: "figure" }, ...(rest.length ? inOneLine(text, rest) : [text])));
-  if (level) td.append(h("span", { class: "level" }, level));
+  if (level) td.append(h("span", { class: "level" }, ` ${level}`));
   if (full !== null) td.append(h("span", { class: "bar", style: `--share:${full}%` }));
   return td;
 }
