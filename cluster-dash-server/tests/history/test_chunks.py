@@ -1,3 +1,4 @@
+import math
 import random
 import struct
 from array import array
@@ -35,7 +36,7 @@ from cluster_dash_server.history.columns import (
 )
 from cluster_dash_server.history.rollups import HourRows, roll
 from cluster_dash_server.history.seqs import Seqs
-from cluster_dash_server.store import GPU_METRICS, HOST_METRICS, Figures, GpuId, StoreError
+from cluster_dash_server.store import GPU_METRICS, HOST_METRICS, Figures, GpuId, Holder, StoreError
 
 MakeFleet = Callable[[int, int, float, float], list[Figures]]
 BEGIN = 1_699_999_200.0
@@ -52,7 +53,8 @@ def test_columns_come_back_as_they_were(values: list[float], columns: int, other
 
     found = decode(encode(whole, widths), widths, len(values)).figures()
 
-    assert np.array_equal(found.astype(np.float32), whole, equal_nan=True)
+    are_same = found.astype(np.float32).view(np.int32) == whole.view(np.int32)
+    assert (are_same | (np.isnan(found) & np.isnan(whole))).all()
 
 
 @settings(max_examples=100, deadline=None)
@@ -155,6 +157,58 @@ def test_columns_of_the_first_release_that_are_larger_than_we_pack_are_read() ->
     assert decode([packed], [1], 3).figures().tolist() == [[0, 3e9, 3e9]]
 
 
+HOUR_OF_BEFORE = bytes.fromhex(
+    "18001900000012000000320000001b000000010000000100000001000000010000001d00000001000000010000000100000001000000"
+    "010000000100000001000000010000000500000026000000010000000100000001000000010000000100000028b52ffd2010810000fa"
+    "98333ad900cf008b0001000000000028b52ffd20104d000018050100010007180228b52ffd20294901005b5b5b2262222c325d5d2c5b"
+    "5b322c5b5b302c22616c696365222c2237222c3230302e305d5d5d5d5d0200010080ffffff0000000028b52ffd200631000061000000"
+    "80220000000002010200bdfeffff0000000028b52ffd2008410000ec17000043000100000000000000000001000000400201010180ff"
+    "ffff0b00000028b52ffd2002110000010028b52ffd200631000023000000808000000000009b3bad0d"
+)
+DAY_OF_BEFORE = bytes.fromhex(
+    "410012000000110000000500000001000000010000000100000001000000050000000100000001000000010000000100000001000000"
+    "010000000100000001000000050000000500000001000000010000000100000001000000010000000500000001000000010000000100"
+    "000001000000050000000100000001000000010000000100000001000000010000000100000001000000050000000500000001000000"
+    "010000000100000001000000010000000500000001000000010000000100000001000000050000000100000001000000010000000100"
+    "0000010000000100000001000000010000000500000005000000010000000100000001000000010000000100000028b52ffd20104d00"
+    "0018030100010007180228b52ffd2010450000100200010032c002010000484200000000010010154400000000000000000100000040"
+    "0100006040000000000001000040400000000001660611440000000000000000010000004001000060400000000000010000c2420000"
+    "0000019a1919440000000000000000010000004001000060400000000000eb02352b"
+)
+
+
+def test_an_hour_that_was_sealed_before_is_read() -> None:
+    gpus = (GpuId(0, "GPU-0", "H100", 80_000.0),)
+
+    first, second = Rows(HOUR_OF_BEFORE, Layout(gpus)).figures("gpu01")
+
+    assert (first.at, first.boot_id, first.seq, first.holders) == (BEGIN + 0.25, "b", 5, (Holder(0, "alice", "7"),))
+    assert (second.at, second.boot_id, second.seq, second.holders) == (BEGIN + 15.25, "b", 6, first.holders)
+    assert first.holder_mem == second.holder_mem == array("f", [200])
+    assert _known(first.values) == {"gpu_util": 97, "power_w": 612.4, "doing": 2, "cpu_percent": 3.5}
+    assert _known(second.values) == {"gpu_util": 3, "power_w": 580.1, "doing": 2}
+
+
+def test_a_day_that_was_packed_before_is_read_and_packed_alike() -> None:
+    gpus = (GpuId(0, "GPU-0", "H100", 80_000.0),)
+
+    slots = Slots(DAY_OF_BEFORE, Layout(gpus)).slots()
+
+    assert pack_slots(slots, 1) == DAY_OF_BEFORE
+    assert list(slots) == [3, 4]
+    for slot in slots.values():
+        assert slot.rows == 2
+        assert _known(slot.least) == {"gpu_util": 3, "power_w": 580.1, "doing": 2, "cpu_percent": 3.5}
+        assert _known(slot.mean) == {"gpu_util": 50, "power_w": 596.25, "doing": 2, "cpu_percent": 3.5}
+        assert _known(slot.most) == {"gpu_util": 97, "power_w": 612.4, "doing": 2, "cpu_percent": 3.5}
+
+
+def _known(values: Iterable[float]) -> dict[str, float]:
+    """Return what is known of a host with one GPU."""
+    named = zip((*GPU_METRICS, *HOST_METRICS), values, strict=True)
+    return {metric: round(float(value), 4) for metric, value in named if value == value}
+
+
 def test_rows_of_an_hour_come_back(make_fleet: MakeFleet) -> None:
     rows = [
         row for row in make_fleet(5, 1, BEGIN, BEGIN + 3600) if row.gpus == make_fleet(5, 1, BEGIN, BEGIN + 1e3)[0].gpus
@@ -222,6 +276,13 @@ def test_steps_of_a_day_come_back(make_fleet: MakeFleet) -> None:
         assert _bits(found[place].mean) == _bits(slot.mean)
         assert _bits(found[place].least) == _bits(slot.least)
         assert _bits(found[place].most) == _bits(slot.most)
+
+
+def test_a_mean_has_hundredths_but_that_of_equal_figures_is_each_of_them() -> None:
+    slot = slot_of(_matrix([[0.126] * 3, [0.1, 0.1, 0.2], [NAN, 7.123, NAN], [NAN] * 3, [-math.inf, 1, math.inf]]))
+
+    assert _bits(slot.mean) == _bits(array("f", [0.126, 0.13, 7.123, NAN, NAN]))
+    assert _bits(slot.least) == _bits(array("f", [0.126, 0.1, 7.123, NAN, -math.inf]))
 
 
 @pytest.mark.parametrize("rows_of", [(4, 4, 4), (1, 1), (12, 12), (4, 3, 4), (2, 0, 5)])
