@@ -122,5 +122,6 @@ def _spread(rolled: dict[int, Rolled], row: Row, end: float) -> None:
         minute = int(at // 60) * 60
         until = min(end, minute + 60)
         hour = minute // HOUR * HOUR
-        rolled.setdefault(hour, Rolled(hour)).of_model("")[(minute - hour) // 60] += rate * (until - at)
+        shares = rolled.setdefault(hour, Rolled(hour)).shares
+        shares.setdefault("", np.zeros((HOUR // 60, len(SHARE))))[(minute - hour) // 60] += rate * (until - at)
         at = until

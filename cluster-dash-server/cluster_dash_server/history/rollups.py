@@ -4,12 +4,12 @@ A row holds from the moment it was taken until the next one, or where the next o
 intervals; so each second of a GPU is counted once.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import pairwise
 from math import inf
-from operator import add, sub
+from operator import add, neg
 from typing import TYPE_CHECKING, NamedTuple
 
 from cluster_dash_server.history.late_numpy import np
@@ -63,10 +63,18 @@ class Rolled:
 
     def put(self, other: "Rolled") -> None:
         """Add what further rows of the hour give."""
-        for model, share in other.shares.items():
-            self.of_model(model)[:] += share
+        for model, shares in other.shares.items():
+            self.put_shares(model, shares)
         for key, usage in other.users.items():
             self.put_usage(key, usage)
+
+    def put_shares(self, model: str, shares: "NDArray[np.float64]") -> None:
+        """Add to the shares of a model."""
+        was = self.shares.get(model)
+        if was is None:
+            self.shares[model] = shares.copy()
+        else:
+            was += shares
 
     def put_usage(self, key: UsageKey, usage: Share) -> None:
         """Add to the usage of a user."""
@@ -75,17 +83,10 @@ class Rolled:
 
     def take_out(self, other: "Rolled") -> None:
         """Take out what was put in, or what is to be taken out of something else."""
-        for model, share in other.shares.items():
-            self.of_model(model)[:] -= share
+        for model, shares in other.shares.items():
+            self.put_shares(model, -shares)
         for key, usage in other.users.items():
-            self.users[key] = tuple(map(sub, self.users.get(key, _NO_USAGE), usage))
-
-    def of_model(self, model: str) -> "NDArray[np.float64]":
-        """Return the shares of a model, to be changed."""
-        found = self.shares.get(model)
-        if found is None:
-            found = self.shares[model] = np.zeros((_MINUTES, len(SHARE)))
-        return found
+            self.put_usage(key, tuple(map(neg, usage)))
 
     def of_all(self) -> "dict[str, NDArray[np.float64]]":
         """Return the shares by model, with '' for all of them."""
@@ -109,9 +110,6 @@ class Rolled:
             of = dict(zip(SHARE, self.shares[model].sum(axis=0).tolist(), strict=True))
             found["", model] = (of["busy"] + of["idle"], of["busy"], of["idle"], 0.0, of["util"] / 100, of["seen"])
         return {key: usage for key, usage in found.items() if max(map(abs, usage)) > _SEEN}
-
-
-_NO_USAGE: Share = (0.0,) * len(USAGE)
 
 
 def width(gpus: int) -> int:
@@ -210,14 +208,10 @@ def covers(
     if interval != interval:
         interval = _usual_interval(times)
     reach, late = 1.5 * interval, max(60.0, 3 * interval)
-    held = np.empty((len(times), 2))
-    at = held[:, 0]
-    at[:] = times
-    held[:-1, 1] = np.where(at[1:] - at[:-1] <= late, at[1:], at[:-1] + reach)
-    held[-1, 1] = next_at if next_at - times[-1] <= late else min(end, times[-1] + reach)
-    if times[0] - reach < begin:
-        held[0, 0] = begin
-    return held
+    starts = [begin if times[0] - reach < begin else times[0], *times[1:]]
+    ends = [after if after - at <= late else at + reach for at, after in pairwise(times)]
+    ends.append(next_at if next_at - times[-1] <= late else min(end, times[-1] + reach))
+    return np.array([starts, ends]).T
 
 
 def _usual_interval(times: Sequence[float]) -> float:
@@ -320,11 +314,10 @@ def _add_shares(parts: Sequence[tuple[_Part, _Group]], places: tuple[int, ...] |
     is_new[1:] = (part_of[1:] != part_of[:-1]) | (minute[1:] != minute[:-1])
     (starts,) = is_new.nonzero()
     shares = np.add.reduceat(_rates(figures, memory)[:, row] * seconds, starts, axis=1).T
-    minute = minute[starts]
-    bounds = np.searchsorted(part_of[starts], np.arange(len(parts) + 1)).tolist()
-    for (part, group), (first, after) in zip(parts, pairwise(bounds), strict=True):
-        of_hour = minute[first:after] - part.rolled.hour // 60
-        part.rolled.of_model(group.model)[of_hour] += shares[first:after]
+    found = np.zeros((len(parts), _MINUTES, len(SHARE)))
+    found[part_of[starts], minute[starts] % _MINUTES] = shares
+    for (part, group), of_part in zip(parts, found, strict=True):
+        part.rolled.put_shares(group.model, of_part)
 
 
 def _minutes(
@@ -375,29 +368,28 @@ def _add_users(held: Sequence[_Part]) -> None:
     doing, util, *_ = _figures([each.run for each in held])
     covers = np.concatenate([each.covers for each in held])
     seconds = covers[:, 1] - covers[:, 0]
-    lengths = [len(each.covers) for each in held]
-    starts = np.cumsum([0, *lengths[:-1]])
-    figures = np.array([doing == _BUSY, doing == _IDLE, np.where(util == util, util, 0.0) / 100])
-    sums = np.add.reduceat(figures * seconds, starts, axis=2).transpose(2, 0, 1).tolist()
-    for each, (busy, idle, util), whole in zip(held, sums, np.add.reduceat(seconds, starts).tolist(), strict=True):
-        for key, of_places, count in _whose(each.run.gpus, each.run.holders):
-            usage = (count * whole, of_places(busy), of_places(idle), 0.0, of_places(util), count * whole)
-            each.rolled.put_usage(key, usage)
+    starts = np.cumsum([0, *[len(each.covers) for each in held[:-1]]])
+    figures = np.array([doing == _BUSY, doing == _IDLE, np.where(util == util, util, 0.0) / 100, np.ones(util.shape)])
+    of_gpus = np.add.reduceat(figures * seconds, starts, axis=2)
+    whose = [_whose(each.run.gpus, each.run.holders) for each in held]
+    run = np.repeat(np.arange(len(held)), [len(places) for _, places, _ in whose])
+    of_gpus = of_gpus[:, np.concatenate([places for _, places, _ in whose]), run]
+    firsts = np.cumsum([0, *[count for _, _, counts in whose for count in counts][:-1]])
+    of_users = [(each.rolled, key) for each, (keys, _, _) in zip(held, whose, strict=True) for key in keys]
+    sums = np.add.reduceat(of_gpus, firsts, axis=1).T.tolist()
+    for (rolled, key), (busy, idle, used, seen) in zip(of_users, sums, strict=True):
+        rolled.put_usage(key, (seen, busy, idle, 0.0, used, seen))
 
 
 @lru_cache(maxsize=16_384)
 def _whose(
     gpus: tuple[GpuId, ...], holders: tuple[Holder, ...]
-) -> list[tuple[UsageKey, Callable[[list[float]], float], int]]:
-    """Return for each user and model what adds up the figures of the GPUs that the user has of it, and how many."""
+) -> "tuple[list[UsageKey], NDArray[np.intp], list[int]]":
+    """Return who has GPUs of which model, the places of these GPUs one user after the other, and how many each has."""
     places_of: dict[UsageKey, list[int]] = {}
     for place, user in dict.fromkeys([(holder.place, holder.user) for holder in holders]):
         places_of.setdefault((user, gpus[place].model or "unknown"), []).append(place)
-    return [(key, _sum_at(places), len(places)) for key, places in places_of.items()]
-
-
-def _sum_at(places: Sequence[int]) -> Callable[[list[float]], float]:
-    return lambda figures: sum([figures[place] for place in places])
+    return list(places_of), np.concatenate(list(places_of.values())), list(map(len, places_of.values()))
 
 
 # ------------------------------------------------------------------------------------------------ who had which GPU
