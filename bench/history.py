@@ -279,7 +279,7 @@ def _simulated(interval_seconds: float, seconds: float) -> tuple[list[Figures], 
             made = host.snapshot(at + 0.25, number + 1)
             if made is None:
                 continue
-            snapshot, _, _, read_entries = decode_by_types(dumps(_crowded(made.document())))
+            snapshot, _, _, read_entries, _ = decode_by_types(dumps(_crowded(made.document())))
             entries = entries_of(snapshot["gpu"]) if read_entries is None else read_entries
             seen = read(snapshot, received_at=at + 0.3, entries=entries)
             before = time.process_time()
@@ -320,7 +320,7 @@ def _keeping_each(folder: Path, runs: int) -> float:
                 made = host.snapshot(at, number + 1)
                 if made is None:
                     continue
-                snapshot, _, _, found = decode_by_types(dumps(_crowded(made.document())))
+                snapshot, _, _, found, _ = decode_by_types(dumps(_crowded(made.document())))
                 entries = entries_of(snapshot["gpu"]) if found is None else found
                 seen = read(snapshot, received_at=at, entries=entries)
                 cluster.offer(seen)

@@ -270,7 +270,7 @@ def snapshot(host: str = "gpu01", gpus: int = 8, processes: int = 32) -> dict[st
                 "percent_used": 24.1,
             }
         },
-        "network": {"sent_bytes": 981273645123, "received_bytes": 1872634981723},
+        "network": {"rx_bytes": 1872634981723, "tx_bytes": 981273645123},
         "gpu": entries,
         "collectors": {
             name: {"ok": True, "seconds": 0.001, "error": None} for name in ("cpu", "memory", "disk", "network", "gpu")

@@ -1,23 +1,28 @@
 """The entries of GPUs, nine tenths of a snapshot, as objects: an attribute for each field, None where it is not there.
 
 Types that are made of the schema read and check them in one pass, in half the time that a JSON reader and an engine of
-the schema take. They count only where they take all: what they take, the schema takes (a test holds that). What they do
-not take, a field that the schema does not know among it, the engines have to judge and to word. So where there is no
-msgspec, only speed is lacking.
+the schema take, and so they do with the rest of a snapshot. They count only where they take all: what they take, the
+schema takes (a test holds that). What they do not take, a field that the schema does not know among it, the engines
+have to judge and to word. So where there is no msgspec, only speed is lacking.
 """
 
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from types import GenericAlias
-from typing import Annotated, Any, Protocol, Union
+from typing import Annotated, Any, NamedTuple, Protocol, Union
 
 Json = dict[str, Any]
 
 _BOUNDS = {
-    **{"minimum": "ge", "maximum": "le"},
-    **{"minLength": "min_length", "maxLength": "max_length", "maxItems": "max_length"},
+    **{"minimum": "ge", "maximum": "le", "exclusiveMinimum": "gt"},
+    **{"minLength": "min_length", "maxLength": "max_length"},
+    **{"not": "pattern"},
+    **{"minItems": "min_length", "maxItems": "max_length", "maxProperties": "max_length"},
 }
 _WORDS = {
+    "$schema",
+    "$defs",
+    "title",
     "$ref",
     "type",
     "description",
@@ -99,20 +104,40 @@ def _entry(gpu: Json) -> Any:
     return _Fields(fields)
 
 
-def reader(schema: Json) -> tuple[Callable[[bytes], dict[str, Any]], Callable[[Any], Entries], type[Exception]]:
-    """Make types of the schema, and of them the two steps of reading a snapshot.
+class Reader(NamedTuple):
+    """The steps of reading a snapshot by types; each raises `failure` where they do not take it.
 
-    Returns:
-        What splits an object of JSON into its members, what reads the member `gpu`, and what both raise.
+    Attributes:
+        split: splits an object of JSON into its members.
+        gpus: reads the member `gpu`.
+        rest: reads a snapshot without GPUs and with its secret, a text; fields that are null are not there.
+    """
+
+    split: Callable[[bytes], dict[str, Any]]
+    gpus: Callable[[Any], Entries]
+    rest: Callable[[bytes], Json]
+    failure: type[Exception]
+
+
+def reader(schema: Json) -> Reader:
+    """Make types of the schema, and of them what reads a snapshot.
 
     Raises:
         ImportError: there is no msgspec.
-        KeyError: the schema says of GPUs what has no type.
+        KeyError: the schema says what has no type.
     """
     msgspec = import_module("msgspec")
-    of_gpu = _Types(msgspec, schema["$defs"]).of(schema["properties"]["gpu"])
-    split = msgspec.json.Decoder(GenericAlias(dict, (str, msgspec.Raw))).decode
-    return split, msgspec.json.Decoder(of_gpu).decode, msgspec.MsgspecError
+    types = _Types(msgspec, schema["$defs"])
+    decoder = msgspec.json.Decoder
+    of_rest = {**schema["properties"], "gpu": {"type": "object"}, "auth_code": _NAMES}
+    del of_rest["slurm"]  # 3 MB, where there are many jobs
+    read_rest, plain = decoder(types.of({**schema, "properties": of_rest}, "snapshot")).decode, msgspec.to_builtins
+    return Reader(
+        split=decoder(GenericAlias(dict, (str, msgspec.Raw))).decode,
+        gpus=decoder(types.of(schema["properties"]["gpu"])).decode,
+        rest=lambda rest: plain(read_rest(rest)),
+        failure=msgspec.MsgspecError,
+    )
 
 
 class _Types:
@@ -128,7 +153,8 @@ class _Types:
             rule = {**self._definitions[rule["$ref"].removeprefix("#/$defs/")], **rule}
         if unknown := rule.keys() - _WORDS:
             raise KeyError(*unknown)
-        kinds = rule["type"] if isinstance(rule["type"], list) else [rule["type"]]
+        kinds = rule.get("type", "object")  # an object is the most that is meant where nothing is said
+        kinds = kinds if isinstance(kinds, list) else [kinds]
         return Union[tuple([self._kind(kind, rule, name) for kind in kinds])]  # noqa: UP007 - of a list
 
     def _kind(self, kind: str, rule: Json, name: str) -> Any:
@@ -138,28 +164,34 @@ class _Types:
             case "boolean":
                 return bool
             case "string":
-                return self._within(str, rule, "minLength", "maxLength")
+                return self._within(str, rule, "minLength", "maxLength", "not")
             case "integer":
-                return self._within(int, {**_INT64, **rule}, "minimum", "maximum")
+                bounds = rule if "exclusiveMinimum" in rule else _INT64 | rule
+                return self._within(int, bounds, "minimum", "exclusiveMinimum", "maximum")
             case "number":
-                return self._kind("integer", rule, name) | self._within(float, rule, "minimum", "maximum")
+                of_float = self._within(float, rule, "minimum", "exclusiveMinimum", "maximum")
+                return self._kind("integer", rule, name) | of_float
             case "array":
-                return self._within(GenericAlias(list, (self.of(rule["items"], name),)), rule, "maxItems")
-            case "object" if "properties" in rule:
-                return self._object(rule, name)
-            case "object":
-                names = rule["propertyNames"]
+                return self._within(GenericAlias(list, (self.of(rule["items"], name),)), rule, "minItems", "maxItems")
+            case "object" if "additionalProperties" in rule:
+                names = rule.get("propertyNames", {})
                 key = self._within(int, _PIDS, "minimum", "maximum") if names == _DIGITS else self.of(_NAMES | names)
-                return GenericAlias(dict, (key, self.of(rule["additionalProperties"], name)))
+                of_each = self.of(rule["additionalProperties"], name)
+                return self._within(GenericAlias(dict, (key, of_each)), rule, "maxProperties")
+            case "object":
+                return self._object(rule, name)
         raise KeyError(kind)
 
     def _object(self, rule: Json, name: str) -> Any:
         """Return a type that takes no field which the schema does not know, and no object without a required one."""
         required = rule.get("required", [])
-        types = {field: self.of(of, field) for field, of in rule["properties"].items()}
+        types = {field: self.of(of, field) for field, of in rule.get("properties", {}).items()}
         fields = [(field, types.pop(field)) for field in required]
         optional = [(field, kind, None) for field, kind in types.items()]
-        return self._struct(name, [*fields, *optional], forbid_unknown_fields=True, gc=False)
+        return self._struct(name, [*fields, *optional], forbid_unknown_fields=True, omit_defaults=True, gc=False)
 
     def _within(self, kind: Any, rule: Json, *bounds: str) -> Any:
-        return Annotated[kind, self._meta(**{_BOUNDS[name]: rule[name] for name in bounds if name in rule})]
+        told = {_BOUNDS[name]: rule[name] for name in bounds if name in rule}
+        if "pattern" in told:
+            told["pattern"] = rf"\A(?![\s\S]*(?:{told['pattern']['pattern']}))"
+        return Annotated[kind, self._meta(**told)]

@@ -282,21 +282,20 @@ class Ingest:
 
     def _take_now(self, body: bytes, post: Post, received_at: float, sent_at: float | None) -> _Taken:
         # a veil takes names out of JSON, so it is given all as such
-        snapshot, presented, compact, entries = (decode_by_types if self._veil is None else decode)(body)
+        decoded = (decode_by_types if self._veil is None else decode)(body)
+        snapshot, presented, compact, entries, is_checked = decoded
         if presented in (None, ""):
             presented = bearer(post.headers.get("authorization"))
         token = self._auth.admit(presented, post.caller, received_at)
         if token is not None:
             self._auth.refuse_another(token, snapshot)
         try:
-            self._check(snapshot)  # of GPUs that types have read, they have checked all
+            if not is_checked:
+                self._check(snapshot)
             if block := snapshot.get("slurm"):
                 check_slurm(block)
-            self._refuse_too_many(snapshot, entries)
         except SnapshotError as error:  # it quotes what is wrong, and that may be the secret in another field
             raise SnapshotError(error.text.replace(str(presented), "***"), error.status) from None
-        if token is None:
-            self._refuse_a_flood_of_names(snapshot["hostname"], post.caller, received_at)
         if self._veil is not None:
             snapshot = self._veil(snapshot)
             compact = dumps(snapshot)
@@ -305,6 +304,9 @@ class Ingest:
             entries = entries_of(snapshot["gpu"])
         skew_seconds = None if sent_at is None else sent_at - received_at
         seen = read(snapshot, received_at=received_at, skew_seconds=skew_seconds, entries=entries, packed=compact)
+        self._refuse_too_many(snapshot, len(entries), seen)
+        if token is None:
+            self._refuse_a_flood_of_names(seen.host, post.caller, received_at)
         spool = snapshot.get("spool") or {}
         backlog = spool.get("backlog") is True
         is_new = self._keep(snapshot, entries, seen, backlog=backlog)
@@ -329,17 +331,12 @@ class Ingest:
         history.append(figures(snapshot, entries, seen, self._cluster.thresholds))
         return is_new
 
-    def _refuse_too_many(self, snapshot: Json, entries: Entries | None) -> None:
+    def _refuse_too_many(self, snapshot: Json, entries: int, seen: Seen) -> None:
         """Refuse what no real host has: pages and memory must stay bounded."""
-        if entries is None:
-            of_each = [gpu.get("users") for gpu in snapshot["gpu"].values()]
-        else:
-            of_each = [gpu.users for gpu in entries.values()]
-        users = [found for found in of_each if found]
-        processes = sum([len(each) for all_of in users for each in all_of.values()])
+        users = [gpu.users for gpu in seen.gpus if gpu.users]
         counts = (
-            ("gpu", "entries", len(of_each), self.limits.gpus),
-            ("gpu.users", "processes", processes, self.limits.processes),
+            ("gpu", "entries", entries, self.limits.gpus),
+            ("gpu.users", "processes", sum([sum(each.values()) for each in users]), self.limits.processes),
             ("gpu.users", "users", sum(map(len, users)), self.limits.processes),
             ("disk", "entries", len(snapshot.get("disk") or ()), self.limits.mounts),
         )

@@ -88,7 +88,9 @@ class XidCounts:
         """Count the Xids in a snapshot that no earlier one has told of."""
         for event in seen.events:
             if str(event.get("kind")).lower() == "xid" and event.get("code") is not None:
-                self._count(seen.host, event.get("at"), str(event.get("gpu", "")), printable(str(event["code"]), 16))
+                gpu = event.get("gpu")
+                gpu = "" if gpu is None else str(gpu)
+                self._count(seen.host, event.get("at"), gpu, printable(str(event["code"]), 16))
 
     def _count(self, host: str, at: object, gpu: str, code: str) -> None:
         with self._lock:

@@ -194,7 +194,7 @@ class Relay:
             body = self._small(post)
             if body is None:
                 return self._as_it_came(ONE, post)
-            snapshot, presented, compact, _ = decode(body)
+            snapshot, presented, compact, *_ = decode(body)
             if presented in (None, ""):
                 presented = bearer(post.headers.get("authorization"))
             if _is_token(presented):
