@@ -50,33 +50,29 @@ local function above(a, b)
   return a > b
 end
 local function is_newer(one, other)
-  local at, edition, seq, boot = string.match(one, '^(%d+) (%d+) (%d*) (.*)$')
-  local other_at, other_edition, other_seq, other_boot = string.match(other, '^(%d+) (%d+) (%d*) (.*)$')
-  if boot ~= '' and boot == other_boot and seq ~= '' and other_seq ~= '' then
-    if seq ~= other_seq then return above(seq, other_seq) end
-  elseif at ~= other_at then
-    return above(at, other_at)
-  end
+  local seq, boot = string.match(one, '^%d+ %d+ (%d*) (.*)$')
+  local other_seq, other_boot = string.match(other, '^%d+ %d+ (%d*) (.*)$')
+  local is_counted = boot ~= '' and boot == other_boot and seq ~= '' and other_seq ~= ''
+  if is_counted and seq ~= other_seq then return above(seq, other_seq) end
+  local at, edition = string.match(one, '^(%d+) (%d+)')
+  local other_at, other_edition = string.match(other, '^(%d+) (%d+)')
+  if not is_counted and at ~= other_at then return above(at, other_at) end
   return above(edition, other_edition)
 end
 
-
 -- see settled.joined: what two rows tell together; nil where the second tells nothing new
 local function joined(known, told, most)
-  local at, new = string.match(told, '^(%d+) (.*)$')
   if not known then return told end
+  -- nearly always both are one range, and the second holds the first
+  local first, last = string.match(known, '^%d+ (%d+)%-(%d+)$')
+  local from, to = string.match(told, '^%d+ (%d+)%-(%d+)$')
+  if first and from and not above(from, first) and not above(last, to) then
+    if first == from and last == to then return nil end
+    return told
+  end
+  local at, new = string.match(told, '^(%d+) (.*)$')
   local old = string.match(known, '^%d+ (.*)$')
   if new == old then return nil end
-  -- nearly always both are one range, and the second goes on where the first ends
-  local first, last = string.match(old, '^(%d+)%-(%d+)$')
-  local from, to = string.match(new, '^(%d+)%-(%d+)$')
-  if first and from then
-    first, last, from, to = tonumber(first), tonumber(last), tonumber(from), tonumber(to)
-    if first <= from and from <= last + 1 then
-      if to <= last then return nil end
-      return string.format('%s %.0f-%.0f', at, first, to)
-    end
-  end
   local ranges = {}
   for _, text in ipairs({old, new}) do
     for first, last in string.gmatch(text, '(%d+)-(%d+)') do
@@ -131,13 +127,21 @@ if #ARGV > 6 then
   local keys = {}
   for place = 7, #ARGV, 3 do keys[#keys + 1] = ARGV[place] end
   local orders = redis.call('HMGET', KEYS[3], unpack(keys))
+  local to_join = {}
+  for _, key in ipairs(keys) do
+    if string.sub(key, 1, #settled) == settled then to_join[#to_join + 1] = key end
+  end
+  local known = {}
+  if #to_join > 0 then
+    for number, row in ipairs(redis.call('HMGET', KEYS[2], unpack(to_join))) do known[to_join[number]] = row end
+  end
   local new_orders, new_rows, scores = {}, {}, {}
   for number, key in ipairs(keys) do
     local place = 4 + 3 * number
     local order, row = ARGV[place + 1], ARGV[place + 2]
     local is_taken
-    if string.sub(key, 1, #settled) == settled then
-      row = joined(redis.call('HGET', KEYS[2], key), row, most_ranges)
+    if known[key] ~= nil then  -- false: there is none yet
+      row = joined(known[key], row, most_ranges)
       is_taken = row ~= nil
     else
       is_taken = not orders[number] or is_newer(order, orders[number])
@@ -148,7 +152,7 @@ if #ARGV > 6 then
       local last = #new_orders
       new_orders[last + 1], new_orders[last + 2] = key, order
       new_rows[last + 1], new_rows[last + 2] = key, row
-      scores[last + 1], scores[last + 2] = version, key
+      scores[last + 1], scores[last + 2] = string.format('%d', version), key
     else
       taken[number] = 0
     end
