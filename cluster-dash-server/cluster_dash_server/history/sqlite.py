@@ -7,6 +7,7 @@ seconds, and `trouble` says why. What was committed is `durable_seq`; what was o
 import contextlib
 import json
 import logging
+import secrets
 import sqlite3
 import threading
 import time
@@ -272,7 +273,7 @@ class SqliteStore:
         if not items:
             return
         oldest = self._clock() - self._keep.rows_seconds
-        mark = time.time()
+        mark = float(secrets.randbits(53))  # the time would do, but for a clock that is set back
         self._doubted = mark, items, rows
         with _transaction(db):
             # so that the file itself says which group was the last: of a COMMIT that fails nobody else knows
@@ -318,9 +319,8 @@ class SqliteStore:
             for row in settled:
                 if row.boot_id is not None and row.seq is not None:
                     self._snapshots.write(row.host, row.boot_id, row.seq, row.at)
-        now = time.monotonic()
-        self._hot.update(dict.fromkeys([(host, hour) for host, hour, *_ in hot], now))
-        self._late.update(dict.fromkeys(self._open.take(rows), now))
+        self._hot.update(dict.fromkeys([(host, hour) for host, hour, *_ in hot], time.monotonic()))
+        self._count(rows)
         for sweep in begun:
             self._open.unname(sweep.user)
             self._sweeps = [each for each in self._sweeps if each.user != sweep.user] + [sweep]
@@ -331,15 +331,25 @@ class SqliteStore:
             return waiting
         db, _ = self._connection()
         mark, items, rows = self._doubted
-        self._doubted = None
-        if db.execute("SELECT 1 FROM done WHERE what = 'group' AND at = ?", (mark,)).fetchone() is None:
+        found = db.execute("SELECT 1 FROM done WHERE what = 'group' AND at = ?", (mark,)).fetchone()
+        self._doubted = None  # not before: where the file cannot be read either, it stays in doubt
+        if found is None:
             return waiting
-        self._late.update(dict.fromkeys(self._open.take(rows), time.monotonic()))
+        self._count(rows)
         for item in items:
             if item[0] == "unname":
                 self._open.unname(item[1])
         done = set(map(id, items))
         return [item for item in waiting if id(item) not in done]
+
+    def _count(self, rows: Iterable[Figures]) -> None:
+        """Add up rows that are in the file; a fault in it must not make them be written again."""
+        try:
+            late = self._open.take(rows)
+        except Exception:
+            log.exception("a fault in adding up the open hour: it lacks some rows until it is over")
+            return
+        self._late.update(dict.fromkeys(late, time.monotonic()))
 
     def _begin_unnaming(
         self, db: sqlite3.Connection, user: str, strip: Callable[[LastSeen], LastSeen]

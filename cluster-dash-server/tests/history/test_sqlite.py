@@ -17,6 +17,7 @@ import pytest
 
 from cluster_dash_server.history import late_numpy, schema, sqlite
 from cluster_dash_server.history.boots import MOST_BOOTS
+from cluster_dash_server.history.opened import OpenHours
 from cluster_dash_server.history.rollups import DAY, HOUR
 from cluster_dash_server.history.sqlite import Keep, SqliteStore
 from cluster_dash_server.store import (
@@ -285,12 +286,16 @@ def test_what_a_failed_fsync_lost_is_taken_again(
 
 
 class Lying(sqlite3.Connection):
-    """Says of the commits that are counted here that they failed."""
+    """Says of the commits that are counted here that they failed; and cannot be read so many times after one."""
 
     lies = 0
     is_done = True
+    blind = 0
 
     def execute(self, sql: str, *parameters: Any) -> sqlite3.Cursor:
+        if sql.startswith("SELECT 1 FROM done WHERE what = 'group'") and Lying.blind > 0:
+            Lying.blind -= 1
+            raise sqlite3.OperationalError("disk I/O error")
         lies = sql == "COMMIT" and Lying.lies > 0
         if lies:
             Lying.lies -= 1
@@ -301,9 +306,11 @@ class Lying(sqlite3.Connection):
         return done
 
 
+@pytest.mark.parametrize("blind", [0, 2])
 @pytest.mark.parametrize("is_done", [True, False])
 def test_what_a_commit_wrote_that_was_said_to_have_failed_is_there_once(
     is_done: bool,
+    blind: int,
     tmp_path: Path,
     moving: Clock,
     make_row: MakeRow,
@@ -324,7 +331,8 @@ def test_what_a_commit_wrote_that_was_said_to_have_failed_is_there_once(
                     store.append(make_row("old", BEGIN + 60 * minute, seq=None))  # nobody can tell it from another
                 event = Event(at=BEGIN + first, host="known", gpu=0, kind="note", code=None, text="a note")
                 store.record(KeptEvent(event, told=True, source=None))
-                Lying.lies = int(first == 20)
+                if first == 20:
+                    Lying.lies, Lying.blind = 1, blind
                 with contextlib.suppress(StoreError):  # it may be tried again before anybody looks
                     store.flush()
             if first == 20:
@@ -339,6 +347,22 @@ def test_what_a_commit_wrote_that_was_said_to_have_failed_is_there_once(
         assert store.usage(ask)[0].held_seconds == pytest.approx(2 * 48 * 60)  # the newest are not added up yet
         store.seal_all()
         assert store.usage(ask)[0].held_seconds == pytest.approx(2 * (49 * 60 + 90) + 90)
+
+
+def test_rows_of_which_adding_up_fails_are_there_once_and_count_when_their_hour_is_over(
+    tmp_path: Path, moving: Clock, make_row: MakeRow, monkeypatch: pytest.MonkeyPatch, quick: None
+) -> None:
+    with closing(SqliteStore(tmp_path, clock=moving, keep=KEEP)) as store:
+        with monkeypatch.context() as patch:
+            patch.setattr(OpenHours, "take", lambda self, rows: 1 / 0)
+            for minute in range(10):
+                store.append(make_row("gpu01", BEGIN + 60 * minute, seq=minute))
+            store.flush()
+        assert store.trouble is None
+        with closing(sqlite3.connect(tmp_path / "history.db")) as db:
+            assert db.execute("SELECT COUNT(*) FROM hot").fetchone() == (10,)
+        store.seal_all()
+        assert store.usage(UsageQuery(begin=BEGIN, end=BEGIN + HOUR))[0].held_seconds == pytest.approx(9 * 60 + 90)
 
 
 def test_an_event_that_got_the_number_of_one_taken_away_is_there_once(
