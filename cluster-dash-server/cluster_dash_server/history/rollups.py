@@ -4,7 +4,7 @@ A row holds from the moment it was taken until the next one, or where the next o
 intervals; so each second of a GPU is counted once.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import pairwise
@@ -27,6 +27,8 @@ _DOING, _UTIL, _MEM, _POWER = (GPU_METRICS.index(name) for name in ("doing", "gp
 _BUSY, _IDLE = float(DOINGS.index("busy")), float(DOINGS.index("idle"))
 _INTERVAL = HOST_METRICS.index("interval_seconds") - len(HOST_METRICS)
 _MINUTES = HOUR // 60
+_AT_ONCE = 256
+"""So many parts are added up together: those of thousands of hosts would take tens of megabytes."""
 
 SHARE = (
     *("seen", "unknown", "free", "busy", "idle", "error", "light"),
@@ -232,12 +234,17 @@ def roll(rows: Sequence[Figures], begin: float, end: float, next_at: float = inf
     return rolled
 
 
-def roll_all(parts: "Sequence[tuple[Sequence[Run], NDArray[np.float64]]]") -> list[Rolled]:
+def roll_all(parts: "Sequence[tuple[Sequence[Run], NDArray[np.float64]]]") -> Iterator[Rolled]:
     """Add up rows, each part of one host and within one hour; many together cost little more than one.
 
     Args:
         parts: the runs of a host, oldest first, and the `covers` of their rows.
     """
+    for first in range(0, len(parts), _AT_ONCE):
+        yield from _rolled(parts[first : first + _AT_ONCE])
+
+
+def _rolled(parts: "Sequence[tuple[Sequence[Run], NDArray[np.float64]]]") -> list[Rolled]:
     found: list[Rolled] = []
     alike: dict[tuple[int, tuple[int, ...] | None], list[tuple[_Part, _Group]]] = {}
     held: dict[int, list[_Part]] = {}

@@ -7,6 +7,7 @@ from math import isnan, nan
 
 import pytest
 
+from cluster_dash_server.history import rollups
 from cluster_dash_server.history.rollups import HOUR, SHARE, Rolled, covers_of, roll_all, runs_of, stretches_of
 from cluster_dash_server.store import DOINGS, GPU_METRICS, HOST_METRICS, Figures, GpuId, Holder
 
@@ -90,7 +91,8 @@ def held_by_hand(row: Figures, seconds: float, sums: dict[tuple[str, str], list[
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_rows_of_many_hosts_add_up_to_what_is_counted_by_hand(seed: int) -> None:
+def test_rows_of_many_hosts_add_up_to_what_is_counted_by_hand(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rollups, "_AT_ONCE", 3)
     rng = random.Random(seed)
     hosts = [some_rows(rng, f"gpu{number:02}") for number in range(8)]
     covers = [covers_of(rows, BEGIN, BEGIN + HOUR) for rows in hosts]
@@ -154,6 +156,6 @@ def test_what_is_taken_out_again_leaves_nothing() -> None:
         whole.put(rolled)
     assert whole.minutes
     assert whole.usage
-    for rolled in reversed(roll_all(parts)):
+    for rolled in reversed(list(roll_all(parts))):
         whole.take_out(rolled)
     assert (whole.minutes, whole.usage) == ({}, {})
