@@ -320,10 +320,8 @@ def test_what_a_commit_wrote_that_was_said_to_have_failed_is_there_once(
 ) -> None:
     monkeypatch.setattr(Lying, "is_done", is_done)
     ask = UsageQuery(begin=BEGIN, end=BEGIN + HOUR)
-    with monkeypatch.context() as patch:
-        patch.setattr(sqlite3, "connect", partial(sqlite3.connect, factory=Lying))
-        store = SqliteStore(tmp_path, clock=moving, keep=KEEP)
-    with closing(store):
+    monkeypatch.setattr(sqlite3, "connect", partial(sqlite3.connect, factory=Lying))
+    with closing(SqliteStore(tmp_path, clock=moving, keep=KEEP)) as store:
         for first in range(0, 50, 10):
             with store._wake:  # so that nothing of it is written alone
                 for minute in range(first, first + 10):
