@@ -14,7 +14,7 @@ from typing import NamedTuple, Protocol
 
 from cluster_dash_server.history.answers import Asking, told_of
 from cluster_dash_server.history.numbered import KEPT_USAGE, USAGE, USED, Names, insert, part_of
-from cluster_dash_server.history.rollups import DAY, HOUR, Share, UsageKey, covers_of, roll_all, runs_of, stretches_of
+from cluster_dash_server.history.rollups import DAY, HOUR, Share, UsageKey, covers_of, roll_runs, runs_of, stretches_of
 from cluster_dash_server.history.running import Running, Sums
 from cluster_dash_server.history.sealing import pack_stretches, unpack_stretches
 from cluster_dash_server.postgresql import Database, Statements
@@ -186,7 +186,7 @@ class Sum:
         for host in whole.hosts():
             rows = whole.rows(host, self._names.host(host))
             runs, covers = runs_of(rows), covers_of(rows, hour, hour + HOUR)
-            had, (rolled,) = stretches_of(runs, covers), roll_all([(runs, covers)])
+            had, rolled = stretches_of(runs, covers), roll_runs(runs, covers)
             made[host] = HostHour(rolled.usage, pack_stretches(had) if had else None)
         merged = whole.again()
         keys = [key for key, *_ in found]

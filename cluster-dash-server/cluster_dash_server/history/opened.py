@@ -63,7 +63,8 @@ class OpenHours:
         for row in rows:
             host = self._hosts.get(row.host)
             if host is None:
-                host = self._hosts[row.host] = _Host()
+                with self._lock:
+                    host = self._hosts[row.host] = _Host()
             waiting = host.waiting
             if waiting and row.at <= waiting[-1].at:
                 hour = int(row.at // HOUR) * HOUR
@@ -159,6 +160,10 @@ class OpenHours:
     def usage_of_hosts(self) -> dict[tuple[int, str], dict[UsageKey, Share]]:
         """Return usage by hour and host, then by user and model."""
         with self._lock:
-            return {
-                (hour, name): given.usage for name, host in self._hosts.items() for hour, given in host.given.items()
-            }
+            hosts = list(self._hosts.items())
+        found = {}
+        for name, host in hosts:
+            with self._lock:  # for one at a time: thousands would keep the writer waiting
+                for hour, given in host.given.items():
+                    found[hour, name] = given.usage
+        return found

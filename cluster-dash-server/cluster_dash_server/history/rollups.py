@@ -4,6 +4,7 @@ A row holds from the moment it was taken until the next one, or where the next o
 intervals; so each second of a GPU is counted once.
 """
 
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -17,6 +18,8 @@ from cluster_dash_server.store import DOINGS, GPU_METRICS, HOST_METRICS, Figures
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+log = logging.getLogger(__name__)
 
 HOUR, DAY = 3600, 86_400
 MOST_INTERVAL_SECONDS = 300.0
@@ -230,18 +233,36 @@ def covers_of(rows: Sequence[Figures], begin: float, end: float, next_at: float 
 
 def roll(rows: Sequence[Figures], begin: float, end: float, next_at: float = inf) -> Rolled:
     """Add up rows of one host, oldest first, within an hour or a part of it; the arguments are those of `covers`."""
-    (rolled,) = roll_all([(runs_of(rows), covers_of(rows, begin, end, next_at))])
+    return roll_runs(runs_of(rows), covers_of(rows, begin, end, next_at))
+
+
+def roll_runs(runs: Sequence[Run], covers: "NDArray[np.float64]") -> Rolled:
+    """Add up the runs of one host, oldest first, within an hour; `covers` are those of their rows."""
+    (rolled,) = _rolled([(runs, covers)])
     return rolled
 
 
 def roll_all(parts: "Sequence[tuple[Sequence[Run], NDArray[np.float64]]]") -> Iterator[Rolled]:
-    """Add up rows, each part of one host and within one hour; many together cost little more than one.
+    """Do what `roll_runs` does, for many hosts: together they cost little more than one.
 
-    Args:
-        parts: the runs of a host, oldest first, and the `covers` of their rows.
+    A part in which there is a fault adds nothing, and the log tells of it: no other host lacks anything.
     """
     for first in range(0, len(parts), _AT_ONCE):
-        yield from _rolled(parts[first : first + _AT_ONCE])
+        some = parts[first : first + _AT_ONCE]
+        try:
+            found = _rolled(some)
+        except Exception as error:  # of any of them: which one is found below
+            log.debug("%r", error)
+            found = list(map(_rolled_or_nothing, some))
+        yield from found
+
+
+def _rolled_or_nothing(part: "tuple[Sequence[Run], NDArray[np.float64]]") -> Rolled:
+    try:
+        return roll_runs(*part)
+    except Exception:  # whatever it is
+        log.exception("a fault in adding up rows of a host: they are left out of its sums")
+        return Rolled(0)
 
 
 def _rolled(parts: "Sequence[tuple[Sequence[Run], NDArray[np.float64]]]") -> list[Rolled]:

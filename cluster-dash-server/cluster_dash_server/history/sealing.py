@@ -39,7 +39,7 @@ from cluster_dash_server.history.rollups import (
     UsageKey,
     cluster_figures,
     roll,
-    roll_all,
+    roll_runs,
     stretches_of,
     whole_minutes,
 )
@@ -288,7 +288,7 @@ def seal(db: sqlite3.Connection, names: Names, sums: Sums, host: int, hour: int)
         sums.take_out(roll(before, hour, hour + HOUR), host)
         rows = HourRows.of(sorted(before + hot_rows(db, names, host, hour, name), key=lambda row: row.at))
     covers = rows.covers(hour, hour + HOUR)
-    (rolled,) = roll_all([(rows.runs, covers)])
+    rolled = roll_runs(rows.runs, covers)
     sums.add(rolled, host)
     db.execute("DELETE FROM sealed WHERE host = ? AND hour = ?", (host, hour))
     for gpus, part in rows.by_gpus().items():

@@ -1,12 +1,14 @@
 """What open hours have added up, a minute at a time: taken for the whole hour only where that is the same."""
 
 import random
+import threading
 from collections.abc import Callable
+from typing import cast
 
 import pytest
 
 from cluster_dash_server.history.opened import OpenHours
-from cluster_dash_server.history.rollups import HOUR, Share, roll
+from cluster_dash_server.history.rollups import HOUR, Rolled, Share, roll
 from cluster_dash_server.store import DOINGS, Figures
 
 MakeRow = Callable[..., Figures]
@@ -109,3 +111,27 @@ def test_an_hour_ends_also_for_a_host_that_had_a_gpu_for_less_than_rounding_leav
     for name in ("gpu01", "gpu02", "gpu03"):
         opened.close(name, hour)
     assert (opened.minutes(), opened.usage()) == ({}, {})
+
+
+def test_hosts_may_come_while_somebody_asks_what_each_host_has_given(
+    make_row: MakeRow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened, come = OpenHours(), list[threading.Thread]()
+    usage = cast("property", Rolled.__dict__["usage"]).fget
+
+    def one_more_comes(rolled: Rolled) -> dict[tuple[str, str], Share]:
+        come.append(threading.Thread(target=opened.take, args=([make_row(f"new{len(come)}", BEGIN)],)))
+        come[-1].start()
+        come[-1].join(0.05)  # it may have to wait until this one is told
+        assert usage is not None
+        return dict(usage(rolled))
+
+    for host in ("gpu01", "gpu02", "gpu03"):
+        opened.take([make_row(host, BEGIN + 60 * minute) for minute in range(10)])
+    with monkeypatch.context() as patch:
+        patch.setattr(Rolled, "usage", property(one_more_comes))
+
+        assert {host for _, host in opened.usage_of_hosts()} == {"gpu01", "gpu02", "gpu03"}
+
+    for each in come:
+        each.join()

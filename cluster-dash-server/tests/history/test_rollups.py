@@ -159,3 +159,26 @@ def test_what_is_taken_out_again_leaves_nothing() -> None:
     for rolled in reversed(list(roll_all(parts))):
         whole.take_out(rolled)
     assert (whole.minutes, whole.usage) == ({}, {})
+
+
+def test_a_fault_in_the_rows_of_one_host_costs_the_others_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    rng = random.Random(7)
+    hosts = [[row for row in some_rows(rng, f"gpu{number}") if row.gpus] for number in range(20)]
+    parts = [(runs_of(rows), covers_of(rows, BEGIN, BEGIN + HOUR)) for rows in hosts if rows]
+    alone = [next(iter(roll_all([part]))) for part in parts]
+    (run, *others), covers = parts[3]
+    odd = run._replace(holders=(Holder(99, "mallory", None),), figures=run.figures[:, :-1])
+    parts[3] = [odd, *others], covers
+
+    found = list(roll_all(parts))
+
+    assert not found[3].shares
+    assert not found[3].users
+    for place, wanted in enumerate(alone):
+        if place != 3:
+            assert list(found[place].minutes) == list(wanted.minutes)
+            assert list(found[place].minutes.values()) == [pytest.approx(share) for share in wanted.minutes.values()]
+            assert found[place].usage.keys() == wanted.usage.keys()
+            for key, usage in wanted.usage.items():
+                assert found[place].usage[key] == pytest.approx(usage)
+    assert caplog.text.count("a fault in adding up rows of a host") == 1
