@@ -87,8 +87,8 @@ def encode(figures: "NDArray[np.float32]", widths: Sequence[int]) -> list[bytes]
     bits, known = figures.view(np.int32), ~np.isnan(figures)
     firsts = np.repeat(bits[begins, :1], [widths[place] for place in places], axis=0)
     are_one, are_known, are_some = (
-        kind.reduceat(rows, begins).tolist()
-        for kind, rows in (
+        of_metric.reduceat(rows, begins).tolist()
+        for of_metric, rows in (
             (np.logical_and, (bits == firsts).all(axis=1)),
             (np.logical_and, known.all(axis=1)),
             (np.logical_or, known.any(axis=1)),
@@ -131,7 +131,7 @@ def _filled(figures: "NDArray[np.float32]", known: "NDArray[np.bool_]") -> "NDAr
 def _encoded(figures: "NDArray[np.float32]", widths: Sequence[int], masks: Sequence[bytes]) -> Iterator[bytes]:
     """Give a frame for each metric; of figures that are all known, but for what masks say of each metric."""
     _, begins = _begins(widths)
-    numbers, places = _as_integers(figures, widths, begins)
+    numbers, scale_places = _as_integers(figures, widths, begins)
     firsts = numbers[:, 0].astype("<i4")
     steps = np.zeros_like(numbers)
     np.subtract(numbers[:, 1:], numbers[:, :-1], out=steps[:, 1:])
@@ -142,9 +142,10 @@ def _encoded(figures: "NDArray[np.float32]", widths: Sequence[int], masks: Seque
     with np.errstate(invalid="ignore"):
         of_a_byte = steps.astype(np.uint8)  # all at once, of use where that is enough
     spans = (highest - leasts).tolist()
-    for place, begin, width, mask, least, span in zip(places, begins, widths, masks, leasts, spans, strict=True):
+    of_metrics = zip(scale_places, begins, widths, masks, leasts, spans, strict=True)
+    for scale_place, begin, width, mask, least, span in of_metrics:
         rows, size = slice(begin, begin + width), 4
-        if place < 0:
+        if scale_place < 0:
             yield _HEAD.pack(_PLAIN, 0, size, bool(mask), 0, len(mask)) + mask + zip_(_by_weight(figures[rows], "<f4"))
             continue
         if span < 2**8:
@@ -152,7 +153,7 @@ def _encoded(figures: "NDArray[np.float32]", widths: Sequence[int], masks: Seque
         else:
             size = 2 if span < 2**16 else 4
             planes = _by_weight(steps[rows], f"<u{size}")
-        head = _HEAD.pack(_DECIMAL, place, size, bool(mask), int(least), len(mask))
+        head = _HEAD.pack(_DECIMAL, scale_place, size, bool(mask), int(least), len(mask))
         yield head + mask + zip_(firsts[rows].tobytes() + planes)
 
 
@@ -196,7 +197,7 @@ def decode(frames: Sequence[bytes], widths: Sequence[int], length: int) -> Colum
     try:
         with np.errstate(invalid="ignore"):  # damage may look like a NaN that signals
             return _decode(frames, widths, length)
-    except (struct.error, LookupError, ValueError):
+    except (struct.error, LookupError, ValueError, OverflowError):
         raise StoreError(_DAMAGED) from None
 
 
@@ -214,10 +215,10 @@ def _decode(frames: Sequence[bytes], widths: Sequence[int], length: int) -> Colu
         if frame[0] == _CONSTANT:
             rest.append((rows, _CONSTANT_HEAD.unpack_from(frame)[1]))
             continue
-        kind, scale, size, has_mask, leasts[rows], of_mask = _HEAD.unpack_from(frame)
+        kind, scale_place, size, has_mask, leasts[rows], of_mask = _HEAD.unpack_from(frame)
         body = unzip(frame[_HEAD.size + of_mask :])
         if kind == _DECIMAL:
-            scales[rows] = _SCALES[scale]
+            scales[rows] = _SCALES[scale_place]
             firsts[rows] = np.frombuffer(body, "<i4", shape[0])
             planes = np.frombuffer(body, np.uint8, offset=4 * shape[0]).reshape(size, *shape)
             numbers[rows] = planes[0]
@@ -241,9 +242,9 @@ def _decode(frames: Sequence[bytes], widths: Sequence[int], length: int) -> Colu
     return Columns(numbers, scales)
 
 
-def _by_weight(numbers: "NDArray[Any]", kind: str) -> bytes:
-    """Return numbers as this kind: the lowest bytes of all, then the next ones of all."""
-    found = numbers.astype(kind)
+def _by_weight(numbers: "NDArray[Any]", dtype: str) -> bytes:
+    """Return numbers as this type: the lowest bytes of all, then the next ones of all."""
+    found = np.ascontiguousarray(numbers, dtype)
     return found.view(np.uint8).reshape(-1, found.itemsize).T.tobytes()
 
 

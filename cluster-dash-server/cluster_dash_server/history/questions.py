@@ -63,9 +63,7 @@ _Told = tuple["NDArray[Any]", ...]
 _FINEST = 1000.0
 """Totals are gathered in thousandths: whole numbers where figures are decimals, so that the mean of equal ones is one
 of them."""
-
-
-_TOGETHER = 64
+_AT_ONCE = 64
 """So many hours and days of a host are put into steps at a time."""
 
 
@@ -110,12 +108,14 @@ class _Lines:
         empty = np.flatnonzero(count == 0).tolist()
         with np.errstate(invalid="ignore"):  # where there are none
             mean = self._total[steps] / (count * _FINEST)
-        told: list[list[float | None]] = [each.tolist() for each in (self._least[steps], mean, self._most[steps])]
+        least, most = self._least[steps], self._most[steps]
+        mean = np.clip(mean, least, most)  # what was rounded may lie a bit beside equal ones
+        told: list[list[float | None]] = [each.tolist() for each in (least, mean, most)]
         for each in told:
             for place in empty:
                 each[place] = None
-        least, means, most = told
-        return Series(step_seconds=self._steps.seconds, t=starts, min=least, mean=means, max=most, host=host, **whose)
+        lows, means, highs = told
+        return Series(step_seconds=self._steps.seconds, t=starts, min=lows, mean=means, max=highs, host=host, **whose)
 
 
 class Reader:
@@ -446,7 +446,7 @@ class _Gather:
         ]
 
     def _tell(self, layout: Layout, told: "_Told") -> None:
-        if layout is not self._layout or len(self._waiting) >= _TOGETHER:
+        if layout is not self._layout or len(self._waiting) >= _AT_ONCE:
             self._put()
         self._layout = layout
         self._waiting.append(told)

@@ -16,7 +16,7 @@ VERSION = 1
 APPLICATION_ID = 0x636C6461  # "clda": says to `file` and to us whose file this is
 
 TABLES = """
--- what was done once
+-- what was done once, and the mark of the newest group of rows and events
 CREATE TABLE done (what TEXT PRIMARY KEY, at REAL NOT NULL);
 -- names, and what blobs refer to
 CREATE TABLE hosts (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE);

@@ -636,3 +636,20 @@ def test_who_asks_first_need_not_wait_for_numpy(tmp_path: Path, moving: Clock, m
     monkeypatch.setattr(late_numpy, "load", loaded.set)
     with closing(SqliteStore(tmp_path, clock=moving, keep=KEEP)):
         assert loaded.wait(60)
+
+
+def test_the_mean_of_a_step_is_never_beside_what_was_least_and_most(
+    tmp_path: Path, moving: Clock, make_row: MakeRow
+) -> None:
+    rng = random.Random(3)
+    with closing(SqliteStore(tmp_path, clock=moving, keep=KEEP)) as store:
+        for seq in range(1, 1200):
+            store.append(make_row("gpu01", BEGIN + 15.007 * seq, seq=seq, util=rng.uniform(0, 100), interval=15.0))
+        store.seal_all()
+        moving.now = BEGIN + 12 * HOUR
+        ask = SeriesQuery(metric="gpu_util", begin=BEGIN, end=BEGIN + 5 * HOUR, by="cluster", step_seconds=60)
+        (line,) = store.series(ask)
+    told = [each for each in zip(line.min, line.mean, line.max, strict=True) if each[0] is not None]
+    assert len(told) > 290
+    for least, mean, most in told:
+        assert least == mean == most
