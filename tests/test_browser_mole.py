@@ -3,36 +3,29 @@
 import os
 import pwd
 import socket
-from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Page, expect, sync_playwright
+from playwright.sync_api import Browser, expect
 
 from tests.processes import fake_nvml, sleepers, start_mole, start_server
 
 ME = pwd.getpwuid(os.getuid()).pw_name
 HOST = socket.gethostname()
-ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
 
 pytestmark = [pytest.mark.browser, pytest.mark.needs("chromium"), pytest.mark.needs("gcc")]
 
 
-@pytest.fixture
-def page() -> Iterator[Page]:
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=ARGUMENTS)
-        yield browser.new_page(viewport={"width": 1280, "height": 900})
-        browser.close()
-
-
-def test_the_page_shows_a_mole_s_gpus_users_and_temperatures_then_stale_then_down(page: Page, tmp_path: Path) -> None:
+def test_the_page_shows_a_mole_s_gpus_users_and_temperatures_then_stale_then_down(
+    browser: Browser, tmp_path: Path
+) -> None:
     fake_nvml()
     environment = {
         **{"CLUSTER_DASH_STATES__STALE_SECONDS": "4", "CLUSTER_DASH_STATES__STALE_INTERVALS": "0"},
         **{"CLUSTER_DASH_STATES__DOWN_SECONDS": "14", "CLUSTER_DASH_STATES__DOWN_INTERVALS": "0"},
     }
+    page = browser.new_page(viewport={"width": 1280, "height": 900})
     with ExitStack() as stack:
         server = stack.enter_context(start_server(environment=environment))
         pids = [stack.enter_context(process).popen.pid for process in sleepers(4)]
