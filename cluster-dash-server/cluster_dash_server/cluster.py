@@ -9,7 +9,6 @@ from cluster_dash_server.inflate import is_packed
 from cluster_dash_server.slurm import TRUSTED_SECONDS, Place, PlaceOf
 from cluster_dash_server.snapshot import Gpu, Seen
 from cluster_dash_server.states import (
-    DEFAULT_INTERVAL_SECONDS,
     Allotment,
     Headline,
     State,
@@ -18,6 +17,7 @@ from cluster_dash_server.states import (
     gpu_state,
     headline,
     idle_while_in_use,
+    observed_interval,
     silence,
     silence_after,
 )
@@ -30,8 +30,6 @@ PLAIN_BYTES = 2**24
 """How much of the newest snapshots is kept as it came: those of some 1,200 hosts with eight GPUs."""
 TWIN_SECONDS = 30.0
 """How long before the last snapshot of one boot another may seem to have begun: clocks are set after a start."""
-SHORTEST_GAP_SECONDS = 1.0
-"""What comes sooner after a host's last post was sent again by hand, or the clock was set: its interval it is not."""
 
 
 class Refused(Exception):
@@ -69,7 +67,7 @@ class KnownHost:
 
     Attributes:
         interval_seconds: when to expect the next snapshot: what the host says, else the longer of its last two gaps.
-        gaps: seconds between its last posts, the newest last; at most two, none shorter than SHORTEST_GAP_SECONDS.
+        gaps: seconds between its last posts, the newest last; at most two.
         gpus: what is known of each of its GPUs, the missing ones too, by index.
         change: the number of the change to the live view that brought this.
         renamed_from: the name that this machine had before, where this is its first snapshot under another.
@@ -356,13 +354,12 @@ class Cluster:
                     if seen.seq < last.seq:
                         self._witness(seen, before, None)
                         return True
-                gap = seen.received_at - last.received_at
-                gaps = before.gaps if gap < SHORTEST_GAP_SECONDS else (*before.gaps[-1:], gap)
+                gaps = (*before.gaps[-1:], seen.received_at - last.received_at)
             last_seen = None if before is None else before.seen
             self._kept.refuse_too_much(last_seen, seen)
             self._kept.replace(last_seen, seen)
             self._changes += 1
-            interval_seconds = seen.interval_seconds or max(gaps, default=DEFAULT_INTERVAL_SECONDS)
+            interval_seconds = seen.interval_seconds or observed_interval(gaps)
             gpus = () if before is None else self._remembered(before, seen)
             place = self._places.get(seen.host) if seen.received_at < self._places_until else None
             after = self._hosts[seen.host] = KnownHost(

@@ -166,7 +166,9 @@ class _Types:
             case "string":
                 return self._within(str, rule, "minLength", "maxLength", "not")
             case "integer":
-                bounds = rule if "exclusiveMinimum" in rule else _INT64 | rule
+                bounds = _INT64 | rule
+                if "exclusiveMinimum" in rule:  # the one or the other
+                    del bounds["minimum"]
                 return self._within(int, bounds, "minimum", "exclusiveMinimum", "maximum")
             case "number":
                 of_float = self._within(float, rule, "minimum", "exclusiveMinimum", "maximum")

@@ -304,7 +304,7 @@ class Ingest:
             entries = entries_of(snapshot["gpu"])
         skew_seconds = None if sent_at is None else sent_at - received_at
         seen = read(snapshot, received_at=received_at, skew_seconds=skew_seconds, entries=entries, packed=compact)
-        self._refuse_too_many(snapshot, len(entries), seen)
+        self._refuse_too_many(snapshot, entries, seen)
         if token is None:
             self._refuse_a_flood_of_names(seen.host, post.caller, received_at)
         spool = snapshot.get("spool") or {}
@@ -331,11 +331,14 @@ class Ingest:
         history.append(figures(snapshot, entries, seen, self._cluster.thresholds))
         return is_new
 
-    def _refuse_too_many(self, snapshot: Json, entries: int, seen: Seen) -> None:
+    def _refuse_too_many(self, snapshot: Json, entries: Entries, seen: Seen) -> None:
         """Refuse what no real host has: pages and memory must stay bounded."""
         users = [gpu.users for gpu in seen.gpus if gpu.users]
+        if "gpu_error" in entries:  # no GPU that anybody sees, but kept and told as it came
+            of_error = entries["gpu_error"].users or {}
+            users.append({user: len(processes) for user, processes in of_error.items()})
         counts = (
-            ("gpu", "entries", entries, self.limits.gpus),
+            ("gpu", "entries", len(entries), self.limits.gpus),
             ("gpu.users", "processes", sum([sum(each.values()) for each in users]), self.limits.processes),
             ("gpu.users", "users", sum(map(len, users)), self.limits.processes),
             ("disk", "entries", len(snapshot.get("disk") or ()), self.limits.mounts),

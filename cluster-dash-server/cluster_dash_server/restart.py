@@ -10,7 +10,7 @@ from cluster_dash_server.inflate import InflateError, pack, packed, unpack
 from cluster_dash_server.privacy import Unnaming
 from cluster_dash_server.slurm import Slurm
 from cluster_dash_server.snapshot import Gpu, Json, SnapshotError, decode_by_types, dumps, loads, read
-from cluster_dash_server.states import DEFAULT_INTERVAL_SECONDS
+from cluster_dash_server.states import observed_interval
 from cluster_dash_server.store import LastSeen
 
 log = logging.getLogger(__name__)
@@ -102,7 +102,7 @@ def _recalled(last: LastSeen) -> KnownHost:
         gpus.append(KnownGpu(gpu=gpu, idle_since=idle_since, missing_since=missing_since, free_since=free_since))
     return KnownHost(
         seen=seen,
-        interval_seconds=seen.interval_seconds or max(gaps, default=DEFAULT_INTERVAL_SECONDS),
+        interval_seconds=seen.interval_seconds or observed_interval(gaps),
         gaps=tuple(gaps),
         gpus=tuple(gpus),
         change=0,

@@ -432,7 +432,7 @@ class Seen:
         ephemeral: the host is one that comes and goes, a pod: it leaves the lists some time after it went down.
         stopping: its mole was stopped on purpose: this is its last snapshot for now.
         failing: collectors and senders of the mole that do not fare well, and why.
-        events: what the snapshot says has happened, as on the wire.
+        events: what the snapshot says has happened, as on the wire, with or without what is null.
         packed: the snapshot as it came, less the secret: JSON, packed or not yet. `snapshot` gives it back.
     """
 

@@ -1,6 +1,6 @@
 """The state of a GPU and of a host: pure functions of what was seen, what is known, and the time."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Literal, NamedTuple, get_args
@@ -15,6 +15,8 @@ STATES: tuple[State, ...] = get_args(State)
 
 DEFAULT_INTERVAL_SECONDS = 300.0
 """When to expect the next snapshot of a host that never said so and has posted once: the first agents' default."""
+SHORTEST_GAP_SECONDS = 1.0
+"""What comes sooner after a host's last post was sent again by hand, or the clock was set; unless it goes on so."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,6 +87,14 @@ class Allotment:
         elif self.reserved:
             said.append("node reserved")
         return ", ".join(said) or None
+
+
+def observed_interval(gaps: Sequence[float]) -> float:
+    """Return when to expect the next snapshot of a host that does not say: the longer of its last two gaps (s)."""
+    longest = max(gaps, default=0.0)
+    if longest >= SHORTEST_GAP_SECONDS:
+        return longest
+    return SHORTEST_GAP_SECONDS if len(gaps) > 1 else DEFAULT_INTERVAL_SECONDS
 
 
 def silence_after(interval_seconds: float, thresholds: Thresholds) -> tuple[float, float]:
@@ -193,14 +203,14 @@ def headline(states: Iterable[State], silent: Literal["down", "stale"] | None, g
     """
     if silent is not None:
         return Headline(silent, None)
-    return _headline(tuple(states), gpu_error is not None)
+    return _headline_of_states(tuple(states), gpu_error is not None)
 
 
 _HEADLINES: tuple[State, ...] = ("error", "drained", "held", "unknown", "free", "busy")
 
 
 @lru_cache(1024)  # the GPUs of most hosts stand alike
-def _headline(states: tuple[State, ...], is_unreadable: bool) -> Headline:
+def _headline_of_states(states: tuple[State, ...], is_unreadable: bool) -> Headline:
     for state in _HEADLINES:
         if state in states:
             return Headline(state, states.count(state))

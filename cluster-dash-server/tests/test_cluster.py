@@ -62,6 +62,15 @@ def test_two_posts_by_hand_at_one_time_are_no_interval(cluster: Cluster, make_se
     assert cluster.hosts(NOW + 121)[0].interval_seconds == 120
 
 
+def test_a_host_that_goes_on_posting_twice_a_second_is_expected_every_second(
+    cluster: Cluster, make_seen: MakeSeen
+) -> None:
+    for half_second in range(10):
+        cluster.offer(make_seen(received_at=NOW + half_second / 2))
+    (host,) = cluster.hosts(NOW + 120)
+    assert (host.interval_seconds, host.silent) == (1, "stale")
+
+
 def test_a_gpu_in_use_without_work_is_held_after_30_minutes_and_no_longer_when_it_works(
     cluster: Cluster, make_seen: MakeSeen, make_gpu: MakeGpu
 ) -> None:

@@ -260,6 +260,10 @@ def test_what_no_real_host_has_is_refused(bench: Bench, example: Snapshot) -> No
             {**example, "gpu": {"0_X_0": {"index": 0, "users": {f"u{i}": {} for i in range(2001)}}}},
             "gpu.users: 2001 users",
         ),
+        (
+            {**example, "gpu": {"gpu_error": {"index": 0, "users": {"a": processes}}}},
+            "gpu.users: 2001 processes, limit 2000",
+        ),
         ({**example, "disk": {f"/{i}": {} for i in range(501)}}, "disk: 501 entries, limit 500"),
     ]:
         answer = bench.post(body)

@@ -431,3 +431,22 @@ def test_a_connection_holds_nothing_of_what_it_has_sent(shop: Open) -> None:
         (channel,) = shop.server.active_channels.values()
         held = [len(buffer.buf.file.getbuffer()) for buffer in list(channel.outbufs) if buffer.buf is not None]
     assert sum(held) <= 21_000
+
+
+@pytest.mark.parametrize(
+    ("path", "headers", "is_kept"),
+    [
+        ("/ready3?since=1", {}, True),
+        ("/ready3", {}, False),  # nothing differs from it in its query alone
+        ("/ready3?since=1", {f"a{number}": "" for number in range(60)}, False),
+        ("/ready3?since=1", {"Cookie": "a" * 5000}, False),
+    ],
+)
+def test_a_connection_keeps_a_request_only_where_it_is_small_and_serves_again(
+    shop: Open, path: str, headers: dict[str, str], is_kept: bool
+) -> None:
+    with shop.connect() as connection:
+        connection.request("GET", path, headers=headers)
+        assert connection.getresponse().read() == b"rrr"
+        (channel,) = shop.server.active_channels.values()
+        assert (channel._answered is not None) == is_kept

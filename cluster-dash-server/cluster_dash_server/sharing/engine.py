@@ -97,7 +97,10 @@ class Engine(Protocol):
     """Keeps the newest row of each key, and numbers them in the order in which they came."""
 
     def exchange(self, epoch: str, since: int, offers: Sequence[Offer]) -> Answer:
-        """Put rows, and give what has changed; all at once or nothing.
+        """Put rows, and give what has changed: rows are put all at once or not at all.
+
+        A row that changes while it is given may come as it is then, under the version of before: the next exchange
+        gives it again.
 
         Args:
             epoch: the one that the replica knows; "": none yet.

@@ -53,6 +53,8 @@ LARGE_BYTES = 65_536
 _PLAIN_QUERY = re.compile(rb"[\w.,:%+=&~-]*")
 _PLAIN_GET = re.compile(rb"(GET /[^\s?#]*\?)(%b) HTTP/1\.[01]\r\n" % _PLAIN_QUERY.pattern)
 """A request line whose query ends where it seems to."""
+_KEPT_BYTES, _KEPT_NAMES = 4096, 64
+"""A request with more, or more than so many headers and facts, is read anew: thousands of connections may keep one."""
 
 
 class _JsonError:
@@ -103,7 +105,7 @@ class RequestParser(HTTPRequestParser):  # type: ignore[misc]
 
 
 class Task(WSGITask):  # type: ignore[misc]
-    """waitress' answer; its head leaves with the first part of its body.
+    """waitress' answer; its head leaves with the first part of its body, where that is no longer than LARGE_BYTES.
 
     Who is killed between the two leaves half an answer, which no proxy may ask another server for; and each costs a
     call into the system.
@@ -166,13 +168,14 @@ class Get:
         environ: what it says to an application.
     """
 
-    __slots__ = ("_after", "_before", "_most_bytes", "connection", "environ", "version")
+    __slots__ = ("_after", "_before", "_most_bytes", "connection", "environ", "serves_again", "version")
 
     def __init__(self, data: bytes, request: RequestParser, environ: dict[str, Any]) -> None:
         line = None if request.body_rcv is not None else _PLAIN_GET.match(data)
         self._before = b"" if line is None else line[1]
         self._after = b"" if line is None else data[line.end(2) :]
         self._most_bytes = request.adj.max_request_header_size
+        self.serves_again = line is not None and len(data) <= _KEPT_BYTES and len(environ) <= _KEPT_NAMES
         self.connection: str = request.headers.get("CONNECTION", "")
         self.version: str = request.version
         self.environ = {**environ, KEPT: {}}
@@ -244,7 +247,7 @@ class Channel(HTTPChannel):  # type: ignore[misc]
             get = Get(data, request, Task(self, request).get_environment())
         reply = ready({**get.environ})
         if reply is not None and len(reply.content) <= READY_BYTES:
-            self._answered = get
+            self._answered = get if get.serves_again else None
             self._send(get, reply)
         elif request is None:
             return bool(super().received(data))

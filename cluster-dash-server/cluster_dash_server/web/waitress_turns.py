@@ -20,7 +20,7 @@ RESTING = select.POLLIN | select.POLLPRI
 dispatcher = wasyncore.dispatcher
 
 _is_interruptible = True  # false while the loop is at something
-_is_to_end = False
+_is_to_end = False  # once it is true every loop of this process ends
 
 
 def end(number: int, frame: FrameType | None) -> None:
