@@ -260,7 +260,7 @@ def roll_all(parts: "Sequence[tuple[Sequence[Run], NDArray[np.float64]]]") -> It
 def _rolled_or_nothing(part: "tuple[Sequence[Run], NDArray[np.float64]]") -> Rolled:
     try:
         return roll_runs(*part)
-    except Exception:  # whatever it is
+    except Exception:  # whatever is odd in it: the other hosts must not lack theirs
         log.exception("a fault in adding up rows of a host: they are left out of its sums")
         return Rolled(0)
 

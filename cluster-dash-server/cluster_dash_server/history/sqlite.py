@@ -346,7 +346,7 @@ class SqliteStore:
         """Add up rows that are in the file; a fault in it must not make them be written again."""
         try:
             late = self._open.take(rows)
-        except Exception:
+        except Exception:  # whatever it is: the rows are in the file, and to write them again would double them
             log.exception("a fault in adding up the open hour: it lacks some rows until it is over")
             return
         self._late.update(dict.fromkeys(late, time.monotonic()))
