@@ -10,7 +10,10 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from importlib.metadata import version
+from typing import NamedTuple
 from urllib.parse import urlsplit
+
+import psutil
 
 WITHOUT_HISTORY = {"CLUSTER_DASH_HISTORY__KIND": "none"}
 """The environment of a server that keeps the live view only."""
@@ -110,6 +113,29 @@ def machine() -> str:
     versions = ", ".join(f"{name} {version(name)}" for name in packages)
     host = f"{os.cpu_count()} cores, {platform.system()} {platform.machine()}"
     return f"{host}, Python {platform.python_version()}, {versions}"
+
+
+class Cores(NamedTuple):
+    """What the cores of this machine have done since it began, in seconds of a core.
+
+    Attributes:
+        worked: something ran.
+        stolen: something was to run, and the machine that this one is a guest of had other things to do.
+    """
+
+    worked: float
+    stolen: float
+
+    @classmethod
+    def now(cls) -> "Cores":
+        """Read them."""
+        times = psutil.cpu_times()
+        return cls(times.user + times.nice + times.system, getattr(times, "steal", 0.0))  # Linux alone knows the last
+
+    def stolen_since(self, before: "Cores") -> float:
+        """Return the share of the time in which something was to run and had to wait."""
+        worked, stolen = self.worked - before.worked, self.stolen - before.stolen
+        return stolen / (worked + stolen) if worked + stolen > 0 else 0.0
 
 
 def table(figures: Iterable[Figure]) -> str:

@@ -7,9 +7,13 @@ from bench.harness import Figure, table
 HEAD = (
     "# Results\n\nEach section is of the last time that its case ran by `make bench`, or `bench/run.py --write CASE`.\n"
 )
+WORTH_SAYING = 0.01
+"""From this share of stolen time on, figures that are delays tell of the machine, too."""
 
 
-def section(case: str, figures: Iterable[Figure], *, runs: int, is_long: bool, day: str, machine: str) -> str:
+def section(
+    case: str, figures: Iterable[Figure], *, runs: int, is_long: bool, day: str, machine: str, stolen: float
+) -> str:
     """Return what a case found, as Markdown under a heading of its own.
 
     Args:
@@ -19,9 +23,12 @@ def section(case: str, figures: Iterable[Figure], *, runs: int, is_long: bool, d
         is_long: whether it ran in its long form.
         day: when, `2026-11-22`.
         machine: where, and with which versions.
+        stolen: the share of the time in which something was to run here and waited for the host of this machine.
     """
     form = ", the long form" if is_long else ""
     what = f"{day}: {machine}. Medians of {runs} run{'' if runs == 1 else 's'}{form}, each beside its reference."
+    if stolen >= WORTH_SAYING:
+        what += f" Meanwhile the host of this machine kept it waiting for {stolen:.0%} of its time: delays are as long."
     return f"## {case}\n\n{what}\n\n{table(figures)}\n"
 
 

@@ -30,7 +30,7 @@ from bench import (  # noqa: E402 - the folder is no installed package
     simulate,
     start,
 )
-from bench.harness import Figure, machine  # noqa: E402
+from bench.harness import Cores, Figure, machine  # noqa: E402
 
 CASES: dict[str, Callable[[int], list[Figure]]] = {
     "ingest": ingest.run,
@@ -71,10 +71,14 @@ def main() -> int:
     for name in options.cases or CASES:
         print(f"{name} …", file=sys.stderr, flush=True)
         is_long = options.full and name in FULL
+        before_it = Cores.now()
         figures = FULL[name](options.runs, full=True) if is_long else CASES[name](options.runs)
         has_missed |= any(figure.met is False for figure in figures)
         day = datetime.now(tz=timezone.utc).date().isoformat()
-        found = results.section(name, figures, runs=options.runs, is_long=is_long, day=day, machine=machine())
+        stolen = Cores.now().stolen_since(before_it)
+        found = results.section(
+            name, figures, runs=options.runs, is_long=is_long, day=day, machine=machine(), stolen=stolen
+        )
         print(found, flush=True)
         if options.write:  # after each case: who ends a long run keeps what it has found
             before = RESULTS.read_text() if RESULTS.exists() else ""

@@ -5,16 +5,16 @@ import sys
 from pathlib import Path
 
 from bench import results
-from bench.harness import Figure
+from bench.harness import Cores, Figure
 from bench.run import CASES
 
 CASE_NAMES = ("ingest", "live", "start")
 TOP = Path(__file__).resolve().parent.parent
 
 
-def section(case: str, value: float, day: str = "2026-11-22") -> str:
+def section(case: str, value: float, day: str = "2026-11-22", stolen: float = 0.0) -> str:
     figure = Figure(name=f"cost of {case}", value=value, unit="ms")
-    return results.section(case, [figure], runs=1, is_long=False, day=day, machine="2 cores")
+    return results.section(case, [figure], runs=1, is_long=False, day=day, machine="2 cores", stolen=stolen)
 
 
 def test_a_case_that_runs_again_leaves_the_others_as_they_were() -> None:
@@ -31,6 +31,13 @@ def test_a_case_that_runs_again_leaves_the_others_as_they_were() -> None:
 
 def test_a_section_says_when_and_where_its_figures_were_found() -> None:
     assert "2026-11-22: 2 cores. Medians of 1 run, each beside its reference.\n\n| figure" in section("ingest", 1)
+
+
+def test_a_section_says_where_the_machine_itself_was_kept_waiting() -> None:
+    assert "kept it waiting for 26% of its time" in section(
+        "fleet", 1, stolen=Cores(84, 66).stolen_since(Cores(10, 40))
+    )
+    assert "waiting" not in section("fleet", 1, stolen=Cores(9_994, 41).stolen_since(Cores(10, 40)))
 
 
 def test_what_is_of_no_case_is_left_out() -> None:
