@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from functools import partial
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from waitress.adjustments import Adjustments
+from waitress.channel import ClientDisconnected
 from waitress.server import create_server
 
 from cluster_dash_server.app import create_app
@@ -94,6 +96,82 @@ def test_a_request_that_two_readers_could_cut_differently_is_refused_in_the_one_
     answer = exchange(port, b"POST / HTTP/1.1\r\nHost: localhost\r\n" + head + b"\r\n3\r\n{}\n\r\n0\r\n\r\n")
     assert answer.split(b" ")[1] == status
     assert json.loads(answer.partition(b"\r\n\r\n")[2])["success"] is False
+
+
+@pytest.mark.parametrize(
+    ("request_line", "words"),
+    [
+        (b"GET http://[ HTTP/1.1", "Request cannot be read (Invalid IPv6 URL)"),
+        (b"POST http://[ HTTP/1.1", "Request cannot be read (Invalid IPv6 URL)"),
+        (b"POST / HTTP/1.1\r\nContent-Length: " + b"9" * 5000, "Request cannot be read (Exceeds the limit"),
+        (b"GET ", "Start line is invalid"),
+        (b"get /", "Malformed HTTP method"),
+        (b"GET /\xff HTTP/1.1", "Bad URI"),
+        (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", "this port speaks plain HTTP, and TLS came: ask for http:"),
+    ],
+)
+def test_a_request_that_cannot_be_read_is_answered_in_words_and_leaves_no_traceback(
+    port: int, request_line: bytes, words: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    for before in (b"", b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"):
+        with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
+            connection.sendall(before + request_line + b"\r\n\r\n")
+            answer = b"".join(iter(partial(connection.recv, 65536), b""))
+        head, _, body = answer.rpartition(b"\r\n\r\n")
+        assert head.rpartition(b"HTTP/")[2].split(b" ")[1] == b"400"
+        assert words in json.loads(body)["msg"]
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
+def test_who_goes_before_the_refusal_of_a_broken_request_leaves_no_traceback(
+    port: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "waitress")
+
+    def gone(channel: waitress_limits.Channel, data: Any) -> int:
+        raise ClientDisconnected
+
+    monkeypatch.setattr(waitress_limits.Channel, "write_soon", gone)
+    with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
+        connection.sendall(b"broken\r\n\r\n")
+        assert connection.recv(100) == b""
+    assert [record.message.strip() for record in caplog.records] == ["Client disconnected while serving"]
+
+
+fragments = st.sampled_from(
+    [
+        *(
+            "GET ",
+            "POST ",
+            "get ",
+            "/",
+            "http://",
+            "//",
+            "[",
+            "]",
+            "::1",
+            "@",
+            ":99999",
+            "?a=b",
+            "#",
+            "%",
+            " HTTP/1.1",
+            "\r\n",
+        ),
+        *("\r\n\r\n", "\n", "\r", "Host: x", "Content-Length: ", "Transfer-Encoding: chunked", "Expect: 100-continue"),
+        *("3", "9" * 5000, "-", "f;", "\xff", "\0", " ", "\t", ":", ",", "x" * 17_000, "\x16\x03\x01"),
+    ]
+)
+
+
+@given(st.lists(st.lists(fragments | st.text("aZ0é/ \r\n", max_size=5), max_size=12).map("".join), max_size=4))
+def test_whatever_comes_is_read_or_refused(pieces: list[str]) -> None:
+    request = waitress_limits.RequestParser(Adjustments())
+    for piece in pieces:
+        if not request.completed:
+            data = piece.encode("latin-1")
+            assert 0 <= request.received(data) <= len(data)
+    assert request.path is not None
 
 
 def test_a_chunked_body_over_the_limit_stops(port: int) -> None:

@@ -18,7 +18,7 @@ from waitress.channel import ClientDisconnected, HTTPChannel
 from waitress.parser import HTTPRequestParser, ParsingError
 from waitress.server import BaseWSGIServer, MultiSocketServer
 from waitress.task import WSGITask
-from waitress.utilities import Error
+from waitress.utilities import BadRequest, Error
 
 from cluster_dash_server.snapshot import dumps
 from cluster_dash_server.web import waitress_turns
@@ -55,6 +55,9 @@ _PLAIN_GET = re.compile(rb"(GET /[^\s?#]*\?)(%b) HTTP/1\.[01]\r\n" % _PLAIN_QUER
 """A request line whose query ends where it seems to."""
 _KEPT_BYTES, _KEPT_NAMES = 4096, 64
 """A request with more, or more than so many headers and facts, is read anew: thousands of connections may keep one."""
+_TLS_HELLO = b"\x16\x03"
+"""How a client that speaks TLS begins. It would wait for our part of the handshake, and we for the end of its line."""
+_NO_TLS = "this port speaks plain HTTP, and TLS came: ask for http://, or have a proxy before it speak TLS"
 
 
 class _JsonError:
@@ -76,17 +79,23 @@ class _JsonError:
 class RequestParser(HTTPRequestParser):  # type: ignore[misc]
     """waitress' parser; refuses a request with two lengths and closes a mole's connection after its answer."""
 
+    error: object
+    path = ""  # waitress' log names it where a client goes, even of a request that was refused before it was read
+
     def parse_header(self, header_plus: bytes) -> None:
         """Parse the request line and headers.
 
         Raises:
-            ParsingError: the request has both Content-Length and Transfer-Encoding. waitress takes the latter away
-                before an application sees it, so only here is it known.
+            ParsingError: the request cannot be read, or has both Content-Length and Transfer-Encoding. waitress takes
+                the latter away before an application sees it, so only here is it known.
         """
         lower = header_plus.lower()
         if b"\ncontent-length" in lower and b"\ntransfer-encoding" in lower:
             raise ParsingError("both Content-Length and Transfer-Encoding")
-        super().parse_header(header_plus)
+        try:
+            super().parse_header(header_plus)
+        except ValueError as error:  # an open bracket in the address, a length of thousands of digits
+            raise ParsingError(f"Request cannot be read ({str(error)[:64]})") from error
         # a relay has one connection for many hosts, and a proxy some
         if self.command == "POST" and not any(name in lower for name in _OF_MANY):
             # of 3,000 moles few need theirs at a time, and waitress' own loop asks each that is open at every turn
@@ -95,12 +104,14 @@ class RequestParser(HTTPRequestParser):  # type: ignore[misc]
 
     def received(self, data: bytes) -> int:
         """Take what came; return how much of it was used."""
-        used: int = super().received(data)
+        if not self.header_plus and self.body_rcv is None and data.startswith(_TLS_HELLO):
+            self.error, self.completed, used = BadRequest(_NO_TLS), True, len(data)
+        else:
+            used = int(super().received(data))
         if self.completed:  # it now waits for a thread
             self.headers[WHOLE_SINCE] = str(time.monotonic())
-        error: object = self.error
-        if isinstance(error, Error):
-            self.error: object = _JsonError(error)
+        if isinstance(self.error, Error):
+            self.error = _JsonError(self.error)
         return used
 
 
