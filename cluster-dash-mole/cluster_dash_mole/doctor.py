@@ -81,6 +81,10 @@ ADVICE = {
         command="openssl s_client -showcerts -connect {host}:{port} -servername {host} </dev/null",
     ),
     "CD104": Advice(cause="a proxy's login page, or another program at this address", command="curl -v {url}/healthz"),
+    "CD105": Advice(
+        cause="http:// and https:// are mixed up, in address_in or before the server",
+        command="openssl s_client -connect {host}:{port} -servername {host} </dev/null",
+    ),
     "CD201": Advice(
         cause="auth_code is missing, or not the one of this server",
         command="cluster-dash-server doctor  # on the server",

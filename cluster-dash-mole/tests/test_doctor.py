@@ -118,6 +118,8 @@ def test_a_server_that_knows_the_passcode_is_good_and_is_given_nothing_to_store(
         (HTML % 502, "", "502", 69),
         (answer(503, "starting", Retry_After="5"), "", "busy (503): starting", 69),
         (b"SSH-2.0-OpenSSH_9.2\r\n\r\n", "CD104", "does not speak HTTP", 69),
+        (b"\x15\x03\x01\x00\x02\x02\x46", "CD105", "speaks TLS: name an https:// address", 69),
+        (b"", "CD102", "if it speaks TLS, name an https:// address", 69),
     ],
 )
 def test_what_a_server_may_answer_has_a_code_a_cause_and_a_command(

@@ -426,20 +426,52 @@ def test_a_certificate_of_nobody_known_fails_closed(secure: Server) -> None:
     assert secure.requests == []
 
 
-def test_no_tls_where_tls_was_asked_for_is_told() -> None:
+@pytest.mark.parametrize("says", [FIRST_VERSION, b"HTTP/1.0 400 Bad Request\r\n\r\n", b"SSH-2.0-OpenSSH_9.2\r\n"])
+def test_no_tls_where_tls_was_asked_for_is_told(says: bytes) -> None:
     def speak_plainly() -> None:
         connection, _ = listener.accept()
         with connection:
-            connection.sendall(FIRST_VERSION)
+            connection.sendall(says)
             connection.recv(65536)
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=speak_plainly)
         thread.start()
-        address = f"https://127.0.0.1:{listener.getsockname()[1]}"
-        error = failure(HttpSender(address=address, auth_code=SECRET, clock=SystemClock(), environ={}))
+        peer = f"127.0.0.1:{listener.getsockname()[1]}"
+        error = failure(HttpSender(address=f"https://{peer}", auth_code=SECRET, clock=SystemClock(), environ={}))
         thread.join(10)
-    assert (error.row, str(error).split(":")[0]) == (Row.TROUBLE, "CD103 no TLS with 127.0.0.1")
+    mend = "name an http:// address, or have TLS spoken there"
+    assert (error.row, str(error)) == (Row.TROUBLE, f"CD105 {peer} does not speak TLS: {mend}")
+
+
+def test_who_waits_in_vain_for_tls_is_told_that_plain_http_may_be_spoken_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exchange, "READ_SECONDS", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"https://127.0.0.1:{silent.getsockname()[1]}"
+        error = failure(HttpSender(address=address, auth_code=SECRET, clock=SystemClock(), environ={}))
+    assert str(error).endswith("in time (if it speaks plain HTTP, name an http:// address)")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "<title>400 The plain HTTP request was sent to HTTPS port</title>",
+        "Client sent an HTTP request to an HTTPS server.",
+        "Reason: You're speaking plain HTTP to an SSL-enabled server port.<br />",
+    ],
+)
+def test_plain_http_to_a_port_for_tls_is_told_and_costs_no_snapshot(server: Server, words: str) -> None:
+    server.script = [answer(400, words), b"\x15\x03\x01\x00\x02\x02\x46"]
+    subject = sender(server)
+    for _ in range(2):
+        error = failure(subject)
+        told = f"CD105 127.0.0.1:{server.port} speaks TLS: name an https:// address"
+        assert (error.row, str(error)) == (Row.TROUBLE, told)
+
+
+def test_a_real_port_for_tls_that_is_asked_in_plain_http_is_told(secure: Server) -> None:
+    secure.script = [OURS]
+    assert "if it speaks TLS, name an https:// address" in str(failure(sender(secure)))
 
 
 @pytest.mark.parametrize(

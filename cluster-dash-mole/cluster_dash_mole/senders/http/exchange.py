@@ -23,6 +23,11 @@ TOTAL_SECONDS = 30.0
 _MAX_ANSWER = 256 * 1024
 
 _STATUS_LINE = re.compile(rb"HTTP/1\.[01] (\d{3})(?: |\r?\n|$)")
+_NOT_TLS = ("WRONG_VERSION_NUMBER", "PACKET_LENGTH_TOO_LONG", "RECORD_LAYER_FAILURE")
+"""What OpenSSL calls an answer that is none of TLS, by its version."""
+_TLS_ALERT = b"\x15\x03"
+_NAMES_TLS = re.compile(rb"\bto (?:an )?(?:HTTPS|SSL)\b")
+"""How a 400 reads of a web server that was asked in plain HTTP on a port for TLS: of nginx, Apache, and those in Go."""
 _ADDRESS = re.compile(
     r"(?P<scheme>https?)://(?P<host>\[[0-9a-fA-F:.%]+\]|[^/:@?#\s]+)(?::(?P<port>\d{1,5}))?(?P<path>/[^\s?#]*)?"
 )
@@ -111,9 +116,12 @@ class Exchange:
             lines += [f"{name}: {value}" for name, value in headers.items()]
             lines.append(f"Content-Length: {len(body)}")
             self._send(connection, "\r\n".join([*lines, "", ""]).encode("latin-1") + body)
-            return self._receive(connection)
+            answer = self._receive(connection)
         finally:
             connection.close()
+        if not self._tls and answer.status == 400 and _NAMES_TLS.search(answer.body):
+            raise self._speaks_tls()
+        return answer
 
     def _connect(self) -> socket.socket:
         """Connect to the first of the name's addresses that answers, in the order of the system."""
@@ -162,9 +170,12 @@ class Exchange:
             mend = "if its CA is your own, name it in ca_file"
             raise _trouble(f"CD103 certificate of {name} not trusted: {error.verify_message}: {mend}") from error
         except ssl.SSLError as error:
+            if error.reason in _NOT_TLS:
+                mend = "name an http:// address, or have TLS spoken there"
+                raise _trouble(f"CD105 {self._peer} does not speak TLS: {mend}") from error
             raise _trouble(f"CD103 no TLS with {self._peer}: {error.reason or error}") from error
         except OSError as error:
-            raise self._lost(error) from error
+            raise _trouble(f"{self._lost(error)} (if it speaks plain HTTP, name an http:// address)") from error
 
     def _send(self, connection: socket.socket, data: bytes) -> None:
         try:
@@ -194,7 +205,7 @@ class Exchange:
         if not end:
             if not data:
                 raise self._lost(ConnectionResetError())
-            raise self._cut_off() if _STATUS_LINE.match(data) else self._not_http()
+            raise self._cut_off() if _STATUS_LINE.match(data) else self._not_http(data)
         answer = self._answer(head, body, head_only=head_only, ended=True)
         if answer is None:
             raise self._cut_off()
@@ -204,7 +215,7 @@ class Exchange:
         """Return the answer, None where there is more to come."""
         found = _STATUS_LINE.match(head)
         if not found:
-            raise self._not_http()
+            raise self._not_http(head)
         headers = parse_headers(head)
         whole: bytes | None = body if ended else None
         if head_only:
@@ -225,15 +236,20 @@ class Exchange:
     def _lost(self, error: OSError) -> SendError:
         if isinstance(error, TimeoutError):
             return _trouble(f"CD102 no answer from {self._peer} in time")
-        return _trouble(
-            f"CD102 {self._peer} closed the connection without an answer: {error.strerror or 'end of data'}"
-        )
+        words = f"{self._peer} closed the connection without an answer: {error.strerror or 'end of data'}"
+        mend = "" if self._tls else " (if it speaks TLS, name an https:// address)"
+        return _trouble(f"CD102 {words}{mend}")
 
     def _cut_off(self) -> SendError:
         return _trouble(f"CD102 {self._peer} closed the connection in mid-answer")
 
-    def _not_http(self) -> SendError:
+    def _not_http(self, data: bytes) -> SendError:
+        if data.startswith(_TLS_ALERT):
+            return self._speaks_tls()
         return _trouble(f"CD104 {self._peer} does not speak HTTP")
+
+    def _speaks_tls(self) -> SendError:
+        return _trouble(f"CD105 {self._peer} speaks TLS: name an https:// address")
 
 
 def parse_headers(head: bytes) -> dict[str, str]:
