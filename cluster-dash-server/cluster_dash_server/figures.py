@@ -2,8 +2,9 @@
 
 from array import array
 from collections.abc import Callable, Iterable
-from functools import lru_cache, partial
+from functools import lru_cache
 from operator import attrgetter, itemgetter
+from struct import Struct
 
 from cluster_dash_server.entries import Entries, GpuEntry
 from cluster_dash_server.snapshot import AHEAD_SECONDS, Gpu, Json, Seen
@@ -28,7 +29,11 @@ _READ = [*_OWN, "tx_kib_s", "rx_kib_s", "doing"]
 _UNREAD: tuple[float | None, ...] = (*([None] * (len(_READ) - 1)), _UNKNOWN)
 """What is read of a GPU whose figures were read too long before the snapshot to say what is."""
 _own_of: Callable[[GpuEntry], tuple[float | None, ...]] = attrgetter(*_OWN)
-_holder: Callable[[tuple[int, str, str | None]], Holder] = partial(tuple.__new__, Holder)
+_id_of: Callable[[Gpu], tuple[int, str | None, str | None, float | None]] = attrgetter(
+    "index", "uuid", "name", "total_mem"
+)
+_REMEMBERED = 16_384
+"""So many hosts' GPUs, and as many ways of holding them, are one object however often they are told."""
 
 
 def figures(snapshot: Json, entries: Entries, seen: Seen, thresholds: Thresholds) -> Figures:
@@ -42,24 +47,24 @@ def figures(snapshot: Json, entries: Entries, seen: Seen, thresholds: Thresholds
     """
     interval = seen.interval_seconds or DEFAULT_INTERVAL_SECONDS
     by_gpu: list[float | None] = []
-    for gpu in seen.gpus:
+    of_gpus = [entries[gpu.key] for gpu in seen.gpus]
+    for gpu, entry in zip(seen.gpus, of_gpus, strict=True):
         if gpu.read_at is not None and figures_are_old(gpu.read_at, seen.timestamp, interval, thresholds):
             by_gpu += _UNREAD
             continue
-        entry = entries[gpu.key]
         by_gpu += _own_of(entry)
         by_gpu += (None, None) if entry.pcie is None else (entry.pcie.tx_kib_s, entry.pcie.rx_kib_s)
         by_gpu.append(_doing(gpu, thresholds))
     values = [*_by_metric(len(seen.gpus))(by_gpu), *_host_row(snapshot, seen)] if by_gpu else _host_row(snapshot, seen)
-    holders, holder_mem = _holders([entries[gpu.key] for gpu in seen.gpus])
+    holders, holder_mem = _holders(of_gpus)
     return Figures(
         host=seen.host,
         at=taken_at(snapshot, seen),
         boot_id=seen.boot_id if seen.seq is not None else None,
         seq=seen.seq if seen.boot_id is not None else None,
         oldest_seq=(snapshot.get("spool") or {}).get("oldest_seq"),
-        gpus=tuple([GpuId(gpu.index, gpu.uuid, gpu.name, gpu.total_mem) for gpu in seen.gpus]),
-        values=array("f", [NAN if value is None else value for value in values]),
+        gpus=_gpu_ids(tuple(map(_id_of, seen.gpus))),
+        values=_float32([NAN if value is None else value for value in values]),
         holders=holders,
         holder_mem=holder_mem,
     )
@@ -82,14 +87,26 @@ def _by_metric(gpus: int) -> Callable[[list[float | None]], tuple[float | None, 
     return itemgetter(*[gpu * len(_READ) + _READ.index(name) for name in GPU_METRICS for gpu in range(gpus)])
 
 
+def _float32(values: list[float]) -> "array[float]":
+    """Return values as float32, those beyond it as infinite."""
+    try:
+        return array("f", _packer(len(values))(*values))
+    except OverflowError:
+        return array("f", values)  # takes them all, in twice the time
+
+
+@lru_cache(maxsize=64)
+def _packer(count: int) -> Callable[..., bytes]:
+    return Struct(f"{count}f").pack
+
+
 def _doing(gpu: Gpu, thresholds: Thresholds) -> float:
     """Return what a GPU does, as a place in DOINGS."""
     if gpu.error is not None:
         return _ERROR
     if gpu.gpu_util is not None and gpu.gpu_util >= thresholds.busy_percent:
         return _BUSY
-    in_use = memory_in_use(gpu, thresholds)
-    if gpu.working or in_use:
+    if gpu.working or (in_use := memory_in_use(gpu, thresholds)):
         return _BUSY if gpu.gpu_util is None else _IDLE
     if gpu.working is None and (in_use is None or gpu.gpu_util is None):
         return _UNKNOWN
@@ -107,13 +124,28 @@ def _host_row(snapshot: Json, seen: Seen) -> list[float | None]:
 
 def _holders(entries: Iterable[GpuEntry]) -> tuple[tuple[Holder, ...], "array[float]"]:
     """Return who has which GPU, and their memory (NaN where unknown): processes of one job of a user together."""
-    mem_of: dict[tuple[int, str, str | None], float] = {}
+    found: list[tuple[int, str, str | None]] = []
+    mems: list[float] = []
     for place, entry in enumerate(entries):
         for user, processes in (entry.users or {}).items():
+            mem_of: dict[str | None, float] = {}
             for process in processes.values():
                 if process.type == "G":
                     continue  # a desktop that is drawn has nobody's work in it
                 job, mem = process.job_id, process.mem
-                holder = (place, user, job if job is None or type(job) is str else str(job))
-                mem_of[holder] = mem_of.get(holder, 0.0) + (NAN if mem is None else mem)
-    return tuple(map(_holder, mem_of)), array("f", mem_of.values())
+                if job is not None and type(job) is not str:
+                    job = str(job)
+                mem_of[job] = mem_of.get(job, 0.0) + (NAN if mem is None else mem)
+            found += [(place, user, job) for job in mem_of]
+            mems += mem_of.values()
+    return _known_holders(tuple(found)), array("f", mems)
+
+
+@lru_cache(_REMEMBERED)
+def _gpu_ids(gpus: tuple[tuple[int, str | None, str | None, float | None], ...]) -> tuple[GpuId, ...]:
+    return tuple(map(GpuId._make, gpus))
+
+
+@lru_cache(_REMEMBERED)
+def _known_holders(holders: tuple[tuple[int, str, str | None], ...]) -> tuple[Holder, ...]:
+    return tuple(map(Holder._make, holders))

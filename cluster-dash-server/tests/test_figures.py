@@ -9,7 +9,7 @@ from cluster_dash_server.entries import entries_of
 from cluster_dash_server.figures import figures
 from cluster_dash_server.snapshot import read
 from cluster_dash_server.states import Thresholds
-from cluster_dash_server.store import DOINGS, GPU_METRICS, HOST_METRICS, Figures, Holder
+from cluster_dash_server.store import DOINGS, GPU_METRICS, HOST_METRICS, Figures, GpuId, Holder
 
 Make = Callable[..., dict[str, Any]]
 NOW = 1_700_000_000.0
@@ -46,6 +46,20 @@ def test_each_figure_stands_in_its_place_and_unknown_ones_are_nan(make_snapshot:
     assert (of(row, "tx_kib_s")[0], of(row, "rx_kib_s")[0], of(row, "unattributed_mem")[0]) == (7, 8, 9)
     assert of(row, "fan_percent")[1] == 30
     assert (of(row, "cpu_percent"), of(row, "interval_seconds"), of(row, "disk_percent")) == ([12.5], [5], [12.5])
+
+
+def test_a_figure_beyond_what_is_kept_is_infinite_and_the_others_stay(make_snapshot: Make, make_gpu: Make) -> None:
+    row = taken(make_snapshot("gpu01", [make_gpu(0, power_w=1e300, gpu_util=97)]))
+    assert (of(row, "power_w"), of(row, "gpu_util")) == ([float("inf")], [97])
+
+
+def test_what_snapshots_tell_again_is_kept_once(make_snapshot: Make, make_gpu: Make) -> None:
+    snapshot = make_snapshot("gpu01", [make_gpu(0, users={"alice": {"1": {"type": "C", "job_id": 7}}})])
+    first, second = taken(snapshot), taken(snapshot)
+    assert first.gpus is second.gpus
+    assert first.holders is second.holders
+    assert [*map(type, first.gpus), *map(type, first.holders)] == [GpuId, Holder]
+    assert first.holders == (Holder(0, "alice", "7"),)
 
 
 @pytest.mark.parametrize(
