@@ -6,7 +6,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import click
-from flask import Flask, Response, render_template, request
+from flask import Flask, Response, request
 from werkzeug.exceptions import HTTPException
 
 from cluster_dash_server import __version__
@@ -48,6 +48,7 @@ from cluster_dash_server.web import digest as digest_page
 from cluster_dash_server.web import history as history_pages
 from cluster_dash_server.web import slurm as slurm_pages
 from cluster_dash_server.web import waiting as waiting_page
+from cluster_dash_server.web.answers import failure, html
 from cluster_dash_server.web.history import Past
 from cluster_dash_server.web.lazy_rule import LazyRule
 from cluster_dash_server.web.views import QueryError
@@ -202,27 +203,27 @@ def _answer_errors(app: Flask) -> None:
     """Answer each error in one shape: JSON for programs, a page for people."""
 
     @app.errorhandler(HTTPException)
-    def http_error(error: HTTPException) -> Response | tuple[str, int]:
+    def http_error(error: HTTPException) -> Response:
         status = error.code or 500
         text = f"request: {error.name.lower()}"
         if _is_for_machines():
-            answer = api.failure(status, text)
+            answer = failure(status, text)
             answer.headers.extend(header for header in error.get_headers() if header[0] == "Allow")
             return answer
-        return render_template("error.html", title=error.name, text=error.description or text), status
+        return html("error.html", status, title=error.name, text=error.description or text)
 
     @app.errorhandler(QueryError)
-    def wrong_query(error: QueryError) -> Response | tuple[str, int]:
+    def wrong_query(error: QueryError) -> Response:
         if _is_for_machines():
-            return api.failure(400, str(error))
-        return render_template("error.html", title="This address cannot be answered", text=str(error)), 400
+            return failure(400, str(error))
+        return html("error.html", 400, title="This address cannot be answered", text=str(error))
 
     @app.errorhandler(Exception)
-    def own_error(error: Exception) -> Response | tuple[str, int]:
+    def own_error(error: Exception) -> Response:
         text = edge.numbered(error, request.method, request.path)
         if _is_for_machines():
-            return api.failure(500, text)
-        return render_template("error.html", title="Error", text=text), 500
+            return failure(500, text)
+        return html("error.html", 500, title="Error", text=text)
 
 
 def _relay(settings: Settings, to: str, clock: Callable[[], float]) -> Flask:

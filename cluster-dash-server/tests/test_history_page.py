@@ -24,7 +24,7 @@ from cluster_dash_server.settings import ServerSettings, Settings, SiteSettings
 from cluster_dash_server.states import Thresholds
 from cluster_dash_server.store import Event, EventQuery, KeptEvent, SeriesQuery, StoreError
 from cluster_dash_server.web import first_history, history, timelines
-from cluster_dash_server.web.api import failure
+from cluster_dash_server.web.answers import failure
 from cluster_dash_server.web.history import Past
 from cluster_dash_server.web.views import QueryError
 from cluster_dash_server.web.waste import gpu_hours

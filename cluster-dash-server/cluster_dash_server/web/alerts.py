@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, tzinfo
 
-from flask import Blueprint, Response, redirect, render_template, request, url_for
+from flask import Blueprint, Response, redirect, request, url_for
 from werkzeug.wrappers import Response as Answer
 
 from cluster_dash_server.access.viewers import Viewer, current, needs
@@ -16,9 +16,8 @@ from cluster_dash_server.notices.receivers import PERSON
 from cluster_dash_server.notices.telling import without_addresses
 from cluster_dash_server.snapshot import Json, dumps, printable
 from cluster_dash_server.web import views
-from cluster_dash_server.web.api import failure, json_response
+from cluster_dash_server.web.answers import failure, html, json_response, refusal
 from cluster_dash_server.web.export import csv_response
-from cluster_dash_server.web.history import html
 from cluster_dash_server.web.lists import moment
 from cluster_dash_server.web.operators import MOST_TEXT, NoSuch, Operators
 from cluster_dash_server.web.views import QueryError, text_of
@@ -66,16 +65,12 @@ def blueprint(
         return {"open_alerts": open_count(book, clock()) if "state:read" in current.get().scopes else 0}
 
     @routes.errorhandler(BookError)
-    def no_book(error: BookError) -> Response | tuple[str, int]:
-        if request.path.startswith("/api/"):
-            return failure(503, f"alerts: {error}")
-        return render_template("error.html", title="Alerts cannot be shown", text=str(error)), 503
+    def no_book(error: BookError) -> Response:
+        return refusal(503, "Alerts cannot be shown", str(error), part="alerts")
 
     @routes.errorhandler(NoSuch)
-    def not_there(error: NoSuch) -> Response | tuple[str, int]:
-        if request.path.startswith("/api/"):
-            return failure(404, str(error))
-        return render_template("error.html", title="This is not there any more", text=str(error)), 404
+    def not_there(error: NoSuch) -> Response:
+        return refusal(404, "This is not there any more", str(error))
 
     # ------------------------------------------------------------------------------------------------- reading
 

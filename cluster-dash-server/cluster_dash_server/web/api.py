@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING
 
 from flask import Blueprint, Response, request
 
@@ -10,14 +9,12 @@ from cluster_dash_server.access.viewers import needs
 from cluster_dash_server.cluster import Cluster, GpuView, HostView
 from cluster_dash_server.live import choose_encoding
 from cluster_dash_server.narrowed import Narrowed
-from cluster_dash_server.snapshot import Json, dumps, printable, schema_text
+from cluster_dash_server.snapshot import Json, printable, schema_text
 from cluster_dash_server.states import STATES
 from cluster_dash_server.web import views
+from cluster_dash_server.web.answers import failure, json_response
 from cluster_dash_server.web.edge import Way
 from cluster_dash_server.web.hot import ALIVE, ready
-
-if TYPE_CHECKING:
-    pass
 
 OFFLINE_MINUTES = 10
 """The kept routes' own rule, older than the states: a host is offline after so long."""
@@ -25,16 +22,6 @@ FREE_PERCENT = 30
 """The kept routes' own rule: below it in memory and in use, a GPU is free."""
 
 _BOLD, _GREEN, _YELLOW, _RED, _RESET = "\x1b[1m", "\x1b[92m", "\x1b[93m", "\x1b[91m", "\x1b[0m"
-
-
-def json_response(body: object, status: int = 200) -> Response:
-    """Answer with JSON that holds no NaN; numbers are not rounded."""
-    return Response(dumps(body) + b"\n", status=status, mimetype="application/json")
-
-
-def failure(status: int, text: str) -> Response:
-    """Answer with the one shape of all errors."""
-    return json_response({"success": False, "msg": text}, status)
 
 
 def blueprint(

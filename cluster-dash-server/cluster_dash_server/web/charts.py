@@ -17,8 +17,8 @@ from flask import Blueprint, Response, request
 from cluster_dash_server.access.viewers import needs
 from cluster_dash_server.cluster import Cluster, HostView
 from cluster_dash_server.hostlist import natural
-from cluster_dash_server.snapshot import dumps
 from cluster_dash_server.web import views, words
+from cluster_dash_server.web.answers import failure, json_response
 from cluster_dash_server.web.export import Table
 
 BARS_UP_TO = 40
@@ -515,11 +515,11 @@ def blueprint(cluster: Cluster, clock: Callable[[], float]) -> Blueprint:
     def one_figure(metric: str) -> Response:
         if metric not in METRICS:
             known = ", ".join(METRICS)
-            body: Json = {"success": False, "msg": f"metric: not known here, one of: {known}"}
-            return Response(dumps(body) + b"\n", 404, mimetype="application/json")
+            return failure(404, f"metric: not known here, one of: {known}")
         now = clock()
-        body = figure(chart(metric, views.asked(cluster.hosts(now), now).hosts))
-        return Response(dumps(body) + b"\n", mimetype="application/json", headers={"Cache-Control": "no-cache"})
+        answer = json_response(figure(chart(metric, views.asked(cluster.hosts(now), now).hosts)))
+        answer.headers["Cache-Control"] = "no-cache"
+        return answer
 
     @charts.get("/plotly-<tag>.min.js")
     @needs("public")

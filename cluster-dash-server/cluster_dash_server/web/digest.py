@@ -9,8 +9,8 @@ from cluster_dash_server.digest import Digest
 from cluster_dash_server.nights import Nights
 from cluster_dash_server.snapshot import Json
 from cluster_dash_server.web import views
-from cluster_dash_server.web.api import json_response
-from cluster_dash_server.web.history import html, say_what_fails
+from cluster_dash_server.web.answers import html, json_response
+from cluster_dash_server.web.history import say_what_fails
 from cluster_dash_server.web.views import QueryError
 from cluster_dash_server.when import WhenError, span
 

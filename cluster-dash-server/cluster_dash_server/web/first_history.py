@@ -11,7 +11,8 @@ from cluster_dash_server.access.viewers import needs
 from cluster_dash_server.cluster import Cluster
 from cluster_dash_server.snapshot import Json, printable
 from cluster_dash_server.store import Series, SeriesQuery, Store, StoreError
-from cluster_dash_server.web.api import FREE_PERCENT, failure, json_response
+from cluster_dash_server.web.answers import failure, json_response
+from cluster_dash_server.web.api import FREE_PERCENT
 
 MOST_HOURS = 200_000
 """Over 22 years: what may be asked for."""

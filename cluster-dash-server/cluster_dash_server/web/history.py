@@ -6,7 +6,7 @@ from datetime import tzinfo
 from typing import NamedTuple, get_args
 from urllib.parse import urlencode
 
-from flask import Blueprint, Response, abort, render_template, request
+from flask import Blueprint, Response, abort, request
 
 from cluster_dash_server.access.viewers import needs
 from cluster_dash_server.cluster import Cluster, HostView
@@ -31,7 +31,7 @@ from cluster_dash_server.store import (
     UseQuery,
 )
 from cluster_dash_server.web import export, timelines, views, words
-from cluster_dash_server.web.api import failure, json_response
+from cluster_dash_server.web.answers import failure, html, json_response
 from cluster_dash_server.web.export import csv_response
 from cluster_dash_server.web.timelines import Figure, Line
 from cluster_dash_server.web.views import QueryError, View
@@ -280,21 +280,14 @@ def _by(metric: str) -> By:
 # ---------------------------------------------------------------------------------------------------------- routes
 
 
-def html(template: str, **context: object) -> Response:
-    """Answer with a page that is asked for anew each time."""
-    answer = Response(render_template(template, **context), mimetype="text/html")
-    answer.headers["Cache-Control"] = "no-cache"
-    return answer
-
-
 def say_what_fails(routes: Blueprint) -> None:
     """Say in the shape that the caller reads what cannot be answered: a query, or history itself."""
 
     @routes.errorhandler(StoreError)
-    def no_history(error: StoreError) -> Response | tuple[str, int]:
+    def no_history(error: StoreError) -> Response:
         if request.path.startswith("/api/"):
             return failure(503, f"history: {error}")
-        return render_template("no_history.html", page=request.path.strip("/"), why=str(error)), 200
+        return html("no_history.html", page=request.path.strip("/"), why=str(error))
 
 
 def blueprint(past: Past, name: str) -> Blueprint:

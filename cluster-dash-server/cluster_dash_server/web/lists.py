@@ -15,7 +15,7 @@ from cluster_dash_server.snapshot import Json, printable
 from cluster_dash_server.store import Event, EventQuery, Ledger, StoreError
 from cluster_dash_server.summary import model
 from cluster_dash_server.web import views, words
-from cluster_dash_server.web.api import json_response
+from cluster_dash_server.web.answers import json_response
 from cluster_dash_server.web.export import csv_response
 from cluster_dash_server.web.views import QueryError, View
 

@@ -21,7 +21,7 @@ from cluster_dash_server.prometheus.exposition import (
 from cluster_dash_server.prometheus.metrics import Metrics
 from cluster_dash_server.slurm import Slurm
 from cluster_dash_server.snapshot import Json, printable
-from cluster_dash_server.web.api import failure, json_response
+from cluster_dash_server.web.answers import failure, json_response
 
 
 def blueprint(

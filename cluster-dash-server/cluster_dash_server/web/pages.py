@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from flask import Blueprint, Response, abort, render_template, request, url_for
+from flask import Blueprint, Response, abort, request, url_for
 
 from cluster_dash_server import facets, free
 from cluster_dash_server.access.viewers import needs
@@ -24,6 +24,7 @@ from cluster_dash_server.web import (
     words,
     xids,
 )
+from cluster_dash_server.web.answers import html
 from cluster_dash_server.web.assets import add_assets
 from cluster_dash_server.web.lists import so_far
 from cluster_dash_server.web.views import View
@@ -108,11 +109,6 @@ def blueprint(
             "plotly": f"{base}plotly-{charts.PLOTLY_JS.tag}.min.js",
         }
 
-    def page(template: str, **context: object) -> Response:
-        response = Response(render_template(template, **context), mimetype="text/html")
-        response.headers["Cache-Control"] = "no-cache"
-        return response
-
     @pages.get("/")
     @needs("state:read")
     def overview() -> Response:
@@ -124,7 +120,7 @@ def blueprint(
         part = fleet.page(len(view.hosts), request.args.get("page", ""))
         shown = fleet.order(view.hosts, sort)[max(0, part.first - 1) : part.last]
         grouped_by = fleet.grouping(request.args.get("group"), len(view.every), view.wish)
-        return page(
+        return html(
             "overview.html",
             page="overview",
             now=view.now,
@@ -160,7 +156,7 @@ def blueprint(
         if form != "html":
             return export.answer(form, export.gpus(view), view, site.name)
         shown = rows.gpu_rows(view.narrowed, MOST_ROWS)
-        return page(
+        return html(
             "gpus.html",
             page="gpus",
             now=view.now,
@@ -189,7 +185,7 @@ def blueprint(
         if form != "html":
             return export.answer(form, charts.table(metric, view.hosts), view, site.name)
         chart = charts.chart(metric, view.hosts)
-        return page(
+        return html(
             "chart.html",
             page="chart",
             now=view.now,
@@ -230,15 +226,13 @@ def blueprint(
         if view is None:
             names = sorted(cluster.names())
             nearest = host_page.nearest(host, names)
-            response = page("unknown_host.html", page="host", name=host, nearest=nearest, count=len(names))
-            response.status_code = 404
-            return response
+            return html("unknown_host.html", 404, page="host", name=host, nearest=nearest, count=len(names))
         form = views.choice("format", export.FORMS)
         if form != "html":
             alone = views.look([view], "", now)
             return export.answer(form, export.gpus(alone), alone, f"{site.name}, {host}")
         before, after = host_page.neighbours(host, cluster.names())
-        return page(
+        return html(
             "host.html",
             before=before,
             after=after,
@@ -257,7 +251,7 @@ def blueprint(
         view = views.look(cluster.hosts(now), of_user, now)
         if form != "html":
             return export.answer(form, export.gpus(view), view, site.name)
-        return page("user.html", page="user", **user_page.words_of(user, view, cluster.thresholds))
+        return html("user.html", page="user", **user_page.words_of(user, view, cluster.thresholds))
 
     @pages.get("/theme.css")
     @needs("public")

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-from flask import Blueprint, Flask, Response, render_template, request
+from flask import Blueprint, Flask, Response, request
 from werkzeug.exceptions import HTTPException
 
 from cluster_dash_server.access.viewers import needs
@@ -17,7 +17,7 @@ from cluster_dash_server.received import Reception
 from cluster_dash_server.relaying.relay import ENROL, THREADS, Relay, Standing
 from cluster_dash_server.snapshot import Json
 from cluster_dash_server.web import edge, hot, post, status, waitress_limits, words
-from cluster_dash_server.web.api import failure, json_response
+from cluster_dash_server.web.answers import failure, html, json_response
 from cluster_dash_server.web.assets import add_assets
 
 if TYPE_CHECKING:
@@ -135,7 +135,7 @@ def _nobody(environ: "WSGIEnvironment", scope: object) -> None:
     """Stand where viewers are let in: no way of a relay is for them."""
 
 
-def _blueprint(parts: Passing) -> Blueprint:
+def _blueprint(passing: Passing) -> Blueprint:
     routes = Blueprint("relay", __name__)
     assets = add_assets(routes)
     for name, say in words.FILTERS.items():
@@ -146,19 +146,18 @@ def _blueprint(parts: Passing) -> Blueprint:
     @needs("public")
     def page() -> Response:
         base = f"{request.script_root}/"
-        html = render_template(
+        return html(
             "relay.html",
-            said=parts.said(),
-            name=parts.name,
+            said=passing.said(),
+            name=passing.name,
             base=base,
             asset=lambda name: f"{base}assets/{assets.digest}/{name}",
         )
-        return Response(html, mimetype="text/html", headers={"Cache-Control": "no-cache"})
 
     @routes.get("/api/v1/status")
     @needs("public")
     def as_json() -> Response:
-        return json_response(parts.said())
+        return json_response(passing.said())
 
     @routes.get("/healthz")
     @needs("public")
@@ -168,19 +167,19 @@ def _blueprint(parts: Passing) -> Blueprint:
     @routes.get("/readyz")
     @needs("public")
     def readyz() -> Response:
-        parts.relay.ask()
-        standing = parts.relay.standing()
+        passing.relay.ask()
+        standing = passing.relay.standing()
         failing = [] if standing.trouble is None else [{"part": "centre", "why": standing.trouble}]
-        body = {"success": not failing, "failing": failing, "hosts": standing.hosts, "version": parts.version}
+        body = {"success": not failing, "failing": failing, "hosts": standing.hosts, "version": passing.version}
         return json_response(body, 503 if failing else 200)
 
     @routes.get("/metrics")
     @needs("public")
     def metrics() -> Response:
-        parts.relay.ask()
+        passing.relay.ask()
         open_metrics = exposition.wants_open_metrics(request.headers.get("Accept"))
         kind = exposition.OPEN_METRICS_TYPE if open_metrics else exposition.CONTENT_TYPE
-        text = "".join(_metrics(parts.relay.standing(), open_metrics=open_metrics))
+        text = "".join(_metrics(passing.relay.standing(), open_metrics=open_metrics))
         return Response(text + exposition.OPEN_METRICS_END * open_metrics, content_type=kind)
 
     return routes

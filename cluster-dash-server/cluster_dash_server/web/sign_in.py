@@ -4,11 +4,12 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from flask import Blueprint, Flask, Response, redirect, render_template, request, url_for
+from flask import Blueprint, Flask, Response, redirect, request, url_for
 from werkzeug.wrappers import Response as Answer
 
 from cluster_dash_server.access.oidc import OidcError, Provider
 from cluster_dash_server.access.viewers import Asked, Denied, Gate, current, needs, scope_of
+from cluster_dash_server.web.answers import html
 from cluster_dash_server.web.asked import cookie, cookie_name, is_secure
 from cluster_dash_server.web.edge import caller_of, denial
 
@@ -41,7 +42,7 @@ def stand_guard(app: Flask, gate: Gate, asked_of: "Callable[[WSGIEnvironment], A
         if error.status == 401 and error.sign_in_helps:
             here = request.script_root + (request.full_path if request.query_string else request.path)
             return redirect(url_for("sign_in.form", next=here), 303)
-        return Response(render_template("error.html", title="Not for you", text=error.text), error.status)
+        return html("error.html", error.status, title="Not for you", text=error.text)
 
 
 def blueprint(gate: Gate, provider: Provider | None, public_url: str | None) -> Blueprint:
@@ -50,17 +51,17 @@ def blueprint(gate: Gate, provider: Provider | None, public_url: str | None) -> 
     by_password = gate.rules.mode == "basic"
 
     def page(goes_to: str, problem: str = "", status: int = 200, name: str = "") -> Response:
-        text = render_template(
+        answer = html(
             "sign_in.html",
+            status,
             goes_to=goes_to,
             problem=problem,
             name=name,
             by_password=by_password,
             by_provider=provider is not None,
         )
-        response = Response(text, status=status, mimetype="text/html")
-        response.headers["Cache-Control"] = "no-store"
-        return response
+        answer.headers["Cache-Control"] = "no-store"
+        return answer
 
     def signed_in(name: str, role_session: str, goes_to: str) -> Answer:
         response = redirect(_own(goes_to), 303)

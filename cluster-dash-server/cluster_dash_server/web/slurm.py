@@ -3,13 +3,14 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from flask import Blueprint, Response, abort, render_template, request
+from flask import Blueprint, Response, abort, request
 
 from cluster_dash_server.access.viewers import needs
 from cluster_dash_server.cluster import Cluster
 from cluster_dash_server.slurm import Finished, Job, Picture, Slurm, word
 from cluster_dash_server.snapshot import Json, printable
 from cluster_dash_server.web import export, rows, slurm_words
+from cluster_dash_server.web.answers import html
 from cluster_dash_server.web.slurm_lists import (
     CLUSTER_COLUMNS,
     JOB_COLUMNS,
@@ -67,25 +68,20 @@ def blueprint(slurm: Slurm, cluster: Cluster, clock: Callable[[], float], name: 
         return Paged(rows=found[:PAGE], count=len(found), page=1, pages=1)
 
     def page(template: str, picture: Picture, pictures: Sequence[Picture], now: float, **context: object) -> Response:
-        response = Response(
-            render_template(
-                template,
-                page="slurm",
-                now=now,
-                slurm=picture,
-                pictures=pictures,
-                age=slurm_words.age(picture, now),
-                late=picture.is_late(now),
-                here=here,
-                badge_of=slurm_words.badge,
-                state_title=slurm_words.state_title,
-                reason_of=slurm_words.reason,
-                **context,
-            ),
-            mimetype="text/html",
+        return html(
+            template,
+            page="slurm",
+            now=now,
+            slurm=picture,
+            pictures=pictures,
+            age=slurm_words.age(picture, now),
+            late=picture.is_late(now),
+            here=here,
+            badge_of=slurm_words.badge,
+            state_title=slurm_words.state_title,
+            reason_of=slurm_words.reason,
+            **context,
         )
-        response.headers["Cache-Control"] = "no-cache"
-        return response
 
     kept: dict[str, tuple[float, float, Json]] = {}  # by cluster: of when, made when, what
 
@@ -124,9 +120,7 @@ def blueprint(slurm: Slurm, cluster: Cluster, clock: Callable[[], float], name: 
         return export.of_asked(form, export.Table(columns=columns, rows=table), now, name, asked=chosen)
 
     def no_slurm() -> Response:
-        response = Response(render_template("no_slurm.html", page="slurm"), mimetype="text/html")
-        response.status_code = 404
-        return response
+        return html("no_slurm.html", 404, page="slurm")
 
     @routes.get("/slurm/jobs")
     @needs("state:read")

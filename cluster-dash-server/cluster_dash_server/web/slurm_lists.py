@@ -10,7 +10,7 @@ from cluster_dash_server.hostlist import natural
 from cluster_dash_server.slurm import Finished, Job, Node, Picture, Slurm, word
 from cluster_dash_server.snapshot import Json, printable
 from cluster_dash_server.web import slurm_words, words
-from cluster_dash_server.web.api import json_response
+from cluster_dash_server.web.answers import json_response
 from cluster_dash_server.web.export import csv_response
 from cluster_dash_server.web.views import choice
 

@@ -5,9 +5,8 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from flask import Blueprint, Response, render_template
+from flask import Blueprint, Response
 
 from cluster_dash_server import facets
 from cluster_dash_server.access.viewers import needs
@@ -19,11 +18,8 @@ from cluster_dash_server.live import Live
 from cluster_dash_server.received import Received, Reception
 from cluster_dash_server.snapshot import Json
 from cluster_dash_server.web import views
-from cluster_dash_server.web.api import json_response
+from cluster_dash_server.web.answers import html, json_response
 from cluster_dash_server.web.hot import Viewers
-
-if TYPE_CHECKING:
-    pass
 
 SKEWED_SECONDS = 60
 MOST_VERSIONS = 50
@@ -131,10 +127,7 @@ def blueprint(parts: Parts, clock: Callable[[], float]) -> Blueprint:
         if views.choice("format", ("html", "json")) == "json":
             return json_response(status(parts, clock()))
         now = clock()
-        html = render_template(
-            "status.html", page="status", now=now, json_path="api/v1/status", said=status(parts, now)
-        )
-        return Response(html, mimetype="text/html", headers={"Cache-Control": "no-cache"})
+        return html("status.html", page="status", now=now, json_path="api/v1/status", said=status(parts, now))
 
     @routes.get("/api/v1/status")
     @needs("state:read")

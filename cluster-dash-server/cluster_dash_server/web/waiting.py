@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from datetime import UTC, tzinfo
 
-from flask import Blueprint, Response, redirect, render_template, request, url_for
+from flask import Blueprint, Response, redirect, request, url_for
 from werkzeug.wrappers import Response as Answer
 
 from cluster_dash_server import free
@@ -13,10 +13,9 @@ from cluster_dash_server.access.auth import Limiter, Proxies
 from cluster_dash_server.access.viewers import Viewer, current, needs
 from cluster_dash_server.snapshot import Json, printable
 from cluster_dash_server.waiting import DEFAULT_HOURS, Told, Wait, WaitError, Waiting, shown, words_of
-from cluster_dash_server.web.api import failure, json_response
+from cluster_dash_server.web.answers import failure, html, json_response, refusal
 from cluster_dash_server.web.edge import caller_of
 from cluster_dash_server.web.export import csv_response
-from cluster_dash_server.web.history import html
 from cluster_dash_server.web.lists import count, moment, size_mib
 from cluster_dash_server.web.views import QueryError, choice, json_object, text_of
 
@@ -50,10 +49,8 @@ def blueprint(waiting: Waiting, clock: Callable[[], float], proxies: Proxies, zo
         return {"waiting_to": waiting.allowed, "untils": UNTILS}
 
     @routes.errorhandler(WaitError)
-    def refused(error: WaitError) -> Response | tuple[str, int]:
-        if request.path.startswith("/api/"):
-            return failure(error.status, error.text)
-        return render_template("error.html", title="This cannot be done", text=error.text), error.status
+    def refused(error: WaitError) -> Response:
+        return refusal(error.status, "This cannot be done", error.text)
 
     def asked(said: Mapping[str, object], now: float) -> tuple[Wait, str]:
         """Take a wish; see `Waiting.add`.

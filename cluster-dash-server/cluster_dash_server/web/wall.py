@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 
-from flask import Blueprint, Response, abort, render_template, request
+from flask import Blueprint, Response, abort, request
 
 from cluster_dash_server import free
 from cluster_dash_server.access.viewers import needs
@@ -12,6 +12,7 @@ from cluster_dash_server.cluster import Cluster, HostView
 from cluster_dash_server.states import STATES
 from cluster_dash_server.summary import standing
 from cluster_dash_server.web import fleet, rows, theme, views, words
+from cluster_dash_server.web.answers import html
 from cluster_dash_server.web.views import View
 
 MOST_TILES = 48
@@ -52,9 +53,9 @@ def blueprint(cluster: Cluster, clock: Callable[[], float], site: str, frames: F
         return views.asked(cluster.hosts(now), now)
 
     def page(template: str, **context: object) -> Response:
-        html = render_template(template, **context)
-        headers = {"Content-Security-Policy": frames.header, "Cache-Control": "no-cache"}
-        return Response(html, mimetype="text/html", headers=headers)
+        answer = html(template, **context)
+        answer.headers["Content-Security-Policy"] = frames.header
+        return answer
 
     @wall.get("/tv")
     @needs("state:read")

@@ -10,9 +10,9 @@ from cluster_dash_server.access.viewers import needs
 from cluster_dash_server.snapshot import Json
 from cluster_dash_server.waste import BYS, By, Hour, Line, Report
 from cluster_dash_server.web import export, timelines, views, words
-from cluster_dash_server.web.api import json_response
+from cluster_dash_server.web.answers import html, json_response
 from cluster_dash_server.web.export import csv_response
-from cluster_dash_server.web.history import Past, html, say_what_fails
+from cluster_dash_server.web.history import Past, say_what_fails
 
 DEFAULT_FROM = "now-7d"
 PRESETS = (
