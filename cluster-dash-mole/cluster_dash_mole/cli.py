@@ -184,7 +184,7 @@ def _add_simulate(parser: argparse.ArgumentParser) -> None:
         "--interval", type=_seconds, default=5.0, metavar="S", help="seconds between two posts of a host (default: 5)"
     )
     parser.add_argument(
-        "--seed", type=int, default=1, metavar="N", help="the same seed gives the same night (default: 1)"
+        "--seed", type=_whole(0), default=1, metavar="N", help="the same seed gives the same night (default: 1)"
     )
     parser.add_argument(
         "--faults", action="store_true", help="let things go wrong: lost GPUs, silent hosts, full disks"
@@ -199,7 +199,7 @@ def _add_simulate(parser: argparse.ArgumentParser) -> None:
 
 def _whole(least: int) -> Callable[[str], int]:
     def whole(text: str) -> int:
-        if not text.isdecimal() or int(text) < least:
+        if not text.isdecimal() or len(text) > 15 or int(text) < least:
             raise argparse.ArgumentTypeError(f"got {text!r}, expected a whole number >= {least}")
         return int(text)
 

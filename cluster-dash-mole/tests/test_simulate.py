@@ -369,6 +369,8 @@ def test_few_open_files_are_raised_and_said(sink: Sink) -> None:
     [
         (["--hosts", "0"], "expected a whole number >= 1"),
         (["--gpus", "-1"], "expected a whole number >= 0"),
+        (["--seed", "x"], "--seed: got 'x', expected a whole number >= 0"),
+        (["--hosts", "9" * 5000], "expected a whole number >= 1"),
         (["--interval", "0"], "expected seconds, > 0"),
         (["--interval", "often"], "expected seconds, > 0"),
     ],

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from cluster_dash_server import __version__, control, logs, site
 from cluster_dash_server.access.users import UsersError
-from cluster_dash_server.commands import CommandError, UsageError
+from cluster_dash_server.commands import CommandError, UsageError, whole
 from cluster_dash_server.commands import alerts as alert_commands
 from cluster_dash_server.commands import digest as digest_command
 from cluster_dash_server.commands import forget as forget_command
@@ -85,7 +85,9 @@ def _parser() -> argparse.ArgumentParser:
         command.set_defaults(run=run)
     command = commands.add_parser("serve", parents=[kept], help="run the server", description="Run the server.")
     command.add_argument("--host", help="address to listen on (default 127.0.0.1; 0.0.0.0: all)")
-    command.add_argument("--port", type=int, help="port to listen on (default 8080; 0: any free one)")
+    command.add_argument(
+        "--port", type=whole(0, 65535), metavar="PORT", help="port to listen on (default 8080; 0: any free one)"
+    )
     command.add_argument("--server", choices=SERVERS, help="what serves (default waitress)")
     command.set_defaults(run=serve)
     command = commands.add_parser(
@@ -151,8 +153,6 @@ def serve(options: argparse.Namespace) -> int:
     names = ("host", "port", "data", "server")
     given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     settings = dataclasses.replace(settings, server=dataclasses.replace(settings.server, **given))
-    if not 0 <= settings.server.port <= 65535:
-        raise ConfigError(f"--port: got {settings.server.port}, expected a whole number >= 0 and <= 65535")
     serving.allow_open_files(settings.limits.max_hosts)
     try:
         serving.SERVERS[settings.server.server](settings, _log_options(options))

@@ -16,6 +16,9 @@ _NUMBERED = re.compile(r"(.*?)([0-9]{1,15})([^0-9]*)", re.DOTALL)
 _SPECIAL = re.compile(r"[\[\],\s]")
 _RANGES = re.compile(r"\[([0-9]{1,15}(?:-[0-9]{1,15})?(?:,[0-9]{1,15}(?:-[0-9]{1,15})?)*)\]")
 
+_OPEN = re.compile(r"\[[0-9][^\[\]]*\Z")
+_OF_NUMBERS = re.compile(r"\[[0-9,\s-]*\]")
+
 
 class HostlistError(Exception):
     """A hostlist that cannot be expanded; the text says why."""
@@ -107,10 +110,12 @@ def matcher(hosts: str) -> Callable[[str], bool]:
     Nothing is expanded: a list of a million names takes no more memory than its text.
 
     Raises:
-        HostlistError: a range runs backwards.
+        HostlistError: a range runs backwards, or cannot be read; or a bracket with numbers is not closed. Another one
+            may be a pattern's, or part of a name.
     """
     exactly, patterns, lists = {hosts}, [], []
     for part in filter(None, _parts(hosts)):
+        _refuse_what_is_no_list(part)
         if _RANGES.search(part):
             lists.append(_pieces(part))
         elif re.search(r"[*?\[]", part):
@@ -122,6 +127,14 @@ def matcher(hosts: str) -> Callable[[str], bool]:
         or any(fnmatchcase(host, pattern) for pattern in patterns)
         or any(_is_in(host, pieces) for pieces in lists)
     )
+
+
+def _refuse_what_is_no_list(part: str) -> None:
+    if _OPEN.search(part):
+        raise HostlistError(f"{part[:64]}: its bracket is not closed, as in gpu[01-03,07]")
+    for bracket in _OF_NUMBERS.findall(part):
+        if not _RANGES.fullmatch(bracket):
+            raise HostlistError(f"{bracket[:64]}: expected numbers and ranges, as in gpu[01-03,07]")
 
 
 _Piece = Callable[[str, set[int]], Iterable[int]]

@@ -96,6 +96,7 @@ def test_a_command_reaches_the_running_server(running: Control, cluster: Cluster
     assert ask(folder, {"forget": {"hosts": "gpu01"}}) == {"success": True, "forgotten": ["gpu01"]}
     assert names(cluster) == ["gpu02", "gpu12", "login"]
     assert ask(folder, {"forget": {"hosts": "gpu[3-1]"}})["msg"] == "[3-1] runs backwards"
+    assert ask(folder, {"forget": {"hosts": "gpu[01-"}})["msg"].startswith("gpu[01-: its bracket is not closed")
 
 
 def test_a_user_is_forgotten_by_the_running_server_in_what_is_live_and_what_is_kept(
@@ -294,6 +295,27 @@ def test_a_span_needs_its_unit(span: str, capsys: pytest.CaptureFixture[str]) ->
         cli.main(["forget", "gpu01", f"--silent-for={span}"])
     assert ended.value.code == 2
     assert "such as 90s, 12h or 7d" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["serve", "--port", "abc"], "--port: got 'abc', expected a whole number from 0 to 65535"),
+        (["serve", "--port", "99999"], "--port: got '99999', expected a whole number from 0 to 65535"),
+        (["serve", "--port=-1"], "--port: got '-1', expected a whole number from 0 to 65535"),
+        (["token", "new", "--enrol", "--max", "x"], "--max: got 'x', expected a whole number from 1 to 100000"),
+        (["export", "figures", "--step", "inf"], "--step: got 'inf', expected a whole number from 1 to 31536000"),
+        (["export", "figures", "--step", "9" * 5000], "99', expected a whole number from 1 to 31536000"),
+    ],
+    ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else "",
+)
+def test_a_wrong_number_is_refused_with_its_option_and_what_it_may_be(
+    arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(arguments)
+    assert ended.value.code == 2
+    assert words in capsys.readouterr().err
 
 
 def test_an_application_that_others_serve_opens_its_socket_with_the_first_request(

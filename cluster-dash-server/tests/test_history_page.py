@@ -143,6 +143,7 @@ def test_of_a_user_only_the_time_is_told_in_which_they_had_the_gpu(lab: Lab) -> 
         ("metric=gpu_util&step=nan", "step: got 'nan'"),
         ("metric=gpu_util&by=rack", "by: got 'rack', expected one of gpu, host"),
         ("metric=gpu_util&host=gpu[3-1]", "host: [3-1] runs backwards"),
+        ("metric=gpu_util&host=gpu[01-", "host: gpu[01-: its bracket is not closed, as in gpu[01-03,07]"),
         ("metric=gpu_util&format=xml", "format: got 'xml', expected one of json, csv"),
     ],
 )

@@ -94,6 +94,29 @@ def test_hosts_are_meant_by_name_list_or_pattern() -> None:
     assert [name for name in ("n11", "n12", "n13", "n111") if matcher("n[1-2][1-2]")(name)] == ["n11", "n12"]
 
 
+@pytest.mark.parametrize(
+    ("hosts", "words"),
+    [
+        ("gpu[01-", "gpu[01-: its bracket is not closed, as in gpu[01-03,07]"),
+        ("gpu[01-03", "gpu[01-03: its bracket is not closed, as in gpu[01-03,07]"),
+        ("login,gpu[01-03,07,a", "gpu[01-03,07,a: its bracket is not closed, as in gpu[01-03,07]"),
+        ("r[1-2]n[3", "r[1-2]n[3: its bracket is not closed, as in gpu[01-03,07]"),
+        ("gpu[01-]", "[01-]: expected numbers and ranges, as in gpu[01-03,07]"),
+        ("gpu[1-2]-[1, 3]", "[1, 3]: expected numbers and ranges, as in gpu[01-03,07]"),
+        ("gpu[]", "[]: expected numbers and ranges, as in gpu[01-03,07]"),
+    ],
+)
+def test_a_bracket_of_numbers_that_cannot_be_read_is_named_with_its_mend(hosts: str, words: str) -> None:
+    with pytest.raises(HostlistError) as caught:
+        matcher(hosts)
+    assert str(caught.value) == words
+
+
+def test_a_bracket_of_letters_is_a_patterns_or_part_of_a_name() -> None:
+    assert [name for name in ("gpua1", "gpud1") if matcher("gpu[a-c]*")(name)] == ["gpua1"]
+    assert matcher("odd [name")("odd [name")
+
+
 part = st.one_of(
     host_names, st.from_regex(r"[a-c]{0,2}(\[[0-9]{1,2}(-[0-9]{1,3})?(,[0-9]{1,2})?\][a-c]?){1,2}", fullmatch=True)
 )

@@ -88,6 +88,7 @@ def test_free_gpus_as_text_are_a_line_a_host_and_model(
         ("events?to=now-1x", f"to: got 'now-1x', expected {GRAMMAR}"),
         ("events?format=text", "format: got 'text', expected one of json, csv"),
         ("events?host=gpu[9-1]", "host: [9-1] runs backwards"),
+        ("events?host=gpu[01-", "host: gpu[01-: its bracket is not closed, as in gpu[01-03,07]"),
     ],
 )
 def test_a_query_that_cannot_be_answered_names_the_parameter_and_its_mend(

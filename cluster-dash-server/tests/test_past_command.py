@@ -117,6 +117,7 @@ def test_what_cannot_be_exported_says_what_would_mend_it(
     for arguments, says in (
         (("export", "uses", "--from", "x"), "--from: got 'x', expected now, now-6h"),
         (("export", "uses", "--host", "gpu[2-1]"), "--host: [2-1] runs backwards"),
+        (("export", "uses", "--host", "gpu[01-"), "--host: gpu[01-: its bracket is not closed, as in gpu[01-03,07]"),
         (("export", "uses", "-o", str(tmp_path)), f"{tmp_path}: Is a directory"),
     ):
         assert run(folder, *arguments) == 1

@@ -174,6 +174,7 @@ def test_a_token_of_a_relay_speaks_for_its_hosts_only(site: Site) -> None:
         ({"kind": "host", "hosts": "a/b"}, "hosts: "),
         ({"kind": "host", "hosts": "gpu\n01"}, "hosts: "),
         ({"kind": "host", "hosts": "gpu[3-1]"}, "hosts: .*backwards"),
+        ({"kind": "host", "hosts": "gpu[01-"}, r"hosts: gpu\[01-: its bracket is not closed"),
         ({"kind": "host", "hosts": "gpu01", "ttl_seconds": 0}, "ttl: "),
         ({"kind": "enrol", "hosts": "gpu*", "uses": 0}, "max: "),
         ({"kind": "read", "hosts": "grafana"}, "scopes: "),
@@ -185,6 +186,11 @@ def test_a_wish_that_cannot_be_meant_is_refused(site: Site, wish: dict[str, Any]
         site.tokens.new(**wish)
     assert obey(site.tokens, {"new": wish})["success"] is False
     assert site.tokens.all() == []
+
+
+def test_a_kept_token_for_hosts_that_cannot_be_read_speaks_for_its_very_name_and_no_other() -> None:
+    token = Token(id="a", kind="host", digest=b"", hosts="gpu[01-", made_at=0.0)
+    assert [token.speaks_for(name) for name in ("gpu[01-", "gpu01", "gpu01")] == [True, False, False]
 
 
 def test_the_machine_that_uses_a_token_is_kept_with_it(site: Site) -> None:

@@ -115,8 +115,16 @@ def _matcher(hosts: str) -> Callable[[str], bool]:
     if found is None:
         if len(_matchers) > 1000:
             _matchers.clear()
-        found = _matchers[hosts] = matcher(hosts)
+        try:
+            found = matcher(hosts)
+        except HostlistError:  # it was checked when it was made, by an older version maybe; a wrong one means nothing
+            found = _means_nobody
+        _matchers[hosts] = found
     return found
+
+
+def _means_nobody(host: str) -> bool:
+    return False
 
 
 class Tokens:

@@ -20,12 +20,12 @@ def obey_maintenance(book: Book, wish: Json, now: float, site_zone: tzinfo) -> J
     try:
         if "hosts" in wish:
             hosts = str(wish["hosts"])
-            matcher(hosts)
             if wish["until"] is None:
                 if not book.end_maintenance(hosts, wish["by"], now):
                     named = ", ".join(each.hosts for each in book.maintenance(now)) or "none"
                     return {"success": False, "msg": f"{hosts} is in no maintenance; what is: {named}"}
             else:
+                matcher(hosts)
                 ends_at = until(wish["until"], now, site_zone)
                 if ends_at <= now:
                     return {"success": False, "msg": f"--until: {wish['until']} is past"}

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TextIO
 
 from cluster_dash_server import control
-from cluster_dash_server.commands import CommandError
+from cluster_dash_server.commands import CommandError, whole
 from cluster_dash_server.history import backups, exports
 from cluster_dash_server.history.exports import COLUMNS, ExportError, Wish
 from cluster_dash_server.history.history import History
@@ -40,7 +40,9 @@ def add_commands(
     export.add_argument("--from", dest="begin", default="now-24h", metavar="WHEN", help=f"{GRAMMAR} (now-24h)")
     export.add_argument("--to", dest="end", default="now", metavar="WHEN", help="the same (now)")
     export.add_argument("--host", metavar="HOST", help="only these: a name, gpu[01-03], or a pattern")
-    export.add_argument("--step", type=float, default=300, metavar="SECONDS", help="of figures: a row for each (300)")
+    export.add_argument(
+        "--step", type=whole(1, 31_536_000), default=300, metavar="SECONDS", help="of figures: a row for each (300)"
+    )
     export.add_argument("--format", choices=("csv", "parquet"), default="csv", help="parquet needs the extra parquet")
     export.add_argument("-o", "--output", type=Path, metavar="FILE", help="where to (standard output)")
     for name, text, what in (
@@ -67,7 +69,7 @@ def export(options: argparse.Namespace, settings: Settings, folder: Path) -> Non
         raise CommandError("figures are in the engine, [history] kind is remote: ask it for them, see docs/history.md")
     try:
         asked = span(options.begin, options.end, time.time(), zone(settings.site.timezone))
-        wish = Wish(what=options.what, span=asked, hosts=options.host, step_seconds=max(1.0, options.step))
+        wish = Wish(what=options.what, span=asked, hosts=options.host, step_seconds=float(options.step))
         found = exports.checked(_rows(folder, wish, settings))
         if options.format == "parquet":
             if options.output is None:

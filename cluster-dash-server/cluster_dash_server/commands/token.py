@@ -10,7 +10,7 @@ from pathlib import Path
 
 from cluster_dash_server import control
 from cluster_dash_server.access.tokens import READ_SCOPES, TokenFile, Tokens, obey
-from cluster_dash_server.commands import CommandError, UsageError
+from cluster_dash_server.commands import CommandError, UsageError, whole
 from cluster_dash_server.commands.folder import taken
 from cluster_dash_server.ledger.settings import LedgerSettings
 from cluster_dash_server.settings import Settings
@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser, parents: list[argparse.Argume
     )
     whose.add_argument("--read", metavar="NAME", help="a token for a program that reads, under a name of your choice")
     new.add_argument("--ttl", type=seconds, metavar="SPAN", help="how long it is valid: 90d (--enrol: 1h)")
-    new.add_argument("--max", type=int, metavar="N", help="--enrol: how many hosts may use it (200)")
+    new.add_argument("--max", type=whole(1, 100_000), metavar="N", help="--enrol: how many hosts may use it (200)")
     new.add_argument("--names", metavar="HOSTS", help="--enrol: which names may, such as 'gpu[001-200]' (any)")
     new.add_argument(
         "--scopes", metavar="SCOPE,…", help=f"--read: some of {', '.join(READ_SCOPES)} (state:read,history:read)"
