@@ -9,10 +9,13 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cluster_dash_server.history.columns import (
+    DAMAGED,
     NAN,
     Columns,
     Frames,
+    Sums,
     added,
+    added_parts,
     bind,
     decode,
     encode,
@@ -23,7 +26,7 @@ from cluster_dash_server.history.columns import (
 )
 from cluster_dash_server.history.late_numpy import np
 from cluster_dash_server.history.rollups import HourRows, Run
-from cluster_dash_server.store import GPU_METRICS, HOST_METRICS, Figures, GpuId, Holder
+from cluster_dash_server.store import GPU_METRICS, HOST_METRICS, Figures, GpuId, Holder, StoreError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -33,6 +36,8 @@ _TIMES, _SEQS, _WHO, _FIRST = range(4)
 _NO_SEQ = -1
 _DECIMALS = 2
 """To so many means are rounded."""
+_ALONE = b""
+"""The first frame of a step that stands alone; that of a day has the places of its steps, and is never empty."""
 
 
 class Layout(NamedTuple):
@@ -212,16 +217,13 @@ class Slot:
     most: "NDArray[np.float32]"
 
 
-def slot_of(columns: "NDArray[np.float32]") -> Slot:
-    """Add up rows of one layout, of which `columns_of` made columns."""
-    return Slot(columns.shape[1], *[each[:, 0] for each in _least_mean_most(columns, [0])])
+def slot_of(rows: "NDArray[np.float32]") -> Slot:
+    """Add up rows of one layout: a line of values each."""
+    return Slot(len(rows), *_least_mean_most(added(rows)))
 
 
-def _least_mean_most(
-    columns: "NDArray[np.float32]", starts: "Sequence[int] | NDArray[np.intp]"
-) -> "list[NDArray[np.float32]]":
-    """Return the least, mean and most of parts of columns, as `added` takes them."""
-    sums = added(columns.astype(np.float64), starts)
+def _least_mean_most(sums: Sums) -> "list[NDArray[np.float32]]":
+    """Return the least, mean and most of figures that were added up."""
     with np.errstate(invalid="ignore"):  # where nothing is known
         mean = np.round(sums.total / sums.known, _DECIMALS)
     mean = np.where(sums.least == sums.most, sums.least, mean)  # that of equal figures is each of them
@@ -269,8 +271,14 @@ def minutes_of(blob: bytes, layout: Layout, day: int) -> Day:
     """
     rows = Rows(blob, layout)
     places, starts, counts = np.unique((rows.times - day).astype(np.int64) // 60, return_index=True, return_counts=True)
-    least, mean, most = _least_mean_most(rows.all_columns(), starts)
+    least, mean, most = _least_mean_most(added_parts(rows.all_columns(), starts))
     return Day(places.tolist(), counts.tolist(), [least], [mean], [most])
+
+
+def pack_slot(slot: Slot) -> bytes:
+    """Pack a step that stands alone until its day is over: as it is, for it is packed again, with the others."""
+    kinds = np.concatenate([slot.least, slot.mean, slot.most])
+    return bind([_ALONE, slot.rows.to_bytes(4, "little"), zip_(kinds.tobytes())])
 
 
 def pack_slots(slots: dict[int, Slot], gpus: int) -> bytes:
@@ -306,7 +314,7 @@ def _widths(gpus: int) -> tuple[int, ...]:
 
 
 class Slots:
-    """A day of steps, read back as far as is asked for.
+    """A day of steps, read back as far as is asked for; or one that is alone, under the moment at which it begins.
 
     Raises:
         StoreError: the blob is damaged; so do all that read in it.
@@ -316,6 +324,11 @@ class Slots:
         self._frames = Frames(blob)
         self._layout = layout
         self._metrics = len(layout.gpu_metrics) + len(layout.host_metrics)
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether it is one step that `pack_slot` packed."""
+        return self._frames[0] == _ALONE
 
     @cached_property
     def places(self) -> "NDArray[np.int64]":
@@ -327,6 +340,11 @@ class Slots:
         """From how many rows each step was made."""
         return unpack_integers(self._frames[1])
 
+    @property
+    def rows_alone(self) -> int:
+        """From how many rows the one step was made."""
+        return int.from_bytes(self._frames[1], "little")
+
     def columns(self, metric: str) -> tuple[Columns, Columns, Columns] | None:
         """Return the least, mean and most of a metric: a column for each GPU, or one; None where it is not kept."""
         frame = self._layout.frame_of(metric)
@@ -337,11 +355,30 @@ class Slots:
         least, most = found or (mean, mean)
         return least, mean, most
 
+    def alone(self, metric: str) -> "NDArray[np.float64] | None":
+        """Return the least, mean and most of a metric in the one step, by GPU; None where it is not kept."""
+        frame = self._layout.frame_of(metric)
+        if frame is None or not frame[1]:
+            return None
+        place, width = frame
+        begin = sum(self._layout.widths()[:place])
+        return self._kinds_alone()[:, begin : begin + width, None].astype(np.float64)
+
     def slots(self) -> dict[int, Slot]:
-        """Return all of them by their place."""
+        """Return all of them by their place; one that is alone has the first."""
+        if self.is_alone:
+            kinds = [self._layout.columns_as_now(kind[:, None])[:, 0] for kind in self._kinds_alone()]
+            return {0: Slot(self.rows_alone, *kinds)}
         mean, *found = [_all_columns(self._frames, first, self._layout, len(self.places)) for first in self._firsts()]
         least, most = found or (mean, mean)
         return Day(self.places.tolist(), self.rows.tolist(), [least], [mean], [most]).slots()
+
+    def _kinds_alone(self) -> "NDArray[np.float32]":
+        """Return the least, mean and most of every value of the one step."""
+        try:
+            return np.frombuffer(unzip(self._frames[2]), np.float32).reshape(3, -1)
+        except ValueError:
+            raise StoreError(DAMAGED) from None
 
     def _firsts(self) -> range:
         """Return where the frames of the means begin, then those of the least and the most, where there are such."""

@@ -28,7 +28,7 @@ _HEAD = struct.Struct("<BBBBiI")
 """Kind, place in _SCALES, bytes of a difference, whether some are unknown, the least difference, bytes of the mask."""
 _CONSTANT_HEAD = struct.Struct("<Bf")
 _LEVEL = 3
-_DAMAGED = "history: a damaged part of the file was left out"
+DAMAGED = "history: a damaged part of the file was left out"
 _thread = threading.local()
 
 
@@ -55,7 +55,7 @@ def unzip(packed: bytes) -> bytes:
     try:
         return bytes(context.decompress(packed))
     except (_thread.damage, MemoryError):  # damage may name a size that no machine has
-        raise StoreError(_DAMAGED) from None
+        raise StoreError(DAMAGED) from None
 
 
 # ---------------------------------------------------------------------------------------------------------- columns
@@ -198,7 +198,7 @@ def decode(frames: Sequence[bytes], widths: Sequence[int], length: int) -> Colum
         with np.errstate(invalid="ignore"):  # damage may look like a NaN that signals
             return _decode(frames, widths, length)
     except (struct.error, LookupError, ValueError, OverflowError):
-        raise StoreError(_DAMAGED) from None
+        raise StoreError(DAMAGED) from None
 
 
 def _decode(frames: Sequence[bytes], widths: Sequence[int], length: int) -> Columns:
@@ -263,33 +263,37 @@ def unpack_integers(packed: bytes) -> "NDArray[np.int64]":
         by_weight = np.frombuffer(unzip(packed), np.uint8).reshape(8, -1)
         return np.cumsum(np.ascontiguousarray(by_weight.T).view("<i8"))
     except ValueError:
-        raise StoreError(_DAMAGED) from None
+        raise StoreError(DAMAGED) from None
 
 
 class Sums(NamedTuple):
-    """What parts of columns add up to: a row for each column, NaN where nothing is known of a part."""
+    """What figures add up to, NaN where nothing is known; as many each as were told apart."""
 
-    least: "NDArray[np.float64]"
+    least: "NDArray[np.float32]"
     total: "NDArray[np.float64]"
-    most: "NDArray[np.float64]"
+    most: "NDArray[np.float32]"
     known: "NDArray[np.int64]"
 
 
-def added(figures: "NDArray[np.float64]", starts: "Sequence[int] | NDArray[np.intp]") -> Sums:
-    """Add up parts of columns, NaN where unknown, which begin at these places; the first at 0."""
-    lengths = np.diff(starts, append=figures.shape[1])
-    if (lengths == lengths[0]).all():  # side by side they are added up in a tenth of the time
-        parts = figures.reshape(len(figures), len(starts), lengths[0])
-        figures = np.ascontiguousarray(parts.transpose(2, 0, 1))
-
-    def of(kind: "np.ufunc", each: "NDArray[Any]") -> "NDArray[Any]":
-        found: NDArray[Any] = kind.reduce(each, axis=0) if each.ndim == 3 else kind.reduceat(each, starts, axis=1)
-        return found
-
-    known = ~np.isnan(figures)
+def added(figures: "NDArray[np.float32]") -> Sums:
+    """Add up figures, NaN where unknown, over their first axis: side by side, they take a tenth of the time."""
+    known = figures == figures
     with np.errstate(invalid="ignore"):  # infinities of both signs
-        total = of(np.add, np.where(known, figures, 0.0))
-    return Sums(of(np.fmin, figures), total, of(np.fmax, figures), of(np.add, known.astype(np.int64)))
+        total = np.where(known, figures, np.float32(0.0)).sum(axis=0, dtype=np.float64)
+    return Sums(np.fmin.reduce(figures), total, np.fmax.reduce(figures), known.sum(axis=0))
+
+
+def added_parts(figures: "NDArray[np.float32]", starts: "Sequence[int] | NDArray[np.intp]") -> Sums:
+    """Add up parts of columns, a row for each column: the parts begin at these places, the first at 0."""
+    lengths = np.diff(starts, append=figures.shape[1])
+    if (lengths == lengths[0]).all():
+        parts = figures.reshape(len(figures), len(starts), lengths[0])
+        return added(np.ascontiguousarray(parts.transpose(2, 0, 1)))
+    known = figures == figures
+    with np.errstate(invalid="ignore"):  # infinities of both signs
+        total = np.add.reduceat(np.where(known, figures, 0.0), starts, axis=1, dtype=np.float64)
+    least, most = (kind.reduceat(figures, starts, axis=1) for kind in (np.fmin, np.fmax))
+    return Sums(least, total, most, np.add.reduceat(known, starts, axis=1, dtype=np.int64))
 
 
 # -------------------------------------------------------------------------------------------------------- containers
@@ -312,11 +316,11 @@ class Frames:
         try:
             body, (sum_,) = blob[:-4], struct.unpack_from("<I", blob, len(blob) - 4)
             if zlib.crc32(body) != sum_:
-                raise StoreError(_DAMAGED)
+                raise StoreError(DAMAGED)
             (count,) = struct.unpack_from("<H", body)
             sizes = struct.unpack_from(f"<{count}I", body, 2)
         except struct.error:
-            raise StoreError(_DAMAGED) from None
+            raise StoreError(DAMAGED) from None
         self._ends = list(accumulate(sizes, initial=2 + 4 * count))
         self._body = body
 

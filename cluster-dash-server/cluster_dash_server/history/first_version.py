@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cluster_dash_server.figures import NAN
-from cluster_dash_server.history.chunks import Slot, columns_of, slot_of
+from cluster_dash_server.history.chunks import Slot, slot_of
 from cluster_dash_server.history.late_numpy import np
 from cluster_dash_server.history.rollups import DAY, HOUR, SHARE, Rolled
 from cluster_dash_server.history.sealing import Names, Sums, put_slots
@@ -103,7 +103,7 @@ def _cpu_slots(rows: Iterable[Row], day: int) -> dict[int, Slot]:
         for row in group:
             values.append(array("f", [NAN] * len(HOST_METRICS)))
             values[-1][place] = NAN if row.cpu_percent is None else row.cpu_percent
-        slots[hour] = slot_of(columns_of(values))
+        slots[hour] = slot_of(np.array(values, np.float32))
     return slots
 
 

@@ -81,7 +81,8 @@ def _to_engines(
     with_rows = {hour for (hour,) in db.execute("SELECT hour FROM sealed UNION SELECT hour FROM hot")}
     raw = sorted(hour for hour in with_rows if hour >= oldest)
     added_up = [hour for (hour,) in db.execute("SELECT DISTINCT hour FROM usage_hours") if hour not in set(raw)]
-    days = [day for (day,) in db.execute("SELECT day FROM minutes UNION SELECT day FROM hours ORDER BY day")]
+    found = db.execute("SELECT day FROM minutes UNION SELECT day FROM hours")
+    days = sorted({begin // DAY * DAY for (begin,) in found})  # of the newest day each hour stands alone
     parts: list[tuple[str, Callable[[], int]]] = []
     for hour in sorted(added_up):
         parts.append((f"GPU-hours of {hour}", partial(_put_hour, db, hosts, ledger, hour)))
@@ -151,13 +152,13 @@ def _put_day(
         finer = {hour for hour in range(day, day + DAY, HOUR) if hour in with_rows}
         for table, seconds in (("minutes", 60), ("hours", HOUR)):
             told = set()
-            for layout, blob in db.execute(
-                f"SELECT layout, slots FROM {table} WHERE host = ? AND day = ?",  # noqa: S608 - names of ours
-                (host, day),
+            for begin, layout, blob in db.execute(
+                f"SELECT day, layout, slots FROM {table} WHERE host = ? AND day >= ? AND day < ?",  # noqa: S608 - names of ours
+                (host, day, day + DAY),
             ):
                 of = names.layout_of(layout)
                 for place, slot in Slots(blob, of).slots().items():
-                    at = day + place * seconds
+                    at = begin + place * seconds
                     told.add(at // HOUR * HOUR)
                     if at // HOUR * HOUR not in finer:
                         store.append(_figures(name, at, of.gpus, array("f", slot.mean.tobytes())))

@@ -508,6 +508,9 @@ class _Gather:
         """Take a day of steps, less the hours that a finer tier has; return the hours that it has."""
         try:
             slots = Slots(blob, layout)
+            if slots.is_alone:
+                self._hour_alone(slots, layout, day, but)
+                return {day}
             at = day + slots.places * size
             hours = at // HOUR * HOUR
             are_finest = ~np.isin(hours, list(but))
@@ -519,6 +522,14 @@ class _Gather:
             count = rows[are_finest].astype(np.float64)
             self._tell(layout, (at[are_finest], least, mean * (count * _FINEST), most, count))
         return set(hours.tolist())
+
+    def _hour_alone(self, slots: Slots, layout: Layout, hour: int, but: "frozenset[int] | set[int]") -> None:
+        """Take an hour of a day that is not over."""
+        kinds = None if hour in but else slots.alone(self._ask.metric)
+        if kinds is not None:
+            count = float(slots.rows_alone)
+            least, mean, most = kinds
+            self._tell(layout, (np.array([hour]), least, mean * (count * _FINEST), most, np.array([count])))
 
 
 def _add_to(sums: dict[Key, list[float]], key: Key, share: Sequence[float]) -> None:

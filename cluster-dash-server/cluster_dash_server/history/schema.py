@@ -29,7 +29,8 @@ CREATE TABLE boots (id INTEGER PRIMARY KEY, host INTEGER NOT NULL, boot_id TEXT 
 CREATE TABLE hot (id INTEGER PRIMARY KEY, host INTEGER NOT NULL, hour INTEGER NOT NULL, at REAL NOT NULL, boot INTEGER,
   seq INTEGER, layout INTEGER NOT NULL, holding INTEGER NOT NULL, figures BLOB NOT NULL);
 CREATE INDEX hot_hours ON hot (host, hour);
--- an hour of rows of a host, sealed; a day of its minutes; a day of its hours
+-- an hour of rows of a host, sealed; a day of its minutes; a day of its hours, or an hour that stands alone under its
+-- own start until the next day begins
 CREATE TABLE sealed (host INTEGER NOT NULL, hour INTEGER NOT NULL, layout INTEGER NOT NULL, rows BLOB NOT NULL,
   PRIMARY KEY (host, hour, layout));
 CREATE INDEX sealed_hours ON sealed (hour);

@@ -23,6 +23,7 @@ from cluster_dash_server.history.chunks import (
     minutes_of,
     pack_day,
     pack_rows,
+    pack_slot,
     pack_slots,
     slot_of,
 )
@@ -292,9 +293,10 @@ def seal(db: sqlite3.Connection, names: Names, sums: Sums, host: int, hour: int)
     sums.add(rolled, host)
     db.execute("DELETE FROM sealed WHERE host = ? AND hour = ?", (host, hour))
     for gpus, part in rows.by_gpus().items():
-        columns = columns_of(np.concatenate([run.values for run in part.runs]))
-        db.execute("INSERT INTO sealed VALUES (?, ?, ?, ?)", (host, hour, names.layout(gpus), pack_rows(part, columns)))
-        put_slots(db, names, "hours", host, hour // DAY * DAY, gpus, {(hour % DAY) // HOUR: slot_of(columns)})
+        values = np.concatenate([run.values for run in part.runs])
+        blob = pack_rows(part, columns_of(values))
+        db.execute("INSERT INTO sealed VALUES (?, ?, ?, ?)", (host, hour, names.layout(gpus), blob))
+        _put_hour(db, names, host, hour, gpus, slot_of(values))
     db.execute("DELETE FROM usage_hours WHERE hour = ? AND host = ?", (hour, host))
     db.executemany(
         "INSERT INTO usage_hours VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
@@ -319,6 +321,44 @@ def unpack_stretches(packed: bytes) -> list[Stretch]:
         StoreError: it is damaged.
     """
     return [Stretch(*each) for each in json.loads(unzip(packed))]
+
+
+def _put_hour(db: sqlite3.Connection, names: Names, host: int, hour: int, gpus: tuple[GpuId, ...], slot: Slot) -> None:
+    """Put an hour beside the others of its day: alone, until the next day begins and they are packed together."""
+    day, layout = hour // DAY * DAY, names.layout(gpus)
+    of_day = "SELECT slots FROM hours WHERE host = ? AND day = ? AND layout = ?"
+    row = db.execute(of_day, (host, day, layout)).fetchone()
+    if row is not None and not _is_alone(row[0], names.layout_of(layout)):
+        put_slots(db, names, "hours", host, day, gpus, {(hour - day) // HOUR: slot})
+        return
+    db.execute("INSERT OR REPLACE INTO hours VALUES (?, ?, ?, ?)", (host, hour, layout, pack_slot(slot)))
+    (newest,) = db.execute("SELECT MAX(day) FROM hours WHERE host = ? AND day < ?", (host, day)).fetchone()
+    if newest is not None and newest % DAY:
+        _pack_hours(db, names, host, newest // DAY * DAY)
+
+
+def _is_alone(blob: bytes, layout: Layout) -> bool:
+    try:
+        return Slots(blob, layout).is_alone
+    except StoreError:  # whoever puts something beside it begins anew
+        return False
+
+
+def _pack_hours(db: sqlite3.Connection, names: Names, host: int, day: int) -> None:
+    """Pack the hours of a day together that stand alone; they stand under their own start, and then under the day."""
+    span = (host, day, day + DAY)
+    found: dict[tuple[GpuId, ...], dict[int, Slot]] = {}
+    for begin, layout_id, blob in db.execute(
+        "SELECT day, layout, slots FROM hours WHERE host = ? AND day >= ? AND day < ? ORDER BY day", span
+    ).fetchall():
+        layout = names.layout_of(layout_id)
+        with suppress(StoreError):  # what is damaged is left out
+            for place, slot in Slots(blob, layout).slots().items():
+                found.setdefault(layout.gpus, {})[(begin - day) // HOUR + place] = slot
+    db.execute("DELETE FROM hours WHERE host = ? AND day >= ? AND day < ?", span)
+    for gpus, slots in found.items():
+        blob = pack_slots(slots, len(gpus))
+        db.execute("INSERT INTO hours VALUES (?, ?, ?, ?)", (host, day, names.layout(gpus), blob))
 
 
 def put_slots(
@@ -394,6 +434,9 @@ def make_room(db: sqlite3.Connection, names: Names, now: float) -> bool:
 
 def fold_day(db: sqlite3.Connection, names: Names, host: int, day: int) -> None:
     """Make minutes of a day of sealed hours of a host, and drop the hours."""
+    (newest,) = db.execute("SELECT MAX(day) FROM hours WHERE host = ? AND day < ?", (host, day + DAY)).fetchone()
+    if newest is not None and newest > day:  # no later hour of this host came
+        _pack_hours(db, names, host, day)
     days: dict[tuple[GpuId, ...], Day] = {}
     for layout_id, blob in db.execute(
         "SELECT layout, rows FROM sealed WHERE host = ? AND hour >= ? AND hour < ? ORDER BY hour",

@@ -20,13 +20,14 @@ from cluster_dash_server.history.chunks import (
     columns_of,
     minutes_of,
     pack_rows,
+    pack_slot,
     pack_slots,
     slot_of,
 )
 from cluster_dash_server.history.columns import (
     NAN,
     Frames,
-    added,
+    added_parts,
     bind,
     decode,
     encode,
@@ -73,7 +74,7 @@ def test_parts_of_columns_have_the_least_the_sum_and_the_most_of_what_is_known(
     whole = _matrix([[value for part in parts for value in part]] * columns)
     starts = [sum(map(len, parts[:place])) for place in range(len(parts))]
 
-    found = added(whole.astype(np.float64), starts)
+    found = added_parts(whole, starts)
 
     for place, part in enumerate(parts):
         known = [float(value) for value in _matrix([part])[0] if value == value]
@@ -87,7 +88,7 @@ def test_sums_of_decimals_are_exact() -> None:
     columns = decode(encode(_matrix([[612.4] * 12, [0.1] * 11 + [0.2]]), [2]), [2], 12)
 
     assert columns.scales.tolist() == [[10], [10]]
-    assert added(columns.numbers, [0]).total.tolist() == [[12 * 6124], [13]]
+    assert columns.numbers.sum(axis=1).tolist() == [12 * 6124, 13]
 
 
 @pytest.mark.parametrize("cut", [0, 1, 4, 13, 20])
@@ -266,7 +267,7 @@ def test_steps_of_a_day_come_back(make_fleet: MakeFleet) -> None:
     rows = make_fleet(8, 1, BEGIN, BEGIN + 3600)
     gpus = rows[0].gpus
     parts = [[row.values for row in rows if row.gpus == gpus][place : place + 3] for place in (0, 3, 6)]
-    slots = {place: slot_of(columns_of(part)) for place, part in zip((3, 700, 1439), parts, strict=True)}
+    slots = {place: slot_of(np.array(part, np.float32)) for place, part in zip((3, 700, 1439), parts, strict=True)}
 
     found = Slots(pack_slots(slots, len(gpus)), Layout(gpus)).slots()
 
@@ -278,8 +279,32 @@ def test_steps_of_a_day_come_back(make_fleet: MakeFleet) -> None:
         assert _bits(found[place].most) == _bits(slot.most)
 
 
+def test_a_step_that_stands_alone_comes_back(make_fleet: MakeFleet) -> None:
+    rows = [row for row in make_fleet(8, 1, BEGIN, BEGIN + 3600) if row.gpus]
+    gpus = rows[0].gpus
+    slot = slot_of(np.array([row.values for row in rows if row.gpus == gpus], np.float32))
+
+    alone = Slots(pack_slot(slot), Layout(gpus))
+
+    assert alone.is_alone
+    assert not Slots(pack_slots({0: slot}, len(gpus)), Layout(gpus)).is_alone
+    (found,) = alone.slots().values()
+    assert (found.rows, alone.rows_alone) == (slot.rows, slot.rows)
+    kinds = [(found.least, slot.least), (found.mean, slot.mean), (found.most, slot.most)]
+    assert [_bits(each) for each, _ in kinds] == [_bits(each) for _, each in kinds]
+    power, load = alone.alone("power_w"), alone.alone("load_avg_1")
+    assert power is not None
+    assert load is not None
+    first = GPU_METRICS.index("power_w") * len(gpus)
+    for place, (each, _) in enumerate(kinds):
+        assert power[place, :, 0].tolist() == pytest.approx(each[first : first + len(gpus)].tolist(), nan_ok=True)
+        last = HOST_METRICS.index("load_avg_1") - len(HOST_METRICS)
+        assert load[place].tolist() == [[pytest.approx(each[last], nan_ok=True)]]
+    assert alone.alone("of a later release") is None
+
+
 def test_a_mean_has_hundredths_but_that_of_equal_figures_is_each_of_them() -> None:
-    slot = slot_of(_matrix([[0.126] * 3, [0.1, 0.1, 0.2], [NAN, 7.123, NAN], [NAN] * 3, [-math.inf, 1, math.inf]]))
+    slot = slot_of(_matrix([[0.126] * 3, [0.1, 0.1, 0.2], [NAN, 7.123, NAN], [NAN] * 3, [-math.inf, 1, math.inf]]).T)
 
     assert _bits(slot.mean) == _bits(array("f", [0.126, 0.13, 7.123, NAN, NAN]))
     assert _bits(slot.least) == _bits(array("f", [0.126, 0.1, 7.123, NAN, -math.inf]))
@@ -313,7 +338,7 @@ def test_minutes_are_the_same_column_by_column_as_row_by_row(rows_of: tuple[int,
     found = minutes_of(blob, Layout(gpus), day).slots()
 
     wanted = {
-        place: slot_of(columns_of([row.values for row in of_minute]))
+        place: slot_of(np.array([row.values for row in of_minute], np.float32))
         for place, of_minute in groupby(rows, key=lambda row: int(row.at - day) // 60)
     }
     assert found.keys() == wanted.keys()

@@ -21,6 +21,7 @@ from cluster_dash_server.history.opened import OpenHours
 from cluster_dash_server.history.rollups import DAY, HOUR
 from cluster_dash_server.history.sqlite import Keep, SqliteStore
 from cluster_dash_server.store import (
+    GPU_METRICS,
     Event,
     EventQuery,
     Figures,
@@ -531,6 +532,67 @@ def test_rows_become_minutes_and_minutes_end_with_age(
         assert store.series(replace(ask, step_seconds=3600)) == []
         (cluster,) = store.series(replace(ask, metric="busy_gpus", by="cluster", step_seconds=3600))
         assert cluster.mean[0] == pytest.approx(1)
+
+
+HOURS_ALONE = "SELECT COUNT(*) FROM hours WHERE day % 86400"
+
+
+def test_hours_of_a_day_are_packed_together_when_the_next_begins_and_late_rows_find_theirs(
+    tmp_path: Path, moving: Clock, make_row: MakeRow, quick: None
+) -> None:
+    midnight = BEGIN // DAY * DAY
+    rows = [make_row(at=midnight + 600 * number, seq=number, temperature=60 + number % 17) for number in range(190)]
+    late = [
+        make_row(at=midnight + begin + 5, seq=1000 + place, temperature=95 - place)
+        for place, begin in enumerate((0, 3 * HOUR, 23 * HOUR, DAY, DAY + 3 * HOUR))
+    ]
+    hourly = SeriesQuery(metric="temperature_c", begin=midnight, end=midnight + 2 * DAY, step_seconds=HOUR)
+    moving.now = midnight + 3 * DAY
+    with closing(SqliteStore(tmp_path, clock=moving, keep=KEEP)) as store, _reading(tmp_path) as db:
+        for first, last, alone in ((0, 100, 16), (100, 144, 23), (144, 150, 0), (150, 190, 7)):
+            for each in rows[first:last]:
+                store.append(each)
+            store.seal_all()
+            assert db.execute(HOURS_ALONE).fetchone() == (alone,), last
+        for each in late:
+            store.append(each)
+        store.seal_all()
+        (line,) = store.series(hourly)
+
+        moving.now = midnight + 40 * DAY
+        store.prune(moving.now)
+        (after,) = store.series(hourly)
+        assert db.execute("SELECT day FROM hours").fetchall() == [(midnight,), (midnight + DAY,)]
+    of_hours = [[each for each in (*rows, *late) if each.at // HOUR == at // HOUR] for at in line.t]
+    temperatures = [[each.values[GPU_METRICS.index("temperature_c")] for each in of_hour] for of_hour in of_hours]
+    assert list(line.max) == [max(of_hour, default=None) for of_hour in temperatures]
+    assert list(line.min) == [min(of_hour, default=None) for of_hour in temperatures]
+    assert (after.min, after.max) == (line.min, line.max)
+    assert after.mean[:32] == pytest.approx(line.mean[:32])
+
+
+def test_a_damaged_hour_that_stands_alone_is_a_gap_and_the_others_of_its_day_stay(
+    tmp_path: Path, moving: Clock, make_row: MakeRow, quick: None
+) -> None:
+    midnight = BEGIN // DAY * DAY
+    hourly = SeriesQuery(metric="gpu_util", begin=midnight, end=midnight + 3 * HOUR - 1, step_seconds=HOUR)
+    with closing(SqliteStore(tmp_path, clock=moving, keep=KEEP)) as store, _reading(tmp_path) as db:
+        for number in range(12):
+            store.append(make_row(at=midnight + 900 * number, seq=number))
+        store.seal_all()
+        (blob,) = db.execute("SELECT slots FROM hours WHERE day = ?", (midnight,)).fetchone()
+        damaged = blob[:20] + bytes([blob[20] ^ 1]) + blob[21:]
+        db.execute("UPDATE hours SET slots = ? WHERE day = ?", (damaged, midnight))
+        assert [value is None for value in store.series(hourly)[0].mean] == [True, False, False]
+        for number in range(96, 98):  # the next day
+            store.append(make_row(at=midnight + 900 * number, seq=number))
+        store.seal_all()
+        assert [value is None for value in store.series(hourly)[0].mean] == [True, False, False]
+        assert db.execute(HOURS_ALONE).fetchone() == (0,)
+
+
+def _reading(folder: Path) -> "closing[sqlite3.Connection]":
+    return closing(sqlite3.connect(folder / "history.db", isolation_level=None))
 
 
 def test_a_row_older_than_rows_are_kept_is_settled_and_not_stored(
