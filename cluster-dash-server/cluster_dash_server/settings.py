@@ -509,7 +509,8 @@ def _sections(raw: dict[str, object], source: str) -> dict[str, dict[str, object
         if name not in known:
             raise ConfigError(f"{source}: unknown section [{name}]{_nearest(name, [f'[{each}]' for each in known])}")
         if not isinstance(value, dict):
-            raise ConfigError(f"{source}: {name}: expected a section [{name}]")
+            once = ", once and in single brackets" if isinstance(value, list) else ""
+            raise ConfigError(f"{source}: {name}: expected a section [{name}]{once}")
     return typing.cast(dict[str, dict[str, object]], raw)
 
 

@@ -109,6 +109,7 @@ def test_other_names_in_the_environment_are_nobody_s_business() -> None:
         ("[ingest]\npasscode = 12345", "ingest.passcode: got ***, expected a text"),
         ("[viewers]\ntrusted_hosts = 'a'", "viewers.trusted_hosts: got 'a', expected a list of texts"),
         ("server = 1", "server: expected a section [server]"),
+        ("[[alerts]]", "alerts: expected a section [alerts], once and in single brackets"),
         ("[server", "not TOML"),
     ],
 )

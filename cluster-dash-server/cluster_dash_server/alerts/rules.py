@@ -165,8 +165,15 @@ def read(file: Path | None = None) -> tuple[Rule, ...]:
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise RulesError(f"{file}: not TOML: {error}") from None
     for name, section in own.items():
+        if isinstance(section, list) and section and all(isinstance(each, dict) for each in section):
+            named = [name, *[each["name"] for each in section if isinstance(each.get("name"), str)]]
+            meant = next((each for each in named if each in shipped), named[-1] if len(named) > 1 else "NAME")
+            raise RulesError(f"{file}: [[{name}]]: each rule is a section under its own name: [{meant}], no list")
         if not isinstance(section, dict):
             raise RulesError(f"{file}: {name}: expected a section [{name}]")
+        inner = next((key for key, value in section.items() if isinstance(value, dict)), None)
+        if inner is not None and name not in shipped:
+            raise RulesError(f"{file}: [{name}.{inner}]: write [{inner}], the name of the rule alone")
         if name not in shipped and _NAME.fullmatch(name) is None:
             raise RulesError(f"{file}: [{name}]: expected a name of a-z, 0-9 and -, at most 48 long")
         if name not in shipped and "when" not in section:

@@ -76,6 +76,11 @@ def test_a_site_adds_a_rule_of_its_own(tmp_path: Path) -> None:
         ("[mine]\nwhen = 'state > 3'", "write state = "),
         ("[posts-refused]\nfilter = 'host:gpu01'", "is of no host"),
         ("disk-full = 3", "expected a section [disk-full]"),
+        ("[[alert]]\nwhen = 'temp > 85'", "[[alert]]: each rule is a section under its own name: [NAME], no list"),
+        ("[[alert]]\nname = 'too-hot'", "under its own name: [too-hot], no list"),
+        ("[[rules]]\nname = 'mine'\n[[rules]]\nname = 'disk-full'", "under its own name: [disk-full], no list"),
+        ("[[disk-full]]\nenabled = false", "[[disk-full]]: each rule is a section under its own name: [disk-full]"),
+        ("[alert.too-hot]\nwhen = 'temp > 85'", "[alert.too-hot]: write [too-hot], the name of the rule alone"),
         ("[disk-full", "not TOML"),
     ],
 )
