@@ -49,9 +49,9 @@ from cluster_dash_server.web import history as history_pages
 from cluster_dash_server.web import slurm as slurm_pages
 from cluster_dash_server.web import waiting as waiting_page
 from cluster_dash_server.web.answers import failure, html
-from cluster_dash_server.web.history import Past
 from cluster_dash_server.web.lazy_rule import LazyRule
-from cluster_dash_server.web.views import QueryError
+from cluster_dash_server.web.parameters import QueryError
+from cluster_dash_server.web.past import Past
 
 VERSION = __version__
 

@@ -21,6 +21,9 @@ MOST_STEPS = 8
 NICE_SECONDS = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14_400, 21_600, 43_200, 86_400, 604_800)
 """Lengths of steps that people can read; days begin with one of each."""
 
+MOST_SECONDS = 100 * 366 * 86_400.0
+"""How long a stretch of time may be: a hundred years."""
+
 _FIXED = {"s": timedelta(seconds=1), "m": timedelta(minutes=1), "h": timedelta(hours=1)}
 _MONTHS = {"M": 1, "Q": 3, "y": 12}
 # a + in a query means a blank
@@ -91,7 +94,7 @@ def moment(text: str, now: float, site_zone: tzinfo = UTC, *, is_end: bool = Fal
 
 
 def span(
-    from_text: str, to_text: str, now: float, site_zone: tzinfo = UTC, *, most_seconds: float = 100 * 366 * 86_400.0
+    from_text: str, to_text: str, now: float, site_zone: tzinfo = UTC, *, most_seconds: float = MOST_SECONDS
 ) -> Span:
     """Read a stretch of time.
 

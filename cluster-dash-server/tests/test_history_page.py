@@ -25,8 +25,8 @@ from cluster_dash_server.states import Thresholds
 from cluster_dash_server.store import Event, EventQuery, KeptEvent, SeriesQuery, StoreError
 from cluster_dash_server.web import first_history, history, timelines
 from cluster_dash_server.web.answers import failure
-from cluster_dash_server.web.history import Past
-from cluster_dash_server.web.views import QueryError
+from cluster_dash_server.web.parameters import QueryError
+from cluster_dash_server.web.past import Past
 from cluster_dash_server.web.waste import gpu_hours
 from cluster_dash_server.when import span
 from tests.past import Card, busy, figures, idle

@@ -10,8 +10,7 @@ from flask.testing import FlaskClient
 
 from cluster_dash_server.app import create_app
 from cluster_dash_server.settings import Settings
-from cluster_dash_server.web.lists import moment, size_mib
-from cluster_dash_server.web.views import QueryError
+from cluster_dash_server.web.parameters import QueryError, moment, size_mib
 from cluster_dash_server.when import GRAMMAR
 
 Snapshot = dict[str, Any]

@@ -15,12 +15,10 @@ from cluster_dash_server.alerts.standing import MOST_SHOWN, STANDINGS, Standing,
 from cluster_dash_server.notices.receivers import PERSON
 from cluster_dash_server.notices.telling import without_addresses
 from cluster_dash_server.snapshot import Json, dumps, printable
-from cluster_dash_server.web import views
 from cluster_dash_server.web.answers import failure, html, json_response, refusal
 from cluster_dash_server.web.export import csv_response
-from cluster_dash_server.web.lists import moment
 from cluster_dash_server.web.operators import MOST_TEXT, NoSuch, Operators
-from cluster_dash_server.web.views import QueryError, text_of
+from cluster_dash_server.web.parameters import QueryError, choice, json_object, moment, text_of
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +74,7 @@ def blueprint(
 
     def asked(now: float) -> list[Alert]:
         """Return the alerts that the request means, newest first: those that go on, or those of a stretch of time."""
-        state = views.choice("state", ("open", "all", *STANDINGS))
+        state = choice("state", ("open", "all", *STANDINGS))
         if request.args.get("from") or state in ("all", "ended"):
             begin = moment("from", request.args.get("from") or "now-24h", now, zone)
             end = moment("to", request.args.get("to") or "now", now, zone)
@@ -90,7 +88,7 @@ def blueprint(
     @routes.get("/api/v1/alerts")
     @needs("state:read")
     def alerts() -> Response:
-        form, now = views.choice("format", ("json", "csv")), clock()
+        form, now = choice("format", ("json", "csv")), clock()
         rows = [_row(each, now) for each in asked(now)]
         if form == "csv":
             return csv_response(COLUMNS, ([_flat(row[column]) for column in COLUMNS] for row in rows))
@@ -100,7 +98,7 @@ def blueprint(
     @routes.get("/api/v1/silences")
     @needs("state:read")
     def silences() -> Response:
-        form, now = views.choice("format", ("json", "csv")), clock()
+        form, now = choice("format", ("json", "csv")), clock()
         rows = [_silence(each, current.get()) for each in book.silences(now)]
         if form == "csv":
             return csv_response(SILENCE_COLUMNS, ([row[column] for column in SILENCE_COLUMNS] for row in rows))
@@ -150,7 +148,7 @@ def blueprint(
     @needs("operate")
     def acknowledged(alert: str) -> Response:
         try:
-            operators.acknowledge(alert, text_of(views.json_object(), "note", MOST_TEXT))
+            operators.acknowledge(alert, text_of(json_object(), "note", MOST_TEXT))
         except QueryError as error:
             return failure(400, str(error))
         return json_response({"success": True})
@@ -165,7 +163,7 @@ def blueprint(
     @needs("operate")
     def silenced() -> Response:
         try:
-            made = operators.silence(views.json_object())
+            made = operators.silence(json_object())
         except QueryError as error:
             return failure(400, str(error))
         return json_response({"success": True, "id": made.id, "until": made.ends_at})

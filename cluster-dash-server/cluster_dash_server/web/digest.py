@@ -8,11 +8,9 @@ from cluster_dash_server.access.viewers import needs
 from cluster_dash_server.digest import Digest
 from cluster_dash_server.nights import Nights
 from cluster_dash_server.snapshot import Json
-from cluster_dash_server.web import views
 from cluster_dash_server.web.answers import html, json_response
-from cluster_dash_server.web.history import say_what_fails
-from cluster_dash_server.web.views import QueryError
-from cluster_dash_server.when import WhenError, span
+from cluster_dash_server.web.parameters import choice, span
+from cluster_dash_server.web.past import say_what_fails
 
 DEFAULT_FROM = "now-24h"
 PRESETS = (
@@ -38,13 +36,9 @@ def blueprint(nights: Nights, clock: Callable[[], float]) -> Blueprint:
     @routes.get("/digest")
     @needs("history:read")
     def page() -> Response:
-        form = views.choice("format", ("html", "text", "json"))
+        form = choice("format", ("html", "text", "json"))
         now = clock()
-        from_text, to_text = request.args.get("from") or DEFAULT_FROM, request.args.get("to") or "now"
-        try:
-            asked = span(from_text, to_text, now, nights.zone, most_seconds=MOST_SECONDS)
-        except WhenError as error:
-            raise QueryError(str(error)) from None
+        asked = span(DEFAULT_FROM, now, nights.zone, most_seconds=MOST_SECONDS)
         told = nights.told(asked, now)
         if form == "text":
             return Response(told.text, mimetype="text/plain")
@@ -57,8 +51,8 @@ def blueprint(nights: Nights, clock: Callable[[], float]) -> Blueprint:
             json_path="digest?format=json",
             told=told,
             presets=PRESETS,
-            from_text=from_text,
-            to_text=to_text,
+            from_text=request.args.get("from") or DEFAULT_FROM,
+            to_text=request.args.get("to") or "now",
             utc=request.args.get("tz") == "UTC",
             zone=str(nights.zone),
             poll_seconds=300,

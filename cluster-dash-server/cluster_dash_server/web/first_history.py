@@ -13,6 +13,7 @@ from cluster_dash_server.snapshot import Json, printable
 from cluster_dash_server.store import Series, SeriesQuery, Store, StoreError
 from cluster_dash_server.web.answers import failure, json_response
 from cluster_dash_server.web.api import FREE_PERCENT
+from cluster_dash_server.web.parameters import digits
 
 MOST_HOURS = 200_000
 """Over 22 years: what may be asked for."""
@@ -30,9 +31,10 @@ def blueprint(cluster: Cluster, store: Store, clock: Callable[[], float]) -> Blu
     @needs("history:read")
     def history_data() -> Response:
         text = request.args.get("hours", "24")
-        if not (text.isascii() and text.isdigit() and len(text) < 10 and 1 <= int(text) <= MOST_HOURS):
+        hours = digits(text, 9)
+        if hours is None or not 1 <= hours <= MOST_HOURS:
             return failure(400, f"hours: got {printable(text, 32)}, expected a whole number from 1 to {MOST_HOURS}")
-        return json_response(first_shape(cluster, store, clock(), int(text)))
+        return json_response(first_shape(cluster, store, clock(), hours))
 
     return routes
 

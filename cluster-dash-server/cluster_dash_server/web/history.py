@@ -1,18 +1,15 @@
 """History: the page `/history`, and `/api/v1/series`."""
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from datetime import tzinfo
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import NamedTuple, get_args
 from urllib.parse import urlencode
 
-from flask import Blueprint, Response, abort, request
+from flask import Blueprint, Response, request
 
 from cluster_dash_server.access.viewers import needs
-from cluster_dash_server.cluster import Cluster, HostView
-from cluster_dash_server.history import bygone
+from cluster_dash_server.cluster import HostView
 from cluster_dash_server.history.steps import FINEST_SECONDS, METRICS, SETTLING_SECONDS
-from cluster_dash_server.hostlist import HostlistError, expand, matcher
 from cluster_dash_server.snapshot import Json, printable
 from cluster_dash_server.store import (
     CLUSTER_METRICS,
@@ -21,27 +18,22 @@ from cluster_dash_server.store import (
     MOST_POINTS,
     USER_METRICS,
     By,
-    Event,
     EventQuery,
-    Ledger,
     Series,
     SeriesQuery,
-    Store,
-    StoreError,
-    UseQuery,
 )
 from cluster_dash_server.web import export, timelines, views, words
-from cluster_dash_server.web.answers import failure, html, json_response
+from cluster_dash_server.web.answers import html, json_response
 from cluster_dash_server.web.export import csv_response
+from cluster_dash_server.web.parameters import QueryError, choice
+from cluster_dash_server.web.past import MOST_HOSTS, Past, Question, say_what_fails
 from cluster_dash_server.web.timelines import Figure, Line
-from cluster_dash_server.web.views import QueryError, View
-from cluster_dash_server.when import Span, WhenError, moment, span, step_seconds
+from cluster_dash_server.web.views import View
+from cluster_dash_server.when import Span, step_seconds
 
 BYS: tuple[By, ...] = get_args(By)
 MOST_VALUES = 600_000
 """Points of all series of one answer: some 25 MB of JSON."""
-MOST_HOSTS = 1_000
-"""Hosts of which a page asks at once."""
 MOST_GPUS = 256
 MOST_CELLS = 12_000
 """Cells of one map: more take a browser longer than people wait."""
@@ -69,196 +61,11 @@ DOING = (("busy", "busy_gpus"), ("held without work", "idle_gpus"), ("free", "fr
 GPUS = tuple(name for _, name in DOING)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Question:
-    """What a request asks of the past.
-
-    Attributes:
-        hosts: None: of all; so for the others.
-        of_users: only while one of them had the GPU.
-    """
-
-    span: Span
-    by: By
-    hosts: tuple[str, ...] | None
-    gpus: tuple[int, ...] | None
-    models: tuple[str, ...] | None
-    users: tuple[str, ...] | None
-    step_seconds: float | None
-
-    def of(self, metric: str) -> SeriesQuery:
-        """Ask for a metric."""
-        return SeriesQuery(
-            metric=metric,
-            begin=self.span.begin,
-            end=self.span.end,
-            by=self.by,
-            step_seconds=self.step_seconds,
-            hosts=self.hosts,
-            gpus=self.gpus,
-            models=self.models,
-            users=self.users if self.by == "user" else None,
-        )
-
-
-class Past:
-    """The past of this cluster, as requests ask for it.
-
-    Args:
-        cluster: the live view: which hosts there are.
-        store: the figures.
-        ledger: events, and who had which GPU.
-        clock: Unix s.
-        zone: in which days begin.
-        alerts: gives the alerts that were there between two moments, as marks.
-    """
-
-    def __init__(
-        self,
-        cluster: Cluster,
-        store: Store,
-        ledger: Ledger,
-        clock: Callable[[], float],
-        zone: tzinfo,
-        alerts: Callable[[float, float], Sequence[Event]] = lambda begin, end: (),
-    ) -> None:
-        self.alerts = alerts
-        self.cluster = cluster
-        self.store = store
-        self.ledger = ledger
-        self.clock = clock
-        self.zone = zone
-
-    def span(self, default: str = "now-24h") -> Span:
-        """Return which time the request asks for.
-
-        Raises:
-            QueryError: no such time.
-        """
-        try:
-            return span(request.args.get("from") or default, request.args.get("to") or "now", self.clock(), self.zone)
-        except WhenError as error:
-            raise QueryError(printable(str(error))) from None
-
-    def question(self, by: By, asked: Span) -> Question:
-        """Return what the request asks for, but for the metric.
-
-        Raises:
-            QueryError: a parameter that cannot be understood.
-        """
-        return Question(
-            span=asked,
-            by=by,
-            hosts=self.hosts(),
-            gpus=_numbers("gpu"),
-            models=_texts("model"),
-            users=_texts("user"),
-            step_seconds=_step(),
-        )
-
-    def hosts(self) -> tuple[str, ...] | None:
-        """Return the hosts that the request names: by name, hostlist or pattern; None: it names none.
-
-        Raises:
-            QueryError: a hostlist that cannot be read.
-        """
-        text = request.args.get("host")
-        if not text:
-            return None
-        try:
-            meant = matcher(text)
-            found = [name for name in sorted(self.cluster.names()) if meant(name)]
-            return tuple(found) or tuple(expand(text)[:MOST_HOSTS])  # one that was forgotten has its past still
-        except HostlistError as error:
-            raise QueryError(f"host: {printable(str(error))}") from None
-
-    def view_at(self, text: str) -> views.View:
-        """Return the cluster as it stood at a moment, through the filter of the request.
-
-        Raises:
-            QueryError: no such moment.
-        """
-        try:
-            at = moment(text, self.clock(), self.zone)
-        except WhenError as error:
-            raise QueryError(f"at: got {printable(text, 64)!r}, {error}") from None
-        try:
-            hosts = bygone.hosts_at(self.store, at, self.cluster.thresholds)
-        except StoreError as error:
-            abort(503, str(error))
-        return views.look(hosts, request.args.get("q", "").strip(), at)
-
-    def series(self, question: Question, metric: str) -> list[Series]:
-        """Answer a question; only while one of its users had the GPU, where it names some and asks by GPU."""
-        if question.by == "gpu" and question.users is not None:
-            return self._of_users(question, metric, question.users)
-        return self.store.series(question.of(metric))
-
-    def _of_users(self, question: Question, metric: str, users: tuple[str, ...]) -> list[Series]:
-        had: dict[tuple[str, int], list[tuple[float, float]]] = {}
-        uses = self.ledger.uses(
-            UseQuery(
-                begin=question.span.begin, end=question.span.end, hosts=question.hosts, gpus=question.gpus, users=users
-            )
-        )
-        for use in uses:
-            had.setdefault((use.host, use.gpu), []).append((use.from_at, use.to_at))
-        if not had:
-            return []
-        question = replace(question, hosts=tuple(sorted({host for host, _ in had})))
-        found = []
-        for each in self.store.series(question.of(metric)):
-            times = had.get((each.host or "", -1 if each.gpu is None else each.gpu))
-            if times:
-                found.append(_masked(each, times))
-        return found
-
-
-def _masked(series: Series, times: Sequence[tuple[float, float]]) -> Series:
-    step = series.step_seconds
-    inside = [any(begin < at + step and at < end for begin, end in times) for at in series.t]
-
-    def only(values: Sequence[float | None]) -> list[float | None]:
-        return [value if had else None for value, had in zip(values, inside, strict=True)]
-
-    return replace(series, min=only(series.min), mean=only(series.mean), max=only(series.max))
-
-
-# ----------------------------------------------------------------------------------------------- what was asked
-
-
-def _texts(name: str) -> tuple[str, ...] | None:
-    found = tuple(text for text in request.args.getlist(name) if text)
-    return found or None
-
-
-def _numbers(name: str) -> tuple[int, ...] | None:
-    text = request.args.get(name)
-    if not text:
-        return None
-    parts = [part.strip() for part in text.split(",")]
-    if len(parts) > 64 or not all(part.isascii() and part.isdigit() and len(part) <= 4 for part in parts):
-        raise QueryError(f"{name}: got {printable(text, 64)!r}, expected a number such as 0, or some: 0,3")
-    return tuple(map(int, parts))
-
-
-def _step() -> float | None:
-    text = request.args.get("step")
-    if not text:
-        return None
-    try:
-        seconds = float(text) if len(text) <= 12 else 0.0
-    except ValueError:
-        seconds = 0.0
-    if not 1 <= seconds <= 400 * 86_400:
-        raise QueryError(f"step: got {printable(text, 64)!r}, expected seconds, from 1 on")
-    return seconds
-
-
 def _by(metric: str) -> By:
     """Return by what the request asks: what it says, else what its other parameters and its metric mean."""
+    by: By
     if request.args.get("by"):
-        by: By = views.choice("by", BYS)  # type: ignore[assignment]
+        by = choice("by", BYS)
     elif metric in USER_METRICS and (request.args.get("user") or metric not in CLUSTER_METRICS):
         by = "user"
     elif metric in GPU_METRICS and not (metric in CLUSTER_METRICS and request.args.get("model")):
@@ -280,16 +87,6 @@ def _by(metric: str) -> By:
 # ---------------------------------------------------------------------------------------------------------- routes
 
 
-def say_what_fails(routes: Blueprint) -> None:
-    """Say in the shape that the caller reads what cannot be answered: a query, or history itself."""
-
-    @routes.errorhandler(StoreError)
-    def no_history(error: StoreError) -> Response:
-        if request.path.startswith("/api/"):
-            return failure(503, f"history: {error}")
-        return html("no_history.html", page=request.path.strip("/"), why=str(error))
-
-
 def blueprint(past: Past, name: str) -> Blueprint:
     """Build the routes.
 
@@ -303,7 +100,7 @@ def blueprint(past: Past, name: str) -> Blueprint:
     @routes.get("/api/v1/series")
     @needs("history:read")
     def series() -> Response:
-        form = views.choice("format", ("json", "csv"))
+        form = choice("format", ("json", "csv"))
         metric = request.args.get("metric", "")
         question = past.question(_by(metric), past.span())
         question = _with_snapshots(_bounded(question, past), past)
@@ -316,7 +113,7 @@ def blueprint(past: Past, name: str) -> Blueprint:
     @routes.get("/history")
     @needs("history:read")
     def page() -> Response:
-        form = views.choice("format", export.FORMS)
+        form = choice("format", export.FORMS)
         if form == "html":
             return html("history.html", **_page(past))
         by, asked = _page_by(), past.span()
@@ -428,7 +225,7 @@ def _wanted(past: Past, by: By, asked: Span, view: View) -> _Wanted:
     shown = [host for host in candidates if question.hosts is None or host.host in question.hosts]
     if by in ("gpu", "host") and (is_filtered or question.hosts is None):
         question = replace(question, hosts=tuple(host.host for host in shown[:MOST_HOSTS]))
-    is_map = by in ("gpu", "host") and views.choice("view", ("lines", "map")) == "map"
+    is_map = by in ("gpu", "host") and choice("view", ("lines", "map")) == "map"
     question = replace(question, step_seconds=_page_step(question, shown, is_map=is_map))
     return _Wanted(question, is_map, is_filtered, problems)
 
@@ -503,8 +300,7 @@ def _series_path(question: Question, asked: Span, metric: str) -> str:
 
 def _page_by() -> By:
     if request.args.get("by"):
-        by: By = views.choice("by", BYS)  # type: ignore[assignment]
-        return by
+        return choice("by", BYS)
     return "user" if request.args.get("user") else "gpu" if request.args.get("host") else "cluster"
 
 

@@ -2,11 +2,10 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, tzinfo
-from typing import NoReturn
 
 from flask import Blueprint, Response, request
 
-from cluster_dash_server import filters, free, when
+from cluster_dash_server import free
 from cluster_dash_server.access.viewers import needs
 from cluster_dash_server.cluster import Cluster, GpuView
 from cluster_dash_server.events import EventLog, silences
@@ -17,11 +16,11 @@ from cluster_dash_server.summary import model
 from cluster_dash_server.web import views, words
 from cluster_dash_server.web.answers import json_response
 from cluster_dash_server.web.export import csv_response
-from cluster_dash_server.web.views import QueryError, View
+from cluster_dash_server.web.parameters import QueryError, choice, count, moment, size_mib
+from cluster_dash_server.web.views import View
 
 FREE_COLUMNS = ("host", "index", "uuid", "model", "free_mem", "total_mem", "since")
 EVENT_COLUMNS = ("at", "host", "gpu", "kind", "code", "text")
-MOST_GPUS = 64
 MOST_EVENTS = 100_000
 """Of history in one answer; an export has them all."""
 SILENT = "host_silent"
@@ -45,7 +44,7 @@ def blueprint(
     @lists.get("/api/v1/free")
     @needs("state:read")
     def free_gpus() -> Response:
-        form = views.choice("format", ("json", "text", "csv"))
+        form = choice("format", ("json", "text", "csv"))
         wish = free.Wish(
             count=count(request.args.get("count", "1")),
             free_mem=size_mib("mem", request.args.get("mem", "0G")),
@@ -65,7 +64,7 @@ def blueprint(
     @lists.get("/api/v1/events")
     @needs("state:read")
     def events() -> Response:
-        form = views.choice("format", ("json", "csv"))
+        form = choice("format", ("json", "csv"))
         now = clock()
         hosts, kind = request.args.get("host"), request.args.get("kind")
         begin = moment("from", request.args.get("from") or "0", now, zone)
@@ -156,43 +155,3 @@ def free_text(offers: Sequence[free.Offer], wish: free.Wish, now: float) -> str:
     return "".join(
         "\t".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip() + "\n" for line in lines
     )
-
-
-# ----------------------------------------------------------------------------------------------- what was asked
-
-
-def _refuse(name: str, got: str, expected: str) -> NoReturn:
-    raise QueryError(f"{name}: got {printable(got, 64)!r}, expected {expected}")
-
-
-def count(text: str) -> int:
-    """Read how many GPUs are wished.
-
-    Raises:
-        QueryError: no whole number, or out of its range.
-    """
-    if text.isascii() and text.isdigit() and len(text) < 4 and 1 <= int(text) <= MOST_GPUS:
-        return int(text)
-    return _refuse("count", text, f"a whole number from 1 to {MOST_GPUS}")
-
-
-def size_mib(name: str, text: str) -> float:
-    """Read an amount of memory such as `40G` (40 × 2^30 bytes), to 2^20 bytes.
-
-    Raises:
-        QueryError: it is none; a number without its unit is none, for nobody could say what it means.
-    """
-    size = filters.size_mib(text)
-    return _refuse(name, text, "a size with its unit, such as 40G or 512M") if size is None else size
-
-
-def moment(name: str, text: str, now: float, zone: tzinfo = UTC) -> float:
-    """Read a moment in Grafana's grammar (see `when`), to Unix s.
-
-    Raises:
-        QueryError: it is none.
-    """
-    try:
-        return when.moment(text, now, zone, is_end=name == "to")
-    except when.WhenError as error:
-        raise QueryError(f"{name}: got {printable(text, 64)!r}, {error}") from None

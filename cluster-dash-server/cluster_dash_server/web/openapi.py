@@ -11,7 +11,7 @@ from flask import Blueprint, Flask, Response, current_app
 from cluster_dash_server.access.viewers import needs
 from cluster_dash_server.snapshot import schema_text
 from cluster_dash_server.web.answers import json_response
-from cluster_dash_server.web.lists import MOST_GPUS
+from cluster_dash_server.web.parameters import MOST_GPUS
 
 Json = dict[str, Any]
 

@@ -9,8 +9,7 @@ from cluster_dash_server.access.viewers import current
 from cluster_dash_server.alerts.book import Book, Silence
 from cluster_dash_server.alerts.routing import silence_of
 from cluster_dash_server.snapshot import printable
-from cluster_dash_server.web.lists import moment
-from cluster_dash_server.web.views import QueryError, text_of
+from cluster_dash_server.web.parameters import QueryError, digits, moment, text_of
 
 log = logging.getLogger(__name__)
 
@@ -85,17 +84,17 @@ class Operators:
         log.info("audit: silence %s of %s by %s", made.id, printable(text, 200), _who())
         return made
 
-    def end_silence(self, number: str) -> None:
+    def end_silence(self, text: str) -> None:
         """End a silence before its time.
 
         Raises:
             NoSuch: none that holds has this number.
             BookError: it cannot be written.
         """
-        is_number = number.isascii() and number.isdigit() and len(number) < 16
-        if not is_number or not self._book.end_silence(int(number), _who(), self._clock()):
-            raise NoSuch(f"silence: none that holds is {printable(number, 16)}")
-        log.info("audit: silence %s ended by %s", number, _who())
+        silence = digits(text, 15)
+        if silence is None or not self._book.end_silence(silence, _who(), self._clock()):
+            raise NoSuch(f"silence: none that holds is {printable(text, 16)}")
+        log.info("audit: silence %d ended by %s", silence, _who())
 
 
 def _who() -> str:

@@ -13,7 +13,8 @@ from cluster_dash_server.snapshot import printable
 from cluster_dash_server.states import STATES
 from cluster_dash_server.web import fleet, words
 from cluster_dash_server.web.fleet import Page
-from cluster_dash_server.web.views import QueryError, View, here
+from cluster_dash_server.web.parameters import QueryError
+from cluster_dash_server.web.views import View, here
 
 COLUMNS = (
     ("host", "Host", ""),

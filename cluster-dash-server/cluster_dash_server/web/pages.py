@@ -27,6 +27,7 @@ from cluster_dash_server.web import (
 from cluster_dash_server.web.answers import html
 from cluster_dash_server.web.assets import add_assets
 from cluster_dash_server.web.lists import so_far
+from cluster_dash_server.web.parameters import choice
 from cluster_dash_server.web.views import View
 
 NAV = (
@@ -113,10 +114,10 @@ def blueprint(
     @needs("state:read")
     def overview() -> Response:
         at = request.args.get("at")
-        view, form = asked() if not at else (bygone(at), views.choice("format", export.FORMS))
+        view, form = asked() if not at else (bygone(at), choice("format", export.FORMS))
         if form != "html":
             return export.answer(form, export.hosts(view), view, site.name)
-        sort = views.choice("sort", fleet.sorts())
+        sort = choice("sort", fleet.sorts())
         part = fleet.page(len(view.hosts), request.args.get("page", ""))
         shown = fleet.order(view.hosts, sort)[max(0, part.first - 1) : part.last]
         grouped_by = fleet.grouping(request.args.get("group"), len(view.every), view.wish)
@@ -178,7 +179,7 @@ def blueprint(
     def asked() -> tuple[View, str]:
         """Return what the request at hand asks to see, and in which form."""
         now = clock()
-        return views.asked(cluster.hosts(now), now), views.choice("format", export.FORMS)
+        return views.asked(cluster.hosts(now), now), choice("format", export.FORMS)
 
     def chart_page(metric: str, tab: str) -> Response:
         view, form = asked()
@@ -227,7 +228,7 @@ def blueprint(
             names = sorted(cluster.names())
             nearest = host_page.nearest(host, names)
             return html("unknown_host.html", 404, page="host", name=host, nearest=nearest, count=len(names))
-        form = views.choice("format", export.FORMS)
+        form = choice("format", export.FORMS)
         if form != "html":
             alone = views.look([view], "", now)
             return export.answer(form, export.gpus(alone), alone, f"{site.name}, {host}")
@@ -246,7 +247,7 @@ def blueprint(
     @needs("state:read")
     def one_user(user: str) -> Response:
         now = clock()
-        form = views.choice("format", export.FORMS)
+        form = choice("format", export.FORMS)
         of_user = str(Filter(terms=(facets.exactly("user", user),)))
         view = views.look(cluster.hosts(now), of_user, now)
         if form != "html":

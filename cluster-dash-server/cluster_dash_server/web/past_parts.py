@@ -9,7 +9,7 @@ from flask import Blueprint
 from cluster_dash_server.store import SeriesQuery, StoreError, UsageQuery, Use, UseQuery
 from cluster_dash_server.summary import model_by_name
 from cluster_dash_server.web import words
-from cluster_dash_server.web.history import Past
+from cluster_dash_server.web.past import Past
 
 DAY = 86_400.0
 BEAT_SECONDS = 900.0

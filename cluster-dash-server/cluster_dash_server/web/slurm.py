@@ -11,6 +11,7 @@ from cluster_dash_server.slurm import Finished, Job, Picture, Slurm, word
 from cluster_dash_server.snapshot import Json, printable
 from cluster_dash_server.web import export, rows, slurm_words
 from cluster_dash_server.web.answers import html
+from cluster_dash_server.web.parameters import choice
 from cluster_dash_server.web.slurm_lists import (
     CLUSTER_COLUMNS,
     JOB_COLUMNS,
@@ -24,7 +25,7 @@ from cluster_dash_server.web.slurm_lists import (
     job_row,
     node_rows,
 )
-from cluster_dash_server.web.views import choice, here
+from cluster_dash_server.web.views import here
 
 PAGE = 50
 """Rows of a table on one page."""

@@ -12,7 +12,7 @@ from cluster_dash_server.snapshot import Json, printable
 from cluster_dash_server.web import slurm_words, words
 from cluster_dash_server.web.answers import json_response
 from cluster_dash_server.web.export import csv_response
-from cluster_dash_server.web.views import choice
+from cluster_dash_server.web.parameters import choice
 
 CLUSTER_COLUMNS = (
     *("cluster", "version", "host", "read_at", "late", "nodes"),

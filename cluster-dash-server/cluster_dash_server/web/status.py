@@ -17,9 +17,9 @@ from cluster_dash_server.ingest import Limits
 from cluster_dash_server.live import Live
 from cluster_dash_server.received import Received, Reception
 from cluster_dash_server.snapshot import Json
-from cluster_dash_server.web import views
 from cluster_dash_server.web.answers import html, json_response
 from cluster_dash_server.web.hot import Viewers
+from cluster_dash_server.web.parameters import choice
 
 SKEWED_SECONDS = 60
 MOST_VERSIONS = 50
@@ -124,7 +124,7 @@ def blueprint(parts: Parts, clock: Callable[[], float]) -> Blueprint:
     @routes.get("/status")
     @needs("state:read")
     def page() -> Response:
-        if views.choice("format", ("html", "json")) == "json":
+        if choice("format", ("html", "json")) == "json":
             return json_response(status(parts, clock()))
         now = clock()
         return html("status.html", page="status", now=now, json_path="api/v1/status", said=status(parts, now))

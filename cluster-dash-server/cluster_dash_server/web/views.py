@@ -1,6 +1,6 @@
 """What a request asks to see: its filter, the hosts that it means, and addresses of the same view changed."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from urllib.parse import quote, urlencode
@@ -11,49 +11,11 @@ from cluster_dash_server import facets, filters
 from cluster_dash_server.cluster import GpuView, HostView
 from cluster_dash_server.facets import Facets
 from cluster_dash_server.filters import Filter
-from cluster_dash_server.snapshot import Json, loads, printable
+from cluster_dash_server.snapshot import Json
 from cluster_dash_server.summary import Tally, sentence, tally_of
 
 LONGEST_PARAMETER = 4_000
 """Characters of a parameter that are carried on in links."""
-
-
-class QueryError(Exception):
-    """A query that cannot be answered; the text names the parameter and its mend."""
-
-
-def json_object() -> Json:
-    """Return what a request holds, by the parser of snapshots: a lone surrogate could be kept and shown nowhere.
-
-    Raises:
-        QueryError: it is no JSON object.
-    """
-    try:
-        body = loads(request.get_data()) if request.is_json else None
-    except (ValueError, RecursionError):
-        body = None
-    if not isinstance(body, dict):
-        raise QueryError("body: expected a JSON object, sent with Content-Type: application/json")
-    return body
-
-
-def text_of(said: Mapping[str, object], name: str, longest: int) -> str:
-    """Return a text of a form or a JSON object; empty where it is not said.
-
-    Args:
-        said: all that was said.
-        name: of what is wanted.
-        longest: how many characters it may have.
-
-    Raises:
-        QueryError: it is no text, or longer.
-    """
-    value = said.get(name)
-    if value is None:
-        return ""
-    if not isinstance(value, str) or len(value) > longest:
-        raise QueryError(f"{name}: got {printable(str(value), 64)!r}, expected a text of at most {longest} characters")
-    return value.strip()
 
 
 @dataclass(frozen=True, kw_only=True)  # no slots: what is asked for more than once is kept
@@ -163,15 +125,3 @@ def here(**changes: object) -> str:
 def problems_text(view: View) -> str:
     """Return what of a filter was not understood, as lines above a table."""
     return "".join(f"! {problem}\n" for problem in view.wish.problems)
-
-
-def choice(name: str, known: Sequence[str]) -> str:
-    """Return a parameter that is one of a few words, the first where it is not given.
-
-    Raises:
-        QueryError: it is another.
-    """
-    value = request.args.get(name) or known[0]
-    if value not in known:
-        raise QueryError(f"{name}: got {printable(value, 64)!r}, expected one of {', '.join(known)}")
-    return value

@@ -16,8 +16,7 @@ from cluster_dash_server.waiting import DEFAULT_HOURS, Told, Wait, WaitError, Wa
 from cluster_dash_server.web.answers import failure, html, json_response, refusal
 from cluster_dash_server.web.edge import caller_of
 from cluster_dash_server.web.export import csv_response
-from cluster_dash_server.web.lists import count, moment, size_mib
-from cluster_dash_server.web.views import QueryError, choice, json_object, text_of
+from cluster_dash_server.web.parameters import QueryError, choice, count, digits, json_object, moment, size_mib, text_of
 
 log = logging.getLogger(__name__)
 
@@ -127,7 +126,7 @@ def blueprint(waiting: Waiting, clock: Callable[[], float], proxies: Proxies, zo
     def page() -> Response:
         now = clock()
         key, number = request.args.get("key", ""), request.args.get("id", "")
-        id_ = _digits(number)
+        id_ = digits(number, 15)
         mine = None if id_ is None else waiting.find(id_, key, now)
         return _page(now, mine=mine, key=key)
 
@@ -189,12 +188,8 @@ def blueprint(waiting: Waiting, clock: Callable[[], float], proxies: Proxies, zo
     return routes
 
 
-def _digits(text: str) -> int | None:
-    return int(text) if text.isascii() and text.isdigit() and len(text) < 16 else None
-
-
 def _number(text: str) -> int:
-    found = _digits(text)
+    found = digits(text, 15)
     if found is None:
         raise WaitError(404, f"id: nobody waits under {printable(text, 16)}")
     return found

@@ -9,10 +9,11 @@ from cluster_dash_server import waste
 from cluster_dash_server.access.viewers import needs
 from cluster_dash_server.snapshot import Json
 from cluster_dash_server.waste import BYS, By, Hour, Line, Report
-from cluster_dash_server.web import export, timelines, views, words
+from cluster_dash_server.web import export, timelines, words
 from cluster_dash_server.web.answers import html, json_response
 from cluster_dash_server.web.export import csv_response
-from cluster_dash_server.web.history import Past, say_what_fails
+from cluster_dash_server.web.parameters import choice
+from cluster_dash_server.web.past import Past, say_what_fails
 
 DEFAULT_FROM = "now-7d"
 PRESETS = (
@@ -53,7 +54,7 @@ def blueprint(past: Past, group_of: Callable[[str], str | None], name: str) -> B
     @routes.get("/api/v1/waste")
     @needs("history:read")
     def rows() -> Response:
-        form, by = views.choice("format", ("json", "csv")), _by()
+        form, by = choice("format", ("json", "csv")), choice("by", BYS)
         found = reported()
         told = [row(line) for line in found.lines[by]]
         if form == "csv":
@@ -82,7 +83,7 @@ def blueprint(past: Past, group_of: Callable[[str], str | None], name: str) -> B
     @routes.get("/waste")
     @needs("history:read")
     def page() -> Response:
-        form, by = views.choice("format", export.FORMS), _by()
+        form, by = choice("format", export.FORMS), choice("by", BYS)
         found = reported()
         lines = found.lines[by]
         if form != "html":
@@ -118,11 +119,6 @@ def blueprint(past: Past, group_of: Callable[[str], str | None], name: str) -> B
         )
 
     return routes
-
-
-def _by() -> By:
-    by: By = views.choice("by", BYS)  # type: ignore[assignment]
-    return by
 
 
 def hours(seconds: float) -> float:
