@@ -153,13 +153,14 @@ def load(path: Path | None, environ: Mapping[str, str], *, folder: Path | None =
 
 
 def _config(document: dict[str, Any], environ: Mapping[str, str], found: Path) -> Config:
-    for section, key, text in _from_environ(environ):
-        document.setdefault(section, {})[key] = _FromEnvironment(text)
     for section, settings in document.items():
         if section not in SECTIONS and section != LABELS:
             raise ConfigError(f"{found}: unknown section [{section}]{_nearest(section, [*SECTIONS, LABELS])}")
         if not isinstance(settings, dict):
-            raise ConfigError(f"{found}: {section}: got {_shown(settings)}, expected a section [{section}]")
+            once = ", once and in single brackets" if isinstance(settings, list) else ""
+            raise ConfigError(f"{found}: {section}: expected a section [{section}]{once}")  # the value may be a secret
+    for section, key, text in _from_environ(environ):
+        document.setdefault(section, {})[key] = _FromEnvironment(text)
     return Config(
         source=str(found),
         poll=_section(PollSettings, "Poll_Settings", document, found),

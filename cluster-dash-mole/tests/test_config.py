@@ -83,7 +83,11 @@ def test_the_files_we_ship_load_and_say_five_seconds(name: str, tmp_path: Path) 
         ),
         ("[PollSettings]", "config.toml: unknown section [PollSettings], did you mean Poll_Settings?"),
         ("[Slrum]\nuse = true", "config.toml: unknown section [Slrum], did you mean Slurm?"),
-        ("Labels = 5", "config.toml: Labels: got 5, expected a section [Labels]"),
+        ("Labels = 5", "config.toml: Labels: expected a section [Labels]"),
+        (
+            "[[Json_Sender_Logger]]\nauth_code = 'hunter2'",
+            "config.toml: Json_Sender_Logger: expected a section [Json_Sender_Logger], once and in single brackets",
+        ),
         ("[Labels]\nrack = 5", "config.toml: Labels.rack: got 5, expected text of at most 256 characters"),
         (
             '[StdOut_Logger]\nuse = "yes"',
@@ -108,6 +112,11 @@ def test_a_secret_of_the_wrong_type_is_not_told(tmp_path: Path) -> None:
     assert refused(tmp_path, "[Json_Sender_Logger]\nauth_code = 12345678") == (
         "config.toml: Json_Sender_Logger.auth_code: got something else, expected text"
     )
+
+
+def test_a_section_that_is_none_is_told_as_such_beside_a_variable_for_it(tmp_path: Path) -> None:
+    wrong = "config.toml: Json_Sender_Logger: expected a section [Json_Sender_Logger]"
+    assert refused(tmp_path, "Json_Sender_Logger = 5", CLUSTER_DASH_JSON_SENDER_LOGGER__USE="true") == wrong
 
 
 def test_a_secret_shows_in_no_repr(tmp_path: Path) -> None:
