@@ -25,10 +25,10 @@ from cluster_dash_server.site import load_settings
 from cluster_dash_server.web import alerts as alert_pages
 from cluster_dash_server.web import (
     api,
-    asked,
     charts,
     edge,
     first_history,
+    first_live,
     lists,
     metrics,
     needed,
@@ -43,6 +43,7 @@ from cluster_dash_server.web import (
     status,
     wall,
     waste,
+    who_asks,
 )
 from cluster_dash_server.web import digest as digest_page
 from cluster_dash_server.web import history as history_pages
@@ -123,7 +124,7 @@ def _show(app: Flask, front: Front) -> None:
         notices=lambda: parts.notices(from_afar=reached.from_afar),
         keeps_history=lambda: parts.history.keeps,
     )
-    about = status.Parts(
+    about = status.About(
         cluster=cluster,
         live=front.live,
         reception=parts.reception,
@@ -148,6 +149,7 @@ def _show(app: Flask, front: Front) -> None:
         # the live view
         pages.blueprint(cluster, parts.events, view_clock, site, past.view_at),
         api.blueprint(cluster, front.narrowed, front.looks, view_clock, VERSION, parts.failing),
+        first_live.blueprint(cluster, view_clock),
         lists.blueprint(cluster, parts.events, parts.history, view_clock, zone),
         slurm_pages.blueprint(slurm, cluster, view_clock, settings.site.name),
         slurm_lists.blueprint(slurm, cluster, view_clock),
@@ -184,7 +186,7 @@ def _show(app: Flask, front: Front) -> None:
 def _guard(app: Flask, front: Front) -> None:
     """Stand before every route, and name the headers that browsers heed."""
     settings = front.parts.settings
-    asked_of = asked.reader(front.gate, settings.viewers.proxy_header, csrf=sign_in.handed_back)
+    asked_of = who_asks.reader(front.gate, settings.viewers.proxy_header, csrf=sign_in.handed_back)
     app.register_blueprint(sign_in.blueprint(front.gate, front.provider, settings.server.public_url))
     sign_in.stand_guard(app, front.gate, asked_of)
     _refuse_routes_without_scope(app)

@@ -16,7 +16,7 @@ from cluster_dash_server.live import Live
 from cluster_dash_server.narrowed import Narrowed
 from cluster_dash_server.parts import Parts
 from cluster_dash_server.settings import ConfigError, Settings
-from cluster_dash_server.web import asked, hot, waitress_limits
+from cluster_dash_server.web import hot, waitress_limits, who_asks
 from cluster_dash_server.web.edge import SECURITY_HEADERS, Edge, Reply, plain
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ class Front:
         )
         self.posts = hot.ways(parts.ingest, self._note)
         self.looks = hot.live_way(self.live, self.narrowed, parts.view_clock, self.viewers.note)
-        asked_of = asked.reader(self.gate, settings.viewers.proxy_header)
+        asked_of = who_asks.reader(self.gate, settings.viewers.proxy_header)
         self.edge = Edge(
             self._pages,
             ways=(*self.posts, self.looks, hot.ALIVE),

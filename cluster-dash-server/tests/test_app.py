@@ -68,7 +68,7 @@ def test_errors_for_machines_have_one_shape(client: FlaskClient, method: str, pa
 
 
 @pytest.mark.parametrize(
-    ("part", "path"), [("live.Live.body", "/api/v1/cluster"), ("web.api.server", "/api/dashboard-data")]
+    ("part", "path"), [("live.Live.body", "/api/v1/cluster"), ("web.first_live.server", "/api/dashboard-data")]
 )
 def test_an_error_of_our_own_gives_a_number_and_the_log_the_traceback(
     part: str,

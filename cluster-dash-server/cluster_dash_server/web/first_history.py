@@ -9,10 +9,10 @@ from flask import Blueprint, Response, request
 
 from cluster_dash_server.access.viewers import needs
 from cluster_dash_server.cluster import Cluster
+from cluster_dash_server.history.rollups import LIGHT_PERCENT
 from cluster_dash_server.snapshot import Json, printable
 from cluster_dash_server.store import Series, SeriesQuery, Store, StoreError
 from cluster_dash_server.web.answers import failure, json_response
-from cluster_dash_server.web.api import FREE_PERCENT
 from cluster_dash_server.web.parameters import digits
 
 MOST_HOURS = 200_000
@@ -110,8 +110,8 @@ def _buckets_of_hosts(
                 said["total_gpus"] += 1
                 if util is not None:
                     said["utils"].append(util)
-                    light = mem is not None and total_mem and 100 * mem < FREE_PERCENT * total_mem
-                    said["free_gpus"] += bool(light and util < FREE_PERCENT)
+                    light = mem is not None and total_mem and 100 * mem < LIGHT_PERCENT * total_mem
+                    said["free_gpus"] += bool(light and util < LIGHT_PERCENT)
     for servers in found.values():
         for said in servers.values():
             said["avg_gpu_util"] = _mean(said.pop("utils"))

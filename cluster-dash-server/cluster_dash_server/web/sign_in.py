@@ -10,8 +10,8 @@ from werkzeug.wrappers import Response as Answer
 from cluster_dash_server.access.oidc import OidcError, Provider
 from cluster_dash_server.access.viewers import Asked, Denied, Gate, current, needs, scope_of
 from cluster_dash_server.web.answers import html
-from cluster_dash_server.web.asked import cookie, cookie_name, is_secure
 from cluster_dash_server.web.edge import caller_of, denial
+from cluster_dash_server.web.who_asks import cookie, cookie_name, is_secure
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment

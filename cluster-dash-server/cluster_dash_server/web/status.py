@@ -36,7 +36,7 @@ class Version:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Parts:
+class About:
     """What the server is made of, as far as its own state is told from it.
 
     Attributes:
@@ -53,15 +53,15 @@ class Parts:
     shared: Callable[[], Json] | None = None
 
 
-def status(parts: Parts, now: float) -> Json:
+def status(about: About, now: float) -> Json:
     """Tell how the server does.
 
     Args:
-        parts: what it is made of.
+        about: what its state is told from.
         now: Unix s.
     """
-    hosts = parts.cluster.hosts(now)
-    received = parts.reception.so_far()
+    hosts = about.cluster.hosts(now)
+    received = about.reception.so_far()
     silent = Counter(host.silent for host in hosts if host.silent is not None)
     skewed = [
         host for host in hosts if host.seen.skew_seconds is not None and abs(host.seen.skew_seconds) > SKEWED_SECONDS
@@ -69,8 +69,8 @@ def status(parts: Parts, now: float) -> Json:
     skewed.sort(key=lambda host: (-abs(host.seen.skew_seconds or 0), natural(host.host)))
     return {
         "at": now,
-        "version": parts.version,
-        "uptime_seconds": now - parts.began_at,
+        "version": about.version,
+        "uptime_seconds": now - about.began_at,
         "memory_bytes": memory_bytes(),
         "hosts": len(hosts),
         "gpus": sum(len(host.gpus) for host in hosts),
@@ -78,13 +78,13 @@ def status(parts: Parts, now: float) -> Json:
         "down": silent["down"],
         "expected_per_second": sum(1 / host.interval_seconds for host in hosts if host.silent is None),
         "ingest": _ingest(received),
-        "live": {"behind_seconds": parts.live.behind(now), "made_in_seconds": parts.live.cost_seconds},
-        "shared": None if parts.shared is None else parts.shared(),
-        "viewers": parts.viewers.count(now),
+        "live": {"behind_seconds": about.live.behind(now), "made_in_seconds": about.live.cost_seconds},
+        "shared": None if about.shared is None else about.shared(),
+        "viewers": about.viewers.count(now),
         "moles": [asdict(each) for each in versions(Counter(host.seen.mole_version for host in hosts))],
         "skewed": [{"host": host.host, "skew_seconds": host.seen.skew_seconds} for host in skewed[:MOST_NAMED]],
         "skewed_hosts": len(skewed),
-        "limits": asdict(parts.limits),
+        "limits": asdict(about.limits),
     }
 
 
@@ -117,7 +117,7 @@ def memory_bytes() -> int | None:
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
-def blueprint(parts: Parts, clock: Callable[[], float]) -> Blueprint:
+def blueprint(about: About, clock: Callable[[], float]) -> Blueprint:
     """Build the page and its JSON."""
     routes = Blueprint("status", __name__)
 
@@ -125,13 +125,13 @@ def blueprint(parts: Parts, clock: Callable[[], float]) -> Blueprint:
     @needs("state:read")
     def page() -> Response:
         if choice("format", ("html", "json")) == "json":
-            return json_response(status(parts, clock()))
+            return json_response(status(about, clock()))
         now = clock()
-        return html("status.html", page="status", now=now, json_path="api/v1/status", said=status(parts, now))
+        return html("status.html", page="status", now=now, json_path="api/v1/status", said=status(about, now))
 
     @routes.get("/api/v1/status")
     @needs("state:read")
     def as_json() -> Response:
-        return json_response(status(parts, clock()))
+        return json_response(status(about, clock()))
 
     return routes
