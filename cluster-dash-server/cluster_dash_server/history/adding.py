@@ -187,7 +187,7 @@ class Sum:
             rows = whole.rows(host, self._names.host(host))
             runs, covers = runs_of(rows), covers_of(rows, hour, hour + HOUR)
             had, rolled = stretches_of(runs, covers), roll_runs(runs, covers)
-            made[host] = HostHour(rolled.usage, pack_stretches(had) if had else None)
+            made[host] = HostHour(rolled.by_user(), pack_stretches(had) if had else None)
         merged = whole.again()
         keys = [key for key, *_ in found]
         with self._db.transaction() as db:

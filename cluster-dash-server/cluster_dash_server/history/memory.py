@@ -174,7 +174,7 @@ class MemoryStore:
             for hour, part in _hours(rows):
                 if not first <= hour < max(last, first + HOUR):
                     continue
-                for (user, model), share in roll(part, hour, hour + HOUR).usage.items():
+                for (user, model), share in roll(part, hour, hour + HOUR).by_user().items():
                     if (user == "") == ("user" in ask.by or ask.users is not None):
                         continue
                     if (ask.users is not None and user not in ask.users) or (
@@ -240,7 +240,7 @@ class MemoryStore:
         minutes: Minutes = {}
         for _, rows in self._hosts(None):
             for hour, part in _hours(rows):
-                for key, share in roll(part, hour, hour + HOUR).minutes.items():
+                for key, share in roll(part, hour, hour + HOUR).by_minute().items():
                     minutes[key] = _sum(minutes.get(key), share)
         place = CLUSTER_METRICS.index(ask.metric)
         lines: dict[str, list[list[float]]] = {}

@@ -150,12 +150,12 @@ class OpenHours:
     def minutes(self) -> Minutes:
         """Return the shares of the cluster, by minute and model."""
         with self._lock:
-            return {key: share for hour in self._hours.values() for key, share in hour.rolled.minutes.items()}
+            return {key: share for hour in self._hours.values() for key, share in hour.rolled.by_minute().items()}
 
     def usage(self) -> dict[int, dict[UsageKey, Share]]:
         """Return the usage of all hosts together: by hour, then by user and model."""
         with self._lock:
-            return {hour: usage for hour, of_all in self._hours.items() if (usage := of_all.rolled.usage)}
+            return {hour: usage for hour, of_all in self._hours.items() if (usage := of_all.rolled.by_user())}
 
     def usage_of_hosts(self) -> dict[tuple[int, str], dict[UsageKey, Share]]:
         """Return usage by hour and host, then by user and model."""
@@ -165,5 +165,5 @@ class OpenHours:
         for name, host in hosts:
             with self._lock:  # for one at a time: thousands would keep the writer waiting
                 for hour, given in host.given.items():
-                    found[hour, name] = given.usage
+                    found[hour, name] = given.by_user()
         return found

@@ -159,14 +159,14 @@ class Recorder:
             self._put_in(rolled)
 
     def _put_in(self, rolled: Rolled) -> None:
-        now, minutes = time.monotonic(), rolled.minutes
+        now, minutes = time.monotonic(), rolled.by_minute()
         seen: dict[str, float] = {}
         for (minute, model), share in minutes.items():
             was = self._minutes.get((minute, model))
             self._minutes[minute, model] = share if was is None else tuple(map(sum, zip(was, share, strict=True)))
             self._touched[minute] = now
             seen[model] = seen.get(model, 0.0) + share[0]
-        for (user, model), usage in rolled.usage.items():
+        for (user, model), usage in rolled.by_user().items():
             if user == "":
                 continue
             for (minute, of), share in minutes.items():

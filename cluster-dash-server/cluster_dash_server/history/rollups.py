@@ -97,9 +97,8 @@ class Rolled:
         """Return the shares by model, with '' for all of them."""
         return {**self.shares, "": np.sum(list(self.shares.values()), axis=0)} if self.shares else {}
 
-    @property
-    def minutes(self) -> Minutes:
-        """The shares of the minutes in which something was seen."""
+    def by_minute(self) -> Minutes:
+        """Return the shares of the minutes in which something was seen."""
         return {
             (self.hour + 60 * minute, model): tuple(share)
             for model, shares in self.of_all().items()
@@ -107,9 +106,8 @@ class Rolled:
             if share[0] > _SEEN
         }
 
-    @property
-    def usage(self) -> dict[UsageKey, Share]:
-        """USAGE by user and model, with user '' for all of them together."""
+    def by_user(self) -> dict[UsageKey, Share]:
+        """Return USAGE by user and model, with user '' for all of them together."""
         found = dict(self.users)
         for model in filter(None, self.shares):
             of = dict(zip(SHARE, self.shares[model].sum(axis=0).tolist(), strict=True))
@@ -380,14 +378,20 @@ def _rates(figures: "NDArray[np.float64]", memory: "NDArray[np.float64]") -> "ND
     light, percent, has_total = memory
     is_known = figures[1:] == figures[1:]
     known = np.where(is_known, figures[1:], 0.0)
+    (known_util, known_mem, known_power), (is_util_known, is_mem_known, _) = known, is_known
     rates = np.empty((len(SHARE), figures.shape[2]))
-    rates[0] = len(doing)
-    for code in range(len(DOINGS)):
-        rates[1 + code] = (doing == code).sum(axis=0)
-    rates[6] = ((util < LIGHT_PERCENT) & (mem < light)).sum(axis=0)  # a NaN is less than nothing
-    rates[7], rates[8] = known[0].sum(axis=0), is_known[0].sum(axis=0)
-    rates[9], rates[10] = (known[1] * percent).sum(axis=0), (is_known[1] * has_total).sum(axis=0)
-    rates[11], rates[12] = known[1].sum(axis=0), known[2].sum(axis=0)
+    of = dict(zip(SHARE, rates, strict=True))  # each is a line of it
+    of["seen"][:] = len(doing)
+    for code, name in enumerate(DOINGS):
+        (doing == code).sum(axis=0, out=of[name])
+    # a NaN is less than nothing
+    ((util < LIGHT_PERCENT) & (mem < light)).sum(axis=0, out=of["light"])
+    known_util.sum(axis=0, out=of["util"])
+    is_util_known.sum(axis=0, out=of["util_known"])
+    (known_mem * percent).sum(axis=0, out=of["memory_percent"])
+    (is_mem_known * has_total).sum(axis=0, out=of["memory_known"])
+    known_mem.sum(axis=0, out=of["used_mem"])
+    known_power.sum(axis=0, out=of["power_w"])
     return rates
 
 

@@ -93,7 +93,7 @@ class Running:
             self.changed.add((hour, rows[0].host))
             self.counted_to = max(self.counted_to, min(next_at, end))
         for each, rolled, part in zip(sums, roll_all(parts), parts, strict=True):
-            each.put(rolled.usage, stretches_of(*part))
+            each.put(rolled.by_user(), stretches_of(*part))
 
     def all(self) -> Iterator[tuple[int, str, Sums]]:
         """Give each hour of each host, and what it has given."""

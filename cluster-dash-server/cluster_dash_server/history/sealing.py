@@ -204,7 +204,7 @@ class Sums:
     def add(self, rolled: Rolled, host: int) -> None:
         """Add what an hour of a host gives."""
         self._hours.setdefault(rolled.hour, Rolled(rolled.hour)).put(rolled)
-        _gather(self._host_days, ((_host_day(rolled, host, key), usage) for key, usage in rolled.usage.items()))
+        _gather(self._host_days, ((_host_day(rolled, host, key), usage) for key, usage in rolled.by_user().items()))
 
     def take_out(self, rolled: Rolled, host: int) -> None:
         """Take out what an hour of a host gave."""
@@ -219,7 +219,7 @@ class Sums:
         for hour, rolled in self._hours.items():
             for model, shares in rolled.of_all().items():
                 self._write_minutes(hour, model, shares)
-            usage = rolled.usage
+            usage = rolled.by_user()
             hours.update({(hour, *key): share for key, share in usage.items()})
             _gather(days, (((hour // DAY * DAY, *key), share) for key, share in usage.items()))
         _add_usage(self._db, "user_hours", "hour, user, model", hours.items())
@@ -300,7 +300,7 @@ def seal(db: sqlite3.Connection, names: Names, sums: Sums, host: int, hour: int)
     db.execute("DELETE FROM usage_hours WHERE hour = ? AND host = ?", (hour, host))
     db.executemany(
         "INSERT INTO usage_hours VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        [(hour, host, user, model, *usage) for (user, model), usage in rolled.usage.items()],
+        [(hour, host, user, model, *usage) for (user, model), usage in rolled.by_user().items()],
     )
     held = stretches_of(rows.runs, covers)
     db.execute("DELETE FROM uses WHERE host = ? AND hour = ?", (host, hour))

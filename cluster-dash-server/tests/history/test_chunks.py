@@ -236,7 +236,7 @@ def test_roll_ups_of_a_row_that_comes_back_are_the_same(make_fleet: MakeFleet) -
     )
 
     again, first = roll(found, BEGIN, BEGIN + 3600), roll(rows, BEGIN, BEGIN + 3600)
-    assert (again.minutes, again.usage) == (first.minutes, first.usage)
+    assert (again.by_minute(), again.by_user()) == (first.by_minute(), first.by_user())
 
 
 def test_parts_of_a_stretch_add_up_to_the_whole(make_fleet: MakeFleet) -> None:
@@ -246,8 +246,8 @@ def test_parts_of_a_stretch_add_up_to_the_whole(make_fleet: MakeFleet) -> None:
     first = roll(rows[:middle], BEGIN, rows[middle].at)
     second = roll(rows[middle:], rows[middle].at, BEGIN + 3600)
 
-    for key, share in whole.minutes.items():
-        parts = [part.minutes[key] for part in (first, second) if key in part.minutes]
+    for key, share in whole.by_minute().items():
+        parts = [part.by_minute()[key] for part in (first, second) if key in part.by_minute()]
         assert [sum(each) for each in zip(*parts, strict=True)] == pytest.approx(list(share), abs=1e-6)
 
 

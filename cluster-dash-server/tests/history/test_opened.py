@@ -3,7 +3,6 @@
 import random
 import threading
 from collections.abc import Callable
-from typing import cast
 
 import pytest
 
@@ -42,10 +41,10 @@ def test_what_an_hour_has_given_minute_by_minute_is_what_its_rows_add_up_to(
 
     opened.take([*rows, after])
 
-    assert_alike(opened.usage()[int(BEGIN)], wanted.usage)
-    assert_alike(opened.usage_of_hosts()[int(BEGIN), "gpu01"], wanted.usage)
-    assert opened.minutes().keys() == wanted.minutes.keys()
-    for key, share in wanted.minutes.items():
+    assert_alike(opened.usage()[int(BEGIN)], wanted.by_user())
+    assert_alike(opened.usage_of_hosts()[int(BEGIN), "gpu01"], wanted.by_user())
+    assert opened.minutes().keys() == wanted.by_minute().keys()
+    for key, share in wanted.by_minute().items():
         assert opened.minutes()[key] == pytest.approx(share, abs=1e-6), key
 
 
@@ -117,19 +116,18 @@ def test_hosts_may_come_while_somebody_asks_what_each_host_has_given(
     make_row: MakeRow, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened, come = OpenHours(), list[threading.Thread]()
-    usage = cast("property", Rolled.__dict__["usage"]).fget
+    by_user = Rolled.by_user
 
     def one_more_comes(rolled: Rolled) -> dict[tuple[str, str], Share]:
         come.append(threading.Thread(target=opened.take, args=([make_row(f"new{len(come)}", BEGIN)],)))
         come[-1].start()
         come[-1].join(0.05)  # it may have to wait until this one is told
-        assert usage is not None
-        return dict(usage(rolled))
+        return by_user(rolled)
 
     for host in ("gpu01", "gpu02", "gpu03"):
         opened.take([make_row(host, BEGIN + 60 * minute) for minute in range(10)])
     with monkeypatch.context() as patch:
-        patch.setattr(Rolled, "usage", property(one_more_comes))
+        patch.setattr(Rolled, "by_user", one_more_comes)
 
         assert {host for _, host in opened.usage_of_hosts()} == {"gpu01", "gpu02", "gpu03"}
 

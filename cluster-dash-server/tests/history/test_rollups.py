@@ -108,13 +108,13 @@ def test_rows_of_many_hosts_add_up_to_what_is_counted_by_hand(seed: int, monkeyp
                 seconds = min(end, minute + 60) - max(begin, minute)
                 if seconds > 0:
                     count(minutes, row, minute, seconds)
-        assert rolled.minutes.keys() == minutes.keys()
-        for key, share in rolled.minutes.items():
+        assert rolled.by_minute().keys() == minutes.keys()
+        for key, share in rolled.by_minute().items():
             assert dict(zip(SHARE, share, strict=True)) == pytest.approx({name: minutes[key][name] for name in SHARE})
         held = {key: usage for key, usage in users.items() if usage[0] > 1e-6}
-        assert {key for key in rolled.usage if key[0]} == held.keys()
+        assert {key for key in rolled.by_user() if key[0]} == held.keys()
         for user, wanted in held.items():
-            assert rolled.usage[user] == pytest.approx(wanted), user
+            assert rolled.by_user()[user] == pytest.approx(wanted), user
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -154,11 +154,11 @@ def test_what_is_taken_out_again_leaves_nothing() -> None:
 
     for rolled in roll_all(parts):
         whole.put(rolled)
-    assert whole.minutes
-    assert whole.usage
+    assert whole.by_minute()
+    assert whole.by_user()
     for rolled in reversed(list(roll_all(parts))):
         whole.take_out(rolled)
-    assert (whole.minutes, whole.usage) == ({}, {})
+    assert (whole.by_minute(), whole.by_user()) == ({}, {})
 
 
 def test_a_fault_in_the_rows_of_one_host_costs_the_others_nothing(caplog: pytest.LogCaptureFixture) -> None:
@@ -176,9 +176,10 @@ def test_a_fault_in_the_rows_of_one_host_costs_the_others_nothing(caplog: pytest
     assert not found[3].users
     for place, wanted in enumerate(alone):
         if place != 3:
-            assert list(found[place].minutes) == list(wanted.minutes)
-            assert list(found[place].minutes.values()) == [pytest.approx(share) for share in wanted.minutes.values()]
-            assert found[place].usage.keys() == wanted.usage.keys()
-            for key, usage in wanted.usage.items():
-                assert found[place].usage[key] == pytest.approx(usage)
+            for given, wished in (
+                (found[place].by_minute(), wanted.by_minute()),
+                (found[place].by_user(), wanted.by_user()),
+            ):
+                assert list(given) == list(wished)
+                assert list(given.values()) == [pytest.approx(share) for share in wished.values()]
     assert caplog.text.count("a fault in adding up rows of a host") == 1
