@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 
 from cluster_dash_mole.host import Host
-from cluster_dash_mole.mole import Lane, Mole, Reading, Sender, SystemClock
+from cluster_dash_mole.lane import Lane
+from cluster_dash_mole.mole import Mole, Reading, Sender, SystemClock
 from cluster_dash_mole.senders import GoogleSheetsSender, HttpSender, StdoutSender
 from cluster_dash_mole.snapshot import Snapshot
 from tests.processes import PATIENCE, wait_until

@@ -6,23 +6,22 @@ import logging
 import os
 import signal
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from cluster_dash_mole import __version__, collectors, pick
+from cluster_dash_mole import __version__, collectors, logs, pick
 from cluster_dash_mole.batches import Source
 from cluster_dash_mole.collectors.gpu import GpuCollector
 from cluster_dash_mole.config import Config, ConfigError, before_enrolment, for_listening, load
 from cluster_dash_mole.delivery import Delivery
 from cluster_dash_mole.host import Host, HostPast, SnapshotCounter, read_host, state_folder
-from cluster_dash_mole.mole import Clock, Collector, Lane, Mole, Row, Sender, SendError, SystemClock
+from cluster_dash_mole.lane import Lane
+from cluster_dash_mole.mole import Clock, Collector, Mole, Row, Sender, SendError, SystemClock
 from cluster_dash_mole.notify import ServiceManager
 from cluster_dash_mole.senders import GoogleSheetsSender, HttpSender, StdoutSender
-from cluster_dash_mole.snapshot import clean
 from cluster_dash_mole.spool import SPOOL, Spool, SpoolFromTheFuture
 
 log = logging.getLogger("cluster_dash_mole")
@@ -43,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not (given.command or given.once or given.show):
         parser.print_usage(sys.stderr)
         return 2
-    _set_up_logging(verbose=given.verbose, log_format=given.log_format)
+    logs.set_up(verbose=given.verbose, log_format=given.log_format)
     if not sys.platform.startswith("linux"):
         log.error("the mole runs on Linux only: it reads /proc (this is %s)", sys.platform)
         return CONFIGURATION
@@ -473,31 +472,3 @@ def _senders(config: Config, environ: Mapping[str, str]) -> list[tuple[Sender, f
     if not senders and not config.listen.use:
         raise ConfigError(f"{config.source}: no sender is in use: expected use = true in [Json_Sender_Logger]")
     return senders
-
-
-class _TextFormat(logging.Formatter):
-    """One line a record, whatever is in it: names from the network must not forge lines or move the cursor."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        """Return the record as a line; a trace of calls stays as it is."""
-        trace = "\n" + self.formatException(record.exc_info) if record.exc_info else ""
-        at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(record.created))
-        return f"{at} {record.levelname.lower()} {clean(record.getMessage())}{trace}"
-
-
-class _JsonFormat(logging.Formatter):
-    """One JSON object a record."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        """Return the record as a line: `at` in Unix s."""
-        line = {"at": round(record.created, 3), "level": record.levelname.lower(), "logger": record.name}
-        line["text"] = record.getMessage()
-        if record.exc_info:
-            line["trace"] = self.formatException(record.exc_info)
-        return json.dumps(line)
-
-
-def _set_up_logging(*, verbose: bool, log_format: str) -> None:
-    handler = logging.StreamHandler()
-    handler.setFormatter(_JsonFormat() if log_format == "json" else _TextFormat())
-    logging.basicConfig(level=logging.DEBUG if verbose else logging.INFO, handlers=[handler], force=True)

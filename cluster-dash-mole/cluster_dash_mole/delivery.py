@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from cluster_dash_mole.batches import Held, Source
-from cluster_dash_mole.mole import Clock, Manners, Row, row_of
+from cluster_dash_mole.lane import Manners, row_of
+from cluster_dash_mole.mole import Clock, Row
 from cluster_dash_mole.snapshot import Outcome, Snapshot, encode
 from cluster_dash_mole.spool import AGAIN_SECONDS, Spool
 

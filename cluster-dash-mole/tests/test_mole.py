@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from cluster_dash_mole.host import Host
-from cluster_dash_mole.mole import Collector, Lane, Mole, Reading, Row, SendError, SystemClock, phase_wait
+from cluster_dash_mole.lane import Lane
+from cluster_dash_mole.mole import Collector, Mole, Reading, Row, SendError, SystemClock, phase_wait
 from cluster_dash_mole.snapshot import Event, Snapshot
 
 HOST = Host(hostname="gpu01", boot_id="boot", machine_id="id", boottime=1.0, os="Linux", kernel="6")
