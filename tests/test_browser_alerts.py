@@ -95,7 +95,7 @@ def test_a_page_for_people_is_for_everybody(operator: Seat, path: str) -> None:
     page.evaluate("for (const each of document.querySelectorAll('main details:not([name])')) each.open = true")
     for scheme in SCHEMES:
         page.emulate_media(color_scheme=scheme)
-        assert violations(page) == [], scheme
+        assert violations(page, only_colours=scheme == "dark") == [], scheme
     page.set_viewport_size({"width": 360, "height": 800})
     until(page, "document.documentElement.scrollWidth <= 360")
     assert violations(page) == [], "on a phone"

@@ -83,7 +83,7 @@ def test_a_page_over_time_is_for_everybody(reader: Seat, name: str) -> None:
     drawn(page)
     for scheme in SCHEMES:
         page.emulate_media(color_scheme=scheme)
-        assert violations(page) == [], scheme
+        assert violations(page, only_colours=scheme == "dark") == [], scheme
     page.set_viewport_size({"width": 360, "height": 800})
     until(page, "document.documentElement.scrollWidth <= 360")
     assert violations(page) == [], "on a phone"

@@ -91,7 +91,7 @@ def test_a_page_on_slurm_is_for_everybody_and_no_text_runs(seat: Seat, path: str
     settle(page)
     for scheme in SCHEMES:
         page.emulate_media(color_scheme=scheme)
-        assert violations(page) == [], scheme
+        assert violations(page, only_colours=scheme == "dark") == [], scheme
     page.set_viewport_size({"width": 360, "height": 800})
     until(page, "document.documentElement.scrollWidth <= 360")
     assert page.evaluate("window.hacked") is None
