@@ -7,9 +7,19 @@ from operator import add
 from typing import Any, cast
 
 from cluster_dash_server.history.exports import ExportError, Wish, rows_by
-from cluster_dash_server.history.gpu_hours import Key, hours_of, is_wanted, key_of, order, spans_of, usage_of
+from cluster_dash_server.history.gpu_hours import (
+    Key,
+    asked_for,
+    hours_of,
+    is_wanted,
+    key_of,
+    order,
+    spans_of,
+    sums_of,
+    usage_of,
+)
 from cluster_dash_server.history.numbered import KEPT_USAGE, PART, SCHEMA, USAGE, part_of
-from cluster_dash_server.history.rollups import DAY, HOUR, Share, Stretch, uses
+from cluster_dash_server.history.rollups import HOUR, Share, Stretch, uses
 from cluster_dash_server.history.running import Sums
 from cluster_dash_server.history.sealing import unpack_stretches
 from cluster_dash_server.history.steps import steps_of, user_series
@@ -110,7 +120,7 @@ class Questions:
 
         with Asking(), self._db.asking() as db:
             for span in spans_of(ask):
-                for row in db.execute(*_usage_of(*span, ask)):
+                for row in db.execute(*sums_of(span, ask, USAGE, _one_of)):
                     if row[-1] is not None:
                         gather(tuple(row[:5]), tuple(row[5:]))
             for hour, of_host in self._running_hours(db, first, last - 1, None):
@@ -150,17 +160,7 @@ class Questions:
         for name, pieces in of_host.items():
             pieces.sort(key=lambda each: each[0])
             found += uses(name, sorted([each for _, piece in pieces for each in piece], key=lambda each: each.from_at))
-        return sorted(
-            (
-                use
-                for use in found
-                if use.from_at <= ask.end
-                and use.to_at >= ask.begin
-                and (ask.gpus is None or use.gpu in ask.gpus)
-                and (ask.users is None or use.user in ask.users)
-            ),
-            key=lambda use: (use.from_at, use.host, use.gpu, use.user),
-        )
+        return asked_for(found, ask)
 
     def _running_hours(
         self, db: Statements, first: float, last: float, hosts: tuple[str, ...] | None
@@ -229,35 +229,5 @@ def kept_of(row: Sequence[Any]) -> KeptEvent:
     )
 
 
-def _usage_of(table: str, moment: str, begin: int, end: int, ask: UsageQuery) -> tuple[str, list[Any]]:
-    """Return a statement that sums, and its parameters."""
-    joined = table.startswith("usage")
-    columns = {
-        "user": '"user"',
-        "host": "hosts.name" if joined else "NULL",
-        "model": "model",
-        "hour": "hour" if moment == "hour" else "NULL",
-        "day": f"{moment} / {DAY} * {DAY}",
-    }
-    keys = [columns[part] if part in ask.by else "NULL" for part in columns]
-    where, values = [f"{moment} >= ?", f"{moment} < ?"], list[Any]([begin, end])
-    wishes: list[tuple[str, Sequence[str] | None]] = [("model", ask.models)]
-    if "user" in ask.by or ask.users is not None:
-        where.append("\"user\" <> ''")
-        wishes.append(('"user"', ask.users))
-    else:
-        where.append("\"user\" = ''")
-    if joined and ask.hosts is not None:
-        wishes.append(("hosts.name", ask.hosts))
-    for column, wanted in wishes:
-        if wanted is not None:
-            where.append(f"{column} = ANY(?)")
-            values.append(list(wanted))
-    groups = [key for key in keys if key != "NULL"]
-    sql = (
-        f"SELECT {', '.join(keys)}, {', '.join(f'SUM({name})' for name in USAGE.split(', '))} FROM {table}"  # noqa: S608 - names of ours
-        + (f" JOIN hosts ON hosts.id = {table}.host" if joined else "")
-        + f" WHERE {' AND '.join(where)}"
-        + (f" GROUP BY {', '.join(groups)}" if groups else "")
-    )
-    return sql, values
+def _one_of(column: str, wanted: Sequence[str]) -> tuple[str, list[object]]:
+    return f"{column} = ANY(?)", [list(wanted)]

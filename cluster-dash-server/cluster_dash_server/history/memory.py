@@ -5,7 +5,7 @@ import threading
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
-from cluster_dash_server.history.gpu_hours import order, usage_of
+from cluster_dash_server.history.gpu_hours import asked_for, order, usage_of
 from cluster_dash_server.history.rollups import (
     DAY,
     HOUR,
@@ -154,17 +154,7 @@ class MemoryStore:
                 if ask.begin // HOUR * HOUR <= hour <= ask.end:
                     pieces += stretches(part, hour, hour + HOUR)
             found += uses(host, pieces)
-        return sorted(
-            (
-                use
-                for use in found
-                if use.from_at <= ask.end
-                and use.to_at >= ask.begin
-                and (ask.gpus is None or use.gpu in ask.gpus)
-                and (ask.users is None or use.user in ask.users)
-            ),
-            key=lambda use: (use.from_at, use.host, use.gpu, use.user),
-        )
+        return asked_for(found, ask)
 
     def usage(self, ask: UsageQuery) -> list[Usage]:
         """See `Ledger`."""

@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Any
 from cluster_dash_server.history.chunks import Layout, Rows, Slots, columns_of
 from cluster_dash_server.history.gpu_hours import (
     Key,
+    asked_for,
     hours_of,
     is_wanted,
     key_of,
     order,
     parts_hosts,
     spans_of,
+    sums_of,
     usage_of,
 )
 from cluster_dash_server.history.late_numpy import np
@@ -271,8 +273,9 @@ class Reader:
         first, last = hours_of(ask)
         sums: dict[Key, list[float]] = {}
         for span in spans_of(ask):
-            for key, share in self._usage_of(*span, ask):
-                _add_to(sums, key, share)
+            for row in self._db.execute(*sums_of(span, ask, USAGE_COLUMNS, _one_of)):
+                if row[-1] is not None:
+                    _add_to(sums, row[:5], row[5:])
         opened: Iterable[tuple[tuple[int, str | None], dict[UsageKey, Share]]]
         if parts_hosts(ask):
             opened = self._open.usage_of_hosts().items()
@@ -290,42 +293,6 @@ class Reader:
             if seen > 1e-3  # what is left when all was taken out again
         ]
 
-    def _usage_of(
-        self, table: str, moment: str, begin: int, end: int, ask: UsageQuery
-    ) -> Iterator[tuple[tuple[Any, ...], Sequence[float]]]:
-        joined = table.startswith("usage")
-        columns = {
-            "user": "user",
-            "host": "hosts.name" if joined else "NULL",
-            "model": "model",
-            "hour": "hour" if moment == "hour" else "NULL",
-            "day": f"{moment} / {DAY} * {DAY}",
-        }
-        keys = [columns[part] if part in ask.by else "NULL" for part in columns]
-        where, values = [f"{moment} >= ?", f"{moment} < ?"], [begin, end]
-        wishes: list[tuple[str, Sequence[Any] | None]] = [("model", ask.models)]
-        if "user" in ask.by or ask.users is not None:
-            where.append("user != ''")
-            wishes.append(("user", ask.users))
-        else:
-            where.append("user = ''")
-        if joined and ask.hosts is not None:
-            wishes.append(("hosts.name", ask.hosts))
-        for column, wanted in wishes:
-            if wanted is not None:
-                where.append(f"{column} IN ({', '.join('?' * len(wanted))})")
-                values += wanted
-        groups = [key for key in keys if key != "NULL"]
-        query = (
-            f"SELECT {', '.join(keys)}, {', '.join(f'SUM({name})' for name in USAGE_COLUMNS.split(', '))} FROM {table}"  # noqa: S608 - names of ours
-            + (f" JOIN hosts ON hosts.id = {table}.host" if joined else "")
-            + f" WHERE {' AND '.join(where)}"
-            + (f" GROUP BY {', '.join(groups)}" if groups else "")
-        )
-        for row in self._db.execute(query, values):
-            if row[-1] is not None:
-                yield row[:5], row[5:]
-
     def uses(self, ask: UseQuery) -> list[Use]:
         """See `Ledger.uses`."""
         hosts = self._hosts(ask.hosts)
@@ -335,17 +302,7 @@ class Reader:
         found = []
         for host, name in hosts:
             found += uses(name, self._stretches(host, name, ask))
-        return sorted(
-            (
-                use
-                for use in found
-                if use.from_at <= ask.end
-                and use.to_at >= ask.begin
-                and (ask.gpus is None or use.gpu in ask.gpus)
-                and (ask.users is None or use.user in ask.users)
-            ),
-            key=lambda use: (use.from_at, use.host, use.gpu, use.user),
-        )
+        return asked_for(found, ask)
 
     def _hosts_of(self, ask: UseQuery) -> set[str]:
         """Return the hosts on which users had GPUs."""
@@ -535,3 +492,7 @@ class _Gather:
 def _add_to(sums: dict[Key, list[float]], key: Key, share: Sequence[float]) -> None:
     was = sums.get(key)
     sums[key] = list(share) if was is None else list(map(add, was, share))
+
+
+def _one_of(column: str, wanted: Sequence[str]) -> tuple[str, list[object]]:
+    return f"{column} IN ({', '.join('?' * len(wanted))})", list(wanted)
