@@ -1,4 +1,6 @@
-"""What is answered, in one shape each: JSON, a page, and what cannot be done."""
+"""What is answered, in one shape each: JSON, a page, a table for a terminal, and what cannot be done."""
+
+from collections.abc import Sequence
 
 from flask import Response, render_template, request
 
@@ -19,6 +21,14 @@ def html(template: str, status: int = 200, /, **context: object) -> Response:
     """Answer with a page that is asked for anew each time."""
     headers = {"Cache-Control": "no-cache"}
     return Response(render_template(template, **context), status, mimetype="text/html", headers=headers)
+
+
+def in_columns(lines: Sequence[Sequence[str]]) -> str:
+    """Draw a table for `curl`, its head first: columns are padded, and parted by a tab for `cut`."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "".join(
+        "\t".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip() + "\n" for line in lines
+    )
 
 
 def refusal(status: int, title: str, text: str, part: str = "") -> Response:

@@ -4,6 +4,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from cluster_dash_server import facets
 from cluster_dash_server.cluster import GpuView, HostView
@@ -23,6 +24,7 @@ TOP_USERS = 3
 MOST_GROUPS = 100
 
 Key = Callable[[HostView], object | None]
+Row = TypeVar("Row")
 
 
 def _free(host: HostView) -> int | None:
@@ -101,6 +103,10 @@ class Page:
     first: int
     last: int
     total: int
+
+    def of(self, rows: Sequence[Row]) -> Sequence[Row]:
+        """Return the rows of the list that are on it."""
+        return rows[max(0, self.first - 1) : self.last]
 
 
 def page(total: int, number: str, size: int = PAGE, at_once: int = ALL_AT_ONCE) -> Page:

@@ -14,7 +14,7 @@ from cluster_dash_server.snapshot import Json, printable
 from cluster_dash_server.store import Event, EventQuery, Ledger, StoreError
 from cluster_dash_server.summary import model
 from cluster_dash_server.web import views, words
-from cluster_dash_server.web.answers import json_response
+from cluster_dash_server.web.answers import in_columns, json_response
 from cluster_dash_server.web.export import csv_response
 from cluster_dash_server.web.parameters import QueryError, choice, count, moment, size_mib
 from cluster_dash_server.web.views import View
@@ -151,7 +151,4 @@ def free_text(offers: Sequence[free.Offer], wish: free.Wish, now: float) -> str:
             lines.append(
                 (printable(offer.host), str(len(alike)), printable(name, 40), indices, memory, words.age(now - since))
             )
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    return "".join(
-        "\t".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip() + "\n" for line in lines
-    )
+    return in_columns(lines)

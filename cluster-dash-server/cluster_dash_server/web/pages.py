@@ -119,7 +119,7 @@ def blueprint(
             return export.answer(form, export.hosts(view), view, site.name)
         sort = choice("sort", fleet.sorts())
         part = fleet.page(len(view.hosts), request.args.get("page", ""))
-        shown = fleet.order(view.hosts, sort)[max(0, part.first - 1) : part.last]
+        shown = part.of(fleet.order(view.hosts, sort))
         grouped_by = fleet.grouping(request.args.get("group"), len(view.every), view.wish)
         return html(
             "overview.html",

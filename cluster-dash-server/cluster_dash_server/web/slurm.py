@@ -1,7 +1,7 @@
 """Slurm's pages: the queue, the nodes, and the job behind each GPU."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from flask import Blueprint, Response, abort, request
 
@@ -9,8 +9,9 @@ from cluster_dash_server.access.viewers import needs
 from cluster_dash_server.cluster import Cluster
 from cluster_dash_server.slurm import Finished, Job, Picture, Slurm, word
 from cluster_dash_server.snapshot import Json, printable
-from cluster_dash_server.web import export, rows, slurm_words
+from cluster_dash_server.web import export, fleet, rows, slurm_words
 from cluster_dash_server.web.answers import html
+from cluster_dash_server.web.fleet import Page
 from cluster_dash_server.web.parameters import choice
 from cluster_dash_server.web.slurm_lists import (
     CLUSTER_COLUMNS,
@@ -27,8 +28,6 @@ from cluster_dash_server.web.slurm_lists import (
 )
 from cluster_dash_server.web.views import here
 
-PAGE = 50
-"""Rows of a table on one page."""
 MOST_SHARES, MOST_SHUT = 15, 12
 KEPT_SECONDS = 5.0
 """How old the counts of the overview may be: Slurm's are a minute old anyway."""
@@ -37,14 +36,11 @@ CHOICES = ("cluster", "state", "user", "account", "partition", "text", "sort")
 LONGEST_CHOICE = 400
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Paged:
-    """One page of a table; pages count from 1."""
+class Paged(NamedTuple):
+    """One page of a table: its rows, and which they are of how many."""
 
     rows: Sequence[object]
-    count: int
-    page: int
-    pages: int
+    part: Page
 
 
 def blueprint(slurm: Slurm, cluster: Cluster, clock: Callable[[], float], name: str) -> Blueprint:
@@ -66,7 +62,7 @@ def blueprint(slurm: Slurm, cluster: Cluster, clock: Callable[[], float], name: 
     def queue_of(user: str) -> Paged:
         every = [job for picture in slurm.pictures(clock()) for job in picture.jobs or () if job.user == user]
         found = sorted(every, key=JOB_ORDERS[""])  # type: ignore[arg-type]  # orders of one table compare
-        return Paged(rows=found[:PAGE], count=len(found), page=1, pages=1)
+        return _paged(found, "1")
 
     def page(template: str, picture: Picture, pictures: Sequence[Picture], now: float, **context: object) -> Response:
         return html(
@@ -142,7 +138,7 @@ def blueprint(slurm: Slurm, cluster: Cluster, clock: Callable[[], float], name: 
             tab="jobs",
             has_forms=True,
             json_path="api/v1/slurm/jobs",
-            table=_paged(found),
+            table=_paged(found, request.args.get("page", "")),
             states=_words(job.state for job in picture.jobs or ()),
             parts=_words(part for job in picture.jobs or () for part in job.partition.split(",")),
             orders=JOB_ORDERS,
@@ -166,7 +162,7 @@ def blueprint(slurm: Slurm, cluster: Cluster, clock: Callable[[], float], name: 
             tab="nodes",
             has_forms=True,
             json_path="api/v1/slurm/nodes",
-            table=_paged(asked_nodes(picture)),
+            table=_paged(asked_nodes(picture), request.args.get("page", "")),
             states=_words(word(node.state) for node in picture.nodes or ()),
             parts=_words(part for node in picture.nodes or () for part in node.partitions.split(",")),
             orders=NODE_ORDERS,
@@ -246,9 +242,6 @@ def _words(values: object) -> list[str]:
     return sorted({value for value in values if value})  # type: ignore[attr-defined]
 
 
-def _paged(found: Sequence[object]) -> Paged:
-    text = request.args.get("page", "1")
-    pages = max(1, -(-len(found) // PAGE))
-    number = int(text) if text.isascii() and text.isdigit() and len(text) < 9 else 1
-    number = min(max(number, 1), pages)
-    return Paged(rows=found[(number - 1) * PAGE : number * PAGE], count=len(found), page=number, pages=pages)
+def _paged(found: Sequence[object], number: str) -> Paged:
+    part = fleet.page(len(found), number, at_once=fleet.PAGE)
+    return Paged(part.of(found), part)

@@ -10,7 +10,7 @@ from cluster_dash_server.hostlist import natural
 from cluster_dash_server.slurm import Finished, Job, Node, Picture, Slurm, word
 from cluster_dash_server.snapshot import Json, printable
 from cluster_dash_server.web import slurm_words, words
-from cluster_dash_server.web.answers import json_response
+from cluster_dash_server.web.answers import in_columns, json_response
 from cluster_dash_server.web.export import csv_response
 from cluster_dash_server.web.parameters import choice
 
@@ -220,12 +220,6 @@ def _answer(
 
 
 def _text(columns: Sequence[str], table: Sequence[Sequence[object]]) -> Response:
-    """Draw a table for `curl`: columns are padded, and parted by a tab for `cut`."""
     lines = [list(columns)]
     lines += [[words.DASH if value in (None, "") else printable(str(value), 60) for value in row] for row in table]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    text = "".join(
-        "\t".join(value.ljust(width) for value, width in zip(line, widths, strict=True)).rstrip() + "\n"
-        for line in lines
-    )
-    return Response(text, mimetype="text/plain")
+    return Response(in_columns(lines), mimetype="text/plain")
