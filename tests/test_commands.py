@@ -175,8 +175,9 @@ def test_make_bench_prints_its_table(clone: Path, environment: dict[str, str]) -
         ["make", "-n", "bench", "check", "test"], cwd=TOP, env=environment, capture_output=True, text=True, check=True
     )
     assert "bench/run.py" in done.stdout
+    few_hosts = "import sys; from bench import run, start; start.HOSTS = 50; sys.exit(run.main())"
     printed = subprocess.run(
-        [TOP / ".venv" / "bin" / "python", "bench/run.py", "start", "--runs", "1"],
+        [TOP / ".venv" / "bin" / "python", "-c", few_hosts, "start", "--runs", "1"],
         **{"cwd": TOP, "capture_output": True, "text": True, "check": False},  # type: ignore[call-overload]
     )
     assert "| server answers after its start |" in printed.stdout, printed.stderr
