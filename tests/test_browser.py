@@ -91,7 +91,8 @@ def test_many_users_take_one_line_and_all_of_them_are_said_to_who_cannot_see_it(
 
 def test_no_figure_and_no_name_is_cut_off_however_wide_the_window(seat: Seat) -> None:
     for number, percent in enumerate((88, 97, 100)):
-        gpus = [working(index, ("zoe", "quinn")[index % 2]) for index in range(8)]
+        card = {"name": "NVIDIA RTX A6000", "total_mem": 49140.0}
+        gpus = [working(index, ("zoe", "quinn")[index % 2]) | card for index in range(8)]
         cpu = {"cpu_percent": percent, "load_avgs": [100.5, 20.0, 18.5], "num_cpus": 64}
         for host in (f"hot{number}", f"was-hot{number}"):
             seat.site.post(snapshot(host, gpus, cpu=cpu))
@@ -107,9 +108,12 @@ def test_no_figure_and_no_name_is_cut_off_however_wide_the_window(seat: Seat) ->
         "'td, td.users .first')]).filter((each) => each.offsetWidth && each.scrollWidth > each.clientWidth)"
         ".map((each) => each.textContent)"
     )
-    for width in (761, 830, 831, 900, 901, 980, 981, 1230, 1231, 1279, 1280, 1360, 1361, 1450, 1451, 1920):
+    model = "document.querySelector('[data-key=hot0] td.model .figure').getBoundingClientRect().height"
+    assert page.locator("[data-key=hot0] td.model").inner_text() == "RTX A6000 48G"
+    for width in (761, 830, 831, 900, 901, 980, 981, 1240, 1241, 1279, 1280, 1360, 1361, 1450, 1451, 1920):
         page.set_viewport_size({"width": width, "height": 800})
         assert page.evaluate(cut) == [], width
+        assert page.evaluate(model) < 25, width  # one line, or none
 
 
 def test_rows_stay_in_place_under_the_pointer_until_the_reader_lets_them_move(seat: Seat) -> None:
@@ -208,6 +212,15 @@ def test_a_host_page_stays_live_and_keeps_the_focus(seat: Seat) -> None:
     until(page, "document.querySelector('#gpu-6 .users').textContent === 'mallory ×1'")
     assert page.evaluate("document.activeElement.getAttribute('href')") in ("#gpu-3", None)
     assert page.title() == "gpu02: busy – cluster"
+
+
+def test_the_notes_of_a_gpu_have_room_where_the_table_is_wider_than_the_window(seat: Seat) -> None:
+    page = seat.open("/host/gpu02")
+    page.set_viewport_size({"width": 768, "height": 800})
+    assert page.evaluate("document.querySelector('#gpu-6 .words').offsetWidth") >= 300
+    page.set_viewport_size({"width": 360, "height": 800})
+    assert 240 <= page.evaluate("document.querySelector('#gpu-6 .words').offsetWidth") <= 260
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
 
 
 def test_the_keyboard_reaches_everything_and_a_strip_is_one_stop(seat: Seat) -> None:
