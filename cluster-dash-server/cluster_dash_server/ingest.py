@@ -173,6 +173,10 @@ class Ingest:
             return self._refuse(refusal, post)
         return Answer(status=200, body=self._said_of(taken))
 
+    def waits(self) -> bool:
+        """Say whether to take a small snapshot now might mean to wait for a disk: of the tokens, where they changed."""
+        return self._auth.waits(self._clock())
+
     def _said_of(self, taken: _Taken) -> Json:
         """Word the answer to one snapshot that was taken."""
         said: Json = {"success": True, "msg": "stored result"}

@@ -135,6 +135,46 @@ def test_all_else_is_left_to_a_thread(request_: dict[str, Any]) -> None:
     assert asked_both_ways(front, **request_)[0] is None
 
 
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [(EXAMPLE.read_bytes(), "200"), (b"{", "400"), (b'{"auth_code": "wrong"}', "401"), (b"[" * 100, "400")],
+    ids=["taken", "no JSON", "no secret of ours", "nested too deep"],
+)
+def test_a_post_is_answered_at_once_as_by_a_thread(body: bytes, status: str) -> None:
+    front = Front(Settings(), clock=lambda: 1.7e9)
+    request: dict[str, Any] = {"path": "/", "method": "POST", "environ_base": {"REMOTE_ADDR": "127.0.0.1"}}
+    _, by_a_thread = asked_both_ways(front, **request, data=body)
+    front.parts.tokens.look(1.7e9)
+    at_once, _ = asked_both_ways(front, **request, data=body)
+    assert at_once is not None
+    assert at_once.status.startswith(status)
+    assert at_once == by_a_thread
+
+
+def test_a_fault_in_taking_a_post_at_once_is_told_under_a_number(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    front = Front(Settings(), clock=lambda: 1.7e9)
+    monkeypatch.setattr(front.parts.cluster, "offer", None)
+    front.parts.tokens.look(1.7e9)
+    environ = EnvironBuilder(path="/", method="POST", data=EXAMPLE.read_bytes()).get_environ()
+    ready = front.ready({**environ, "REMOTE_ADDR": "127.0.0.1"})
+    assert ready is not None
+    assert ready.status == "500 Internal Server Error"
+    assert b"its log names it" in ready.content
+    assert "NoneType" in caplog.text
+
+
+def test_a_post_is_left_to_a_thread_once_a_second_for_tokens_are_to_be_looked_at() -> None:
+    now = [1.7e9]
+    front = Front(Settings(), clock=lambda: now[0])
+    request: dict[str, Any] = {"path": "/", "method": "POST", "data": EXAMPLE.read_bytes()}
+    request["environ_base"] = {"REMOTE_ADDR": "127.0.0.1"}
+    assert [asked_both_ways(front, **request)[0] is None for _ in range(3)] == [True, False, False]
+    now[0] += 1
+    assert [asked_both_ways(front, **request)[0] is None for _ in range(3)] == [True, False, False]
+
+
 def test_a_token_is_left_to_a_thread_for_its_file_may_have_to_be_read(tmp_path: Path) -> None:
     front = Front(Settings(server=ServerSettings(data=str(tmp_path))), clock=lambda: 1.7e9)
     secret = front.parts.tokens.new("read", "grafana", scopes=("state:read",))

@@ -27,6 +27,9 @@ class Taking:
 
     batch = __call__
 
+    def waits(self) -> bool:
+        return False
+
 
 class Dripping(BytesIO):
     """Gives no more than three bytes at a time."""

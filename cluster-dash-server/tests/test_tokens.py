@@ -4,6 +4,7 @@ import sqlite3
 import stat
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,25 @@ def test_what_another_process_writes_is_seen_a_second_later(site: Site) -> None:
     site.tokens.revoke("gpu01")
     site.clock.now += 1
     assert not site.is_valid(secret, other)
+
+
+def test_who_looks_for_a_token_might_wait_while_the_file_is_to_be_read_or_is_written(site: Site) -> None:
+    assert site.tokens.waits(site.clock.now)
+    site.tokens.look(site.clock.now)
+    assert not site.tokens.waits(site.clock.now)
+    seen = list[bool]()
+    site.tokens._store.write = lambda *_: seen.append(wait_elsewhere(site))  # type: ignore[method-assign]
+    site.tokens.new("host", "gpu01")
+    assert seen == [True]
+    assert not wait_elsewhere(site)
+    site.clock.now += 1
+    assert site.tokens.waits(site.clock.now)
+
+
+def wait_elsewhere(site: Site) -> bool:
+    """Say whether another thread might wait."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(site.tokens.waits, site.clock.now).result(60)
 
 
 def test_what_was_revoked_stays_so_whatever_a_second_server_still_remembers(site: Site) -> None:

@@ -23,7 +23,7 @@ from waitress.server import create_server
 
 from cluster_dash_server.app import create_app
 from cluster_dash_server.settings import Settings
-from cluster_dash_server.web import waitress_limits
+from cluster_dash_server.web import waitress_limits, waitress_turns
 from cluster_dash_server.web.edge import Reply
 
 
@@ -201,7 +201,7 @@ def test_a_post_that_waited_too_long_for_a_thread_is_refused_unread(
     request = b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(body) + body
     assert exchange(port, request).split(b" ")[1] == b"200"
     # as if the time had begun later for those who wrote down when the request was whole
-    behind = SimpleNamespace(monotonic=lambda: time.monotonic() - 11)
+    behind = SimpleNamespace(monotonic=lambda: time.monotonic() - 11, time=time.time)
     monkeypatch.setattr(waitress_limits, "time", behind)
     answer = exchange(port, request)
     assert answer.split(b" ")[1] == b"503"
@@ -528,3 +528,104 @@ def test_a_connection_keeps_a_request_only_where_it_is_small_and_serves_again(
         assert connection.getresponse().read() == b"rrr"
         (channel,) = shop.server.active_channels.values()
         assert (channel._answered is not None) == is_kept
+
+
+class Till:
+    """Takes posts in the loop, but for those to `/waits`; `/hold` holds up a thread until `goes_on`."""
+
+    def __init__(self) -> None:
+        self.is_held = threading.Semaphore(0)
+        self.goes_on = threading.Event()
+
+    def ready(self, environ: Any) -> Reply | None:
+        if environ["PATH_INFO"] != "/":
+            return None
+        content = b"loop %d" % len(environ["wsgi.input"].read())
+        return Reply(content, "200 OK", [("Content-Length", str(len(content)))])
+
+    def __call__(self, environ: Any, start_response: Any) -> list[bytes]:
+        if environ["PATH_INFO"] == "/hold":
+            self.is_held.release()
+            self.goes_on.wait(60)
+        content = b"thread %d" % len(environ["wsgi.input"].read())
+        start_response("200 OK", [("Content-Length", str(len(content)))])
+        return [content]
+
+
+class OpenTill(NamedTuple):
+    till: Till
+    server: Any
+
+    def post(self, body: bytes, path: str = "/", cut: int = 2**30, headers: str = "", times: int = 1) -> list[bytes]:
+        """Send it, so many bytes at a time; return what is answered."""
+        length = "" if "chunked" in headers else f"Content-Length: {len(body)}\r\n"
+        request = f"POST {path} HTTP/1.1\r\nHost: x\r\n{length}{headers}\r\n".encode() + body
+        with socket.create_connection(("127.0.0.1", self.server.effective_port), timeout=60) as connection:
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            for begin in range(0, times * len(request), cut):
+                connection.sendall((times * request)[begin : begin + cut])
+            connection.shutdown(socket.SHUT_WR)
+            answer = b"".join(iter(lambda: connection.recv(65536), b""))
+        return [part.partition(b"\r\n\r\n")[2] for part in answer.split(b"HTTP/1.1 200 OK")[1:]]
+
+
+@pytest.fixture
+def till() -> Iterator[OpenTill]:
+    waitress_limits.apply(Settings().limits.body_bytes)
+    till = Till()
+    server: Any = create_server(till, host="127.0.0.1", port=0, threads=1)
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    yield OpenTill(till, server)
+    till.goes_on.set()
+    with socket.create_connection(("127.0.0.1", server.effective_port), timeout=60):
+        until(lambda: server.active_channels)
+        server.task_dispatcher.shutdown()
+        server.close()
+    thread.join(60)
+    assert not thread.is_alive()
+
+
+@pytest.mark.parametrize("cut", [7, 60, 10**6])
+def test_a_small_post_is_taken_by_the_loop_itself_in_however_many_pieces_it_comes(till: OpenTill, cut: int) -> None:
+    assert till.post(b"x" * 100, cut=cut) == [b"loop 100"]
+    assert till.post(b"", cut=cut) == [b"loop 0"]
+
+
+def test_a_post_that_is_large_or_waits_or_does_not_say_its_length_is_left_to_a_thread(till: OpenTill) -> None:
+    most = waitress_limits.AT_ONCE_BYTES
+    assert till.post(b"x" * most) == [b"loop %d" % most]
+    assert till.post(b"x" * (most + 1)) == [b"thread %d" % (most + 1)]
+    assert till.post(b"x", path="/waits") == [b"thread 1"]
+    assert till.post(b"3\r\nxyz\r\n0\r\n\r\n", headers="Transfer-Encoding: chunked\r\n") == [b"thread 3"]
+
+
+def test_posts_of_a_proxy_that_come_together_are_answered_in_their_order(till: OpenTill) -> None:
+    assert len(till.post(b"xy", headers="X-Forwarded-For: 10.0.0.1\r\n", times=5)) == 5
+
+
+def test_a_post_goes_behind_those_that_wait_for_a_thread(till: OpenTill) -> None:
+    answers: list[bytes] = []
+
+    def post(path: str) -> None:
+        answers.extend(till.post(path.encode(), path=path))
+
+    threads = [threading.Thread(target=post, args=("/hold",)) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    assert till.till.is_held.acquire(timeout=60)
+    until(lambda: till.server.task_dispatcher.queue)  # the second one
+    threads.append(threading.Thread(target=post, args=("/",)))
+    threads[-1].start()
+    until(lambda: len(till.server.task_dispatcher.queue) == 2)
+    till.till.goes_on.set()
+    for thread in threads:
+        thread.join(60)
+    assert sorted(answers) == [b"thread 1", b"thread 5", b"thread 5"]
+
+
+def test_a_loop_that_is_behind_leaves_posts_to_threads(till: OpenTill, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(waitress_turns, "behind_seconds", lambda: waitress_limits.BEHIND_SECONDS + 0.01)
+    assert till.post(b"x") == [b"thread 1"]
+    monkeypatch.setattr(waitress_turns, "behind_seconds", lambda: waitress_limits.BEHIND_SECONDS - 0.01)
+    assert till.post(b"x") == [b"loop 1"]

@@ -1,6 +1,7 @@
 """waitress' turns: who is asked what it wants, on real sockets."""
 
 import http.client
+import select
 import subprocess
 import sys
 import threading
@@ -100,6 +101,35 @@ def test_many_who_ask_at_once_are_all_answered(port: int) -> None:
     for thread in threads:
         thread.join(60)
     assert answers == [b"short"] * 16 * 5 * 5
+
+
+class Door:
+    """A socket that listens, and at which so many stand."""
+
+    accepting = True
+
+    def __init__(self, map: dict[int, Any], standing: int, most: int = 100) -> None:
+        self._map, self._standing, self._most = map, standing, most
+
+    def readable(self) -> bool:
+        return len(self._map) < self._most
+
+    def handle_read_event(self) -> None:
+        if self._standing:
+            self._standing -= 1
+            self._map[len(self._map)] = "one more"
+
+
+@pytest.mark.parametrize(
+    ("all_of_them", "most", "taken_in"), [(False, 100, 1), (True, 100, 5), (True, 4, 4)], ids=["calm", "busy", "full"]
+)
+def test_where_there_is_much_to_do_all_who_stand_at_the_door_are_taken_in(
+    all_of_them: bool, most: int, taken_in: int
+) -> None:
+    map: dict[int, Any] = {}
+    due: set[int] = set()
+    waitress_turns._accept(Door(map, 5, most), select.POLLIN, map, due, all_of_them=all_of_them)
+    assert due == set(map) == set(range(taken_in))
 
 
 ENDING = """

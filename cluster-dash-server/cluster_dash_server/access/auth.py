@@ -254,6 +254,10 @@ class Auth:
         self._allows_plaintext = allows_plaintext
         self._by_passcode: dict[str, float] = {}
 
+    def waits(self, now: float) -> bool:
+        """Say whether `admit` might wait now; see `Tokens.waits`."""
+        return self._tokens is not None and self._tokens.waits(now)
+
     def admit(self, presented: object, caller: Caller, now: float) -> Token | None:
         """Let a request pass; return its token, None where it came by the passcode.
 
@@ -265,6 +269,8 @@ class Auth:
         Raises:
             AuthError: 401, 403 or 429.
         """
+        if self._tokens is not None:
+            self._tokens.look(now)
         try:
             if looks_like(presented, "host") and self._tokens is not None:
                 return self._admit_token(str(presented), caller, now)

@@ -156,9 +156,19 @@ class Tokens:
                 self._by_id = {token.id: token for token in self._store.read()}
                 self._stamp = stamp
 
-    def _look(self, now: float) -> None:
+    def waits(self, now: float) -> bool:
+        """Say whether to look for a token might mean to wait now: the store is to be looked at, or is written to."""
+        if not self._has_looked(now) or not self._lock.acquire(blocking=False):
+            return True
+        self._lock.release()
+        return False
+
+    def _has_looked(self, now: float) -> bool:
+        return 0 <= now - self._looked_at < LOOK_SECONDS
+
+    def look(self, now: float) -> None:
         """Take in what another process has written; what cannot be read leaves what is known."""
-        if 0 <= now - self._looked_at < LOOK_SECONDS:
+        if self._has_looked(now):
             return
         self._looked_at = now
         try:
@@ -176,7 +186,7 @@ class Tokens:
 
         Takes the same time for an unknown id and for a wrong secret.
         """
-        self._look(now)
+        self.look(now)
         token = self._by_id.get(presented[4:12], _NOBODY)
         return token if hmac.compare_digest(digest_of(presented), token.digest) else None
 
@@ -329,13 +339,13 @@ class Tokens:
 
     def all(self) -> list[tuple[Token, float | None]]:
         """Return each token, the newest last, and when it was last used, None: not since this server began."""
-        self._look(self._clock())
+        self.look(self._clock())
         by_age = sorted(self._by_id.values(), key=lambda each: each.made_at)
         return [(token, self._used_at.get(token.id)) for token in by_age]
 
     def has_valid(self, kind: Kind, now: float) -> bool:
         """Say whether there is any token of a kind that opens something."""
-        self._look(now)
+        self.look(now)
         return any(each.kind == kind and each.is_valid(now) for each in list(self._by_id.values()))
 
 

@@ -118,24 +118,26 @@ class Edge:
         except Denied as denied:
             reply = denial(denied, environ)
         except Exception as error:  # as Flask does for its routes: the caller gets a number, the log the traceback
-            text = numbered(error, environ["REQUEST_METHOD"], environ["PATH_INFO"])
-            return plain(start_response, "500 Internal Server Error", text)
+            reply = _broken(error, environ)
         content, status, headers = self._whole(reply)
         start_response(status, headers)
         return [content]
 
     def ready(self, environ: "WSGIEnvironment") -> Reply | None:
-        """Return the whole answer to a request where it lies ready; None: call this application for it.
+        """Return the whole answer to a request where it lies ready, or is made at once; None: call the application.
 
-        Never waits, for a lock, a disk or a hash: a server's own loop may ask, which serves all connections.
+        Never waits for a disk or a hash, nor long for a lock: the loop of a server may ask, which serves all who come.
         """
         way = None if self._refusal(environ) else self._way(environ)
         if way is None or way.ready is None:
             return None
         try:
-            reply = way.ready(environ) if self._admit_at_once(environ, way.scope) else None
-        except Exception:  # a thread meets it again, and says what it is
-            return None
+            may = way.scope == "ingest" or self._admit_at_once(environ, way.scope)
+            reply = way.ready(environ) if may else None
+        except Exception as error:
+            if way.scope != "ingest":  # a thread meets it again, and says what it is
+                return None
+            reply = _broken(error, environ)  # its body is read, and cannot be read again
         return None if reply is None else self._whole(reply)
 
     def _refusal(self, environ: "WSGIEnvironment") -> tuple[str, str] | None:
@@ -172,6 +174,12 @@ def denial(denied: Denied, environ: "WSGIEnvironment") -> Reply:
         headers.append(("Retry-After", "60"))
     body = dumps({"success": False, "msg": printable(denied.text)}) + b"\n"
     return Reply(body, f"{denied.status} {HTTPStatus(denied.status).phrase}", headers)
+
+
+def _broken(error: Exception, environ: "WSGIEnvironment") -> Reply:
+    text = numbered(error, environ["REQUEST_METHOD"], environ["PATH_INFO"])
+    body = dumps({"success": False, "msg": text}) + b"\n"
+    return Reply(body, "500 Internal Server Error", [("Content-Type", "application/json")])
 
 
 def numbered(error: Exception, method: str, path: str) -> str:

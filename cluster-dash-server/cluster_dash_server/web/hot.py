@@ -52,10 +52,14 @@ class Takes(Protocol):
     def batch(self, post: Post) -> Answer:
         """Take many, one a line; never raises."""
 
+    def waits(self) -> bool:
+        """Say whether to take a small snapshot now might mean to wait: for a disk, or for what others do."""
+
 
 def ways(ingest: Takes, count: Callable[[Answer], None] = lambda _: None) -> tuple[Way, Way]:
     """Build the ways of posts: one snapshot, and many; `count` is told of each answer."""
-    return way("/", ingest, ingest, count), way("/api/v1/snapshots", ingest, ingest.batch, count)
+    one, many = way("/", ingest, ingest, count), way("/api/v1/snapshots", ingest, ingest.batch, count)
+    return one._replace(ready=lambda environ: None if ingest.waits() else one.answer(environ)), many
 
 
 def way(

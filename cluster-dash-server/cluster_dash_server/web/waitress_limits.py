@@ -8,7 +8,7 @@ import contextlib
 import re
 import select
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -50,6 +50,10 @@ READY_BYTES = 1_000_000
 """What is longer is no answer for the loop: from 2^20 on waitress puts it into a file."""
 LARGE_BYTES = 65_536
 """A part of a body that is longer goes by itself: to copy it costs more than a call into the system."""
+AT_ONCE_BYTES = 65_536
+"""The body of a post that the loop may take itself: some five times what a host with 8 GPUs sends."""
+BEHIND_SECONDS = 0.1
+"""When the loop has been at it for so long, it leaves posts to threads: it then knows how long each has waited."""
 _PLAIN_QUERY = re.compile(rb"[\w.,:%+=&~-]*")
 _PLAIN_GET = re.compile(rb"(GET /[^\s?#]*\?)(%b) HTTP/1\.[01]\r\n" % _PLAIN_QUERY.pattern)
 """A request line whose query ends where it seems to."""
@@ -210,16 +214,20 @@ class Channel(HTTPChannel):  # type: ignore[misc]
 
     waitress counts from the last byte, so that one byte every few seconds would keep a connection for ever.
 
-    An answer that lies ready is sent from waitress' own loop: handing the request to a thread, as is done for all
-    others, costs more than the answer. An application says by its method `ready` what does; it must not wait.
+    An answer that lies ready, or is made at once, is sent from waitress' own loop: handing the request to a thread, as
+    is done for all others, costs more than the answer. An application says by its method `ready` what does; it must not
+    wait. While more comes than the loop can do, threads take posts in the order in which they came.
     """
 
     task_class = Task
     last_activity: float
     close_when_flushed: bool
+    requests: list[RequestParser]
     _held: list[bytes] | None = None
     _answered: Get | None = None
     """The last request that was answered from the loop."""
+    _is_reading = False
+    _has_whole = False
 
     @contextlib.contextmanager
     def at_once(self) -> Iterator[None]:
@@ -249,22 +257,57 @@ class Channel(HTTPChannel):  # type: ignore[misc]
         """Take what came; send the answer from here where it lies ready."""
         ready = getattr(self.server.application, "ready", None)
         if ready is None or not data.startswith(b"GET ") or not self._is_at_rest():
-            return bool(super().received(data))
+            return self._received(data, ready)
         get, request = self._answered, None
         if get is None or not get.becomes(data):
             request = self._lone_request(data)
             if request is None:
-                return bool(super().received(data))
+                return self._received(data, ready)
             get = Get(data, request, Task(self, request).get_environment())
         reply = ready({**get.environ})
         if reply is not None and len(reply.content) <= READY_BYTES:
             self._answered = get if get.serves_again else None
-            self._send(get, reply)
+            self._send(get.version, get.connection, reply)
         elif request is None:
-            return bool(super().received(data))
+            return self._received(data, ready)
         else:
             self.requests.append(request)
             self.server.add_task(self)
+        return True
+
+    def _received(self, data: bytes, ready: Callable[[Any], Reply | None] | None) -> bool:
+        """Take what came as waitress does; a post that is whole now is answered from here where that may be."""
+        self._is_reading = True
+        try:
+            taken = bool(super().received(data))
+        finally:
+            self._is_reading = False
+        if self._has_whole:
+            self._has_whole = False
+            if ready is None or not self._takes_at_once(ready):
+                self.server.add_task(self)
+        return taken
+
+    def begins(self) -> bool:
+        """Say whether a request may go to a thread; False while it is still being read, for it is looked at before."""
+        self._has_whole = self._is_reading
+        return not self._is_reading
+
+    def _takes_at_once(self, ready: Callable[[Any], Reply | None]) -> bool:
+        """Answer a post, where that is a small thing and nobody waits; else return False."""
+        request = self.requests[0]
+        if len(self.requests) > 1 or request.error or request.command != "POST" or request.chunked:
+            return False
+        if request.content_length > AT_ONCE_BYTES:
+            return False
+        if self.server.task_dispatcher.queue or waitress_turns.behind_seconds() > BEHIND_SECONDS:
+            return False
+        reply = ready(Task(self, request).get_environment())
+        if reply is None:
+            return False
+        self.requests = []
+        self._send(request.version, request.headers.get("CONNECTION", ""), reply)
+        request.close()
         return True
 
     def _is_at_rest(self) -> bool:
@@ -278,10 +321,10 @@ class Channel(HTTPChannel):  # type: ignore[misc]
         is_whole = request.received(data) == len(data) and request.completed
         return None if not is_whole or request.error or request.expect_continue else request
 
-    def _send(self, get: Get, reply: Reply) -> None:
-        """Send an answer that is ready."""
+    def _send(self, version: str, connection: str, reply: Reply) -> None:
+        """Send an answer that is ready to who speaks this version of HTTP, and says that of the connection."""
         now = time.time()
-        head = _head(get.version, get.connection, self.adj.ident, reply.status, tuple(reply.headers), int(now))
+        head = _head(version, connection, self.adj.ident, reply.status, tuple(reply.headers), int(now))
         answer = head.content + reply.content
         self.close_when_flushed = head.is_last
         try:
@@ -292,6 +335,12 @@ class Channel(HTTPChannel):  # type: ignore[misc]
         except (ClientDisconnected, OSError):
             self.close_when_flushed = True
         self.last_activity = now
+
+
+def _add_task(server: BaseWSGIServer, channel: Channel) -> None:
+    """Hand a request to a thread."""
+    if channel.begins():
+        server.task_dispatcher.add_task(channel)
 
 
 def apply(body_bytes: int, *, threads: int = 8) -> None:
@@ -308,5 +357,6 @@ def apply(body_bytes: int, *, threads: int = 8) -> None:
     Adjustments.max_request_body_size = 8 * body_bytes
     HTTPChannel.parser_class = RequestParser
     BaseWSGIServer.channel_class = Channel
+    BaseWSGIServer.add_task = _add_task
     if hasattr(select, "epoll"):
         BaseWSGIServer.asyncore = MultiSocketServer.asyncore = waitress_turns

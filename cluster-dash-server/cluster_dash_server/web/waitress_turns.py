@@ -19,6 +19,7 @@ RESTING = select.POLLIN | select.POLLPRI
 
 dispatcher = wasyncore.dispatcher
 
+_turn_began_at = float("-inf")  # s of the monotonic clock
 _is_interruptible = True  # false while the loop is at something
 _is_to_end = False  # once it is true every loop of this process ends
 
@@ -33,6 +34,11 @@ def end(number: int, frame: FrameType | None) -> None:
     _is_to_end = True
     if _is_interruptible:
         raise SystemExit(0)
+
+
+def behind_seconds() -> float:
+    """Return for how long what has come may have waited for this loop; very long where it does not run."""
+    return time.monotonic() - _turn_began_at
 
 
 def loop(timeout: float, use_poll: bool, map: dict[int, Any]) -> None:
@@ -59,29 +65,44 @@ def loop(timeout: float, use_poll: bool, map: dict[int, Any]) -> None:
                     due.update(map)
                     polled = {fd: each for fd, each in polled.items() if fd in map}
                 due = {fd for fd in due if _ask(fd, map.get(fd), epoll, polled)}
-                for fd, flags in _poll(epoll, min(timeout, SWEEP_SECONDS)):
+                found = _poll(epoll, min(timeout, SWEEP_SECONDS))
+                for fd, flags in found:
                     connection = map.get(fd)
                     if connection is None:  # a thread has closed it, and somebody else has the descriptor
                         with contextlib.suppress(OSError):
                             epoll.unregister(fd)
                         continue
-                    wasyncore.readwrite(connection, flags)
                     due.add(fd)
                     if connection.accepting:
-                        due.update(tuple(map)[-1:])  # the one that has just come
+                        _accept(connection, flags, map, due, all_of_them=len(found) > 1)
+                    else:
+                        wasyncore.readwrite(connection, flags)
     finally:
         _is_interruptible = True
     if _is_to_end:
         raise SystemExit(0)
 
 
+def _accept(listening: Any, flags: int, map: dict[int, Any], due: set[int], *, all_of_them: bool) -> None:
+    """Take in who has come; where there is much to do all of them, for how long one waits out there nobody knows."""
+    while True:
+        before = len(map)
+        wasyncore.readwrite(listening, flags)
+        if len(map) <= before:
+            break
+        due.update(tuple(map)[-1:])  # the one that has just come
+        if not (all_of_them and listening.readable()):
+            break
+
+
 def _poll(epoll: "select.epoll", timeout: float) -> list[tuple[int, int]]:
-    global _is_interruptible
+    global _is_interruptible, _turn_began_at
     _is_interruptible = True
     if _is_to_end:
         raise SystemExit(0)
     found = epoll.poll(timeout)
     _is_interruptible = False
+    _turn_began_at = time.monotonic()
     return found
 
 
