@@ -325,12 +325,14 @@ class Channel(HTTPChannel):  # type: ignore[misc]
         """Send an answer that is ready to who speaks this version of HTTP, and says that of the connection."""
         now = time.time()
         head = _head(version, connection, self.adj.ident, reply.status, tuple(reply.headers), int(now))
-        answer = head.content + reply.content
+        is_large = len(reply.content) > LARGE_BYTES
         self.close_when_flushed = head.is_last
         try:
-            sent = self.send(answer)
-            if sent < len(answer):
-                self.write_soon(answer[sent:])
+            for part in (head.content, reply.content) if is_large else (head.content + reply.content,):
+                sent = 0 if self.total_outbufs_len else self.send(part)
+                if sent < len(part):
+                    self.write_soon(part[sent:])
+            if self.total_outbufs_len:
                 self.current_outbuf_count = self.adj.outbuf_high_watermark  # the next answer gets a buffer of its own
         except (ClientDisconnected, OSError):
             self.close_when_flushed = True
