@@ -262,11 +262,6 @@ class Sender:
         """Whether all was sent that is here."""
         return all(lane.is_empty for lane in self._lanes)
 
-    @property
-    def is_settled(self) -> bool:
-        """Whether all was sent and is settled."""
-        return self.is_idle and not self._on_trial
-
     # --------------------------------------------------------------------------------------------------- sending
 
     def send(self, *, is_last_try: bool = False) -> float:

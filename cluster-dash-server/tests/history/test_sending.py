@@ -198,7 +198,7 @@ def test_an_engine_that_refuses_everything_costs_nothing_but_time(
     sending.sender.send()
 
     assert sorted(sending.settled) == sorted(["before"] * has_taken + names * 6)
-    assert (sending.sender.refused, sending.sender.trouble, sending.sender.is_settled) == (0, None, True)
+    assert (sending.sender.refused, sending.sender.trouble, sending.sender.is_idle) == (0, None, True)
     assert all(engine.has(name) for name in names)
 
 
