@@ -208,7 +208,7 @@ def serving(*, filled: bool) -> Iterator[Site]:
     site.url = f"http://127.0.0.1:{server.effective_port}"
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
-    with patch("cluster_dash_server.web.pages.poll_seconds", lambda hosts: POLL_SECONDS):
+    with patch("cluster_dash_server.web.frame.poll_seconds", lambda hosts: POLL_SECONDS):
         yield site
     server.close()
     thread.join(timeout=5)

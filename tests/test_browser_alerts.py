@@ -73,7 +73,7 @@ def alarmed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     site.url = f"http://127.0.0.1:{server.effective_port}"
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
-    with patch("cluster_dash_server.web.pages.poll_seconds", lambda hosts: POLL_SECONDS):
+    with patch("cluster_dash_server.web.frame.poll_seconds", lambda hosts: POLL_SECONDS):
         yield site
     server.close()
     thread.join(timeout=5)

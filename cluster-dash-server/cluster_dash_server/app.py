@@ -29,6 +29,7 @@ from cluster_dash_server.web import (
     edge,
     first_history,
     first_live,
+    frame,
     lists,
     metrics,
     needed,
@@ -118,7 +119,7 @@ def _show(app: Flask, front: Front) -> None:
     def remember_who_comes() -> None:
         reached.from_afar = reached.from_afar or not edge.caller_of(request.environ).here
 
-    site = pages.Site(
+    site = frame.Site(
         name=settings.site.name,
         version=VERSION,
         notices=lambda: parts.notices(from_afar=reached.from_afar),
@@ -146,8 +147,9 @@ def _show(app: Flask, front: Front) -> None:
     )
     frames = wall.Frames(policy=edge.SECURITY_HEADERS["Content-Security-Policy"], embed_from=settings.site.embed_from)
     for blueprint in (
+        frame.blueprint(site, lambda: len(cluster), view_clock),
         # the live view
-        pages.blueprint(cluster, parts.events, view_clock, site, past.view_at),
+        pages.blueprint(cluster, parts.events, view_clock, site.name, past.view_at),
         api.blueprint(cluster, front.narrowed, front.looks, view_clock, VERSION, parts.failing),
         first_live.blueprint(cluster, view_clock),
         lists.blueprint(cluster, parts.events, parts.history, view_clock, zone),

@@ -106,17 +106,6 @@ def _kept(ledger: Ledger, newest: list[Event], begin: float, end: float) -> list
     return sorted({*newest, *kept}, key=lambda event: -event.at)
 
 
-def so_far(cluster: Cluster, log: EventLog, now: float, host: str | None = None) -> list[Event]:
-    """Return the events of a host, or of all, newest first, with the silences that last."""
-    if host is None:
-        views = cluster.hosts(now)
-    else:
-        view = cluster.host(host, now)
-        views = [] if view is None else [view]
-    found = log.newest(None if host is None else [host]) + silences(views, cluster.thresholds)
-    return sorted(found, key=lambda event: -event.at)
-
-
 def said(view: View) -> Json:
     """Return what a list says of its filter, beside its rows: nothing where it was asked for none."""
     return {"q": str(view.wish), "problems": list(view.wish.problems)} if view.q else {}

@@ -1,15 +1,14 @@
-"""The pages: each is whole as HTML, scripts then keep it fresh."""
+"""The pages of the live view: each is whole as HTML, scripts then keep it fresh."""
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
 
-from flask import Blueprint, Response, abort, request, url_for
+from flask import Blueprint, Response, request
 
 from cluster_dash_server import facets, free
 from cluster_dash_server.access.viewers import needs
 from cluster_dash_server.cluster import Cluster
-from cluster_dash_server.events import EventLog
+from cluster_dash_server.events import EventLog, silences
 from cluster_dash_server.filters import Filter
 from cluster_dash_server.web import (
     charts,
@@ -18,28 +17,14 @@ from cluster_dash_server.web import (
     host_page,
     overview_page,
     rows,
-    theme,
     user_page,
     views,
     words,
     xids,
 )
 from cluster_dash_server.web.answers import html
-from cluster_dash_server.web.assets import add_assets
-from cluster_dash_server.web.lists import so_far
 from cluster_dash_server.web.parameters import choice
 from cluster_dash_server.web.views import View
-
-NAV = (
-    ("Overview", "", ("overview", "host", "user")),
-    ("GPUs", "gpu-data", ("gpus", "chart")),
-    ("Slurm", "slurm", ("slurm",)),
-    ("History", "history", ("history",)),
-    ("Waste", "waste", ("waste",)),
-    ("Alerts", "alerts", ("alerts", "digest", "waiting")),
-    ("Status", "status", ("status",)),
-)
-"""The pages that exist, as the frame names them: name, path, and the pages below it, its own first."""
 
 GPU_METRICS = (
     ("gpu_util", "GPU busy, %"),
@@ -54,28 +39,8 @@ MOST_CARDS = 8
 GPU_PLOT_PX = 220
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Site:
-    """What every page says of this site.
-
-    Attributes:
-        notices: what people must know who look here: an open viewer, a shared passcode. Asked on each page.
-        keeps_history: whether figures of the past can be asked for.
-    """
-
-    name: str
-    version: str
-    notices: Callable[[], tuple[str, ...]] = tuple
-    keeps_history: Callable[[], bool] = bool
-
-
-def poll_seconds(hosts: int) -> int:
-    """Return how often a page asks again: more hosts, fewer questions."""
-    return 5 if hosts <= 100 else 10 if hosts <= 1000 else 15
-
-
 def blueprint(
-    cluster: Cluster, log: EventLog, clock: Callable[[], float], site: Site, bygone: Callable[[str], View]
+    cluster: Cluster, log: EventLog, clock: Callable[[], float], site: str, bygone: Callable[[str], View]
 ) -> Blueprint:
     """Build the pages.
 
@@ -83,32 +48,11 @@ def blueprint(
         cluster: the live view.
         log: what happened.
         clock: Unix s.
-        site: what every page says.
+        site: the name of this site.
         bygone: the cluster as it stood at a moment, in a text that the request gave.
     """
     pages = Blueprint("pages", __name__, template_folder="../templates")
-    assets = add_assets(pages)
-    for name, say in words.FILTERS.items():
-        pages.add_app_template_filter(say, name)
     pages.add_app_template_filter(curl)
-
-    @pages.app_context_processor
-    def frame() -> dict[str, object]:
-        """Give every template, the error page too, what the frame needs."""
-        base = url_for("pages.overview")
-        return {
-            "site": site,
-            "base": base,
-            "root": request.root_url,
-            "nav": NAV,
-            "page": None,
-            "now": clock(),
-            "poll_seconds": poll_seconds(len(cluster)),
-            "glyphs": words.GLYPHS,
-            "here": views.here,
-            "asset": lambda name: f"{base}assets/{assets.digest}/{name}",
-            "plotly": f"{base}plotly-{charts.PLOTLY_JS.tag}.min.js",
-        }
 
     @pages.get("/")
     @needs("state:read")
@@ -116,7 +60,7 @@ def blueprint(
         at = request.args.get("at")
         view, form = asked() if not at else (bygone(at), choice("format", export.FORMS))
         if form != "html":
-            return export.answer(form, export.hosts(view), view, site.name)
+            return export.answer(form, export.hosts(view), view, site)
         sort = choice("sort", fleet.sorts())
         part = fleet.page(len(view.hosts), request.args.get("page", ""))
         shown = part.of(fleet.order(view.hosts, sort))
@@ -133,7 +77,7 @@ def blueprint(
             next_sort=fleet.next_sort,
             grouped_by=grouped_by,
             groups=[] if grouped_by is None else fleet.groups(view.narrowed, grouped_by, view.wish),
-            title=rows.title(view.narrowed, site.name),
+            title=rows.title(view.narrowed, site),
             icon=rows.icon(view.narrowed),
             sentence=view.sentence,
             notes=rows.attention(view.narrowed, view.now),
@@ -155,7 +99,7 @@ def blueprint(
     def gpu_data() -> Response:
         view, form = asked()
         if form != "html":
-            return export.answer(form, export.gpus(view), view, site.name)
+            return export.answer(form, export.gpus(view), view, site)
         shown = rows.gpu_rows(view.narrowed, MOST_ROWS)
         return html(
             "gpus.html",
@@ -184,7 +128,7 @@ def blueprint(
     def chart_page(metric: str, tab: str) -> Response:
         view, form = asked()
         if form != "html":
-            return export.answer(form, charts.table(metric, view.hosts), view, site.name)
+            return export.answer(form, charts.table(metric, view.hosts), view, site)
         chart = charts.chart(metric, view.hosts)
         return html(
             "chart.html",
@@ -231,8 +175,9 @@ def blueprint(
         form = choice("format", export.FORMS)
         if form != "html":
             alone = views.look([view], "", now)
-            return export.answer(form, export.gpus(alone), alone, f"{site.name}, {host}")
+            return export.answer(form, export.gpus(alone), alone, f"{site}, {host}")
         before, after = host_page.neighbours(host, cluster.names())
+        told = sorted(log.newest([host]) + silences([view], cluster.thresholds), key=lambda event: -event.at)
         return html(
             "host.html",
             before=before,
@@ -240,7 +185,7 @@ def blueprint(
             page="host",
             now=now,
             json_path=f"api/v1/hosts/{words.segment(host)}",
-            **host_page.words_of(view, so_far(cluster, log, now, host), cluster.thresholds, now),
+            **host_page.words_of(view, told, cluster.thresholds, now),
         )
 
     @pages.get("/user/<path:user>")  # a name may hold a slash
@@ -251,22 +196,8 @@ def blueprint(
         of_user = str(Filter(terms=(facets.exactly("user", user),)))
         view = views.look(cluster.hosts(now), of_user, now)
         if form != "html":
-            return export.answer(form, export.gpus(view), view, site.name)
+            return export.answer(form, export.gpus(view), view, site)
         return html("user.html", page="user", **user_page.words_of(user, view, cluster.thresholds))
-
-    @pages.get("/theme.css")
-    @needs("public")
-    def theme_css() -> Response:
-        return assets.answer("theme.css", immutable=False) or abort(404)
-
-    @pages.get("/favicon.ico")  # what a browser asks for beside whatever is no page: a badge, a JSON body
-    @pages.get("/icon.svg")
-    @needs("public")
-    def icon() -> Response:
-        says = request.args.get("says", "none")
-        response = Response(theme.icon(says if says in theme.ICONS else "none"), mimetype="image/svg+xml")
-        response.headers["Cache-Control"] = "public, max-age=86400"
-        return response
 
     return pages
 
