@@ -96,7 +96,6 @@ def test_granian_that_is_not_installed_is_said_with_its_mend() -> None:
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.clocked
 def test_the_server_answers_soon_after_its_start() -> None:
     def seconds() -> float:
         begin = time.monotonic()
@@ -104,7 +103,7 @@ def test_the_server_answers_soon_after_its_start() -> None:
             wait_until(lambda: answers(server))
             return time.monotonic() - begin
 
-    assert min(seconds() for _ in range(3)) < 6 * PATIENCE  # `make bench` has the figure: 0.5 s
+    assert any(seconds() < 6 * PATIENCE for _ in range(3))  # `make bench` has the figure: 0.5 s
 
 
 def test_it_starts_without_loading_what_only_a_chart_or_a_post_needs() -> None:
