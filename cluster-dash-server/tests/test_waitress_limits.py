@@ -341,6 +341,26 @@ def test_an_answer_that_waitress_would_put_into_a_file_is_left_to_a_thread(shop:
         assert ask(connection, f"/ready{waitress_limits.READY_BYTES + 1}").startswith(b"/ready")
 
 
+def test_a_short_body_that_lay_ready_leaves_with_its_head_and_a_long_one_is_not_copied(
+    shop: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = list[int]()
+    send = waitress_limits.Channel.send
+
+    def noted(channel: Any, data: bytes, *more: Any, **also: Any) -> Any:
+        sizes.append(len(data))
+        return send(channel, data, *more, **also)
+
+    monkeypatch.setattr(waitress_limits.Channel, "send", noted)
+    with shop.connect() as connection:
+        assert len(ask(connection, f"/ready{waitress_limits.LARGE_BYTES}")) == waitress_limits.LARGE_BYTES
+        assert sizes[0] > waitress_limits.LARGE_BYTES
+        sizes.clear()
+        assert len(ask(connection, f"/ready{waitress_limits.LARGE_BYTES + 1}")) == waitress_limits.LARGE_BYTES + 1
+    assert sizes[0] < 1000
+    assert sizes[1] == waitress_limits.LARGE_BYTES + 1
+
+
 @pytest.mark.parametrize(("version", "header"), [("1.1", "Connection: close\r\n"), ("1.0", "")])
 def test_a_connection_that_is_to_end_ends_after_what_lay_ready(shop: Open, version: str, header: str) -> None:
     with socket.create_connection(("127.0.0.1", shop.server.effective_port), timeout=60) as connection:
