@@ -1,9 +1,9 @@
 """Each recorded machine of the mole, posted to the server: its states, and every page that shows it."""
 
+import functools
 import html
 import json
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -51,14 +51,21 @@ SAID = {
 """What the page of the host says of it, beyond its figures."""
 
 
-@pytest.fixture(params=NAMES)
-def posted(request: pytest.FixtureRequest) -> tuple[FlaskClient, str, str]:
-    """A server that took the snapshot of a machine, the machine, and the name of its host."""
-    snapshot: dict[str, Any] = json.loads((MACHINES / Path(request.param) / "expected.json").read_text())
+@functools.cache
+def server_of(machine: str) -> tuple[FlaskClient, str]:
+    """Return a server that took the snapshot of a machine, and the name of its host; the tests only look at it."""
+    snapshot: dict[str, Any] = json.loads((MACHINES / machine / "expected.json").read_text())
     client = create_app(Settings(), clock=lambda: snapshot["timestamp"]).test_client()
     answer = client.post("/", json={**snapshot, "auth_code": "lab_cluster_2025"})
     assert answer.status_code == 200, answer.text
-    return client, request.param, snapshot["hostname"]
+    return client, snapshot["hostname"]
+
+
+@pytest.fixture(params=NAMES)
+def posted(request: pytest.FixtureRequest) -> tuple[FlaskClient, str, str]:
+    """A server that took the snapshot of a machine, the machine, and the name of its host."""
+    client, host = server_of(request.param)
+    return client, request.param, host
 
 
 def text_of(page: str) -> str:

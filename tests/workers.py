@@ -46,7 +46,6 @@ FIRST = {
     "tests/test_containers.py": 1,
     "tests/test_docs.py": 1,
     "tests/test_browser.py": 2,
-    "tests/test_machines_on_pages.py": 2,
     "tests/test_slurm_large.py": 1,
 }
 """Of all others, those that take longest, and in how many units: each unit has the fixtures of its module to itself."""
