@@ -9,7 +9,7 @@ from typing import Protocol
 
 from cluster_dash_mole.host import Host
 from cluster_dash_mole.mole import Row, SendError
-from cluster_dash_mole.senders.http.exchange import Answer
+from cluster_dash_mole.senders.http.exchange import Answer, parse_address
 from cluster_dash_mole.snapshot import clean
 
 TOKEN_FILE = "token"  # noqa: S105 - a name, no secret
@@ -18,7 +18,12 @@ _PATH = "api/v1/enrol"
 
 
 def address_of(url: str) -> str:
-    """Return where a server takes wishes to enrol."""
+    """Return where a server takes wishes to enrol.
+
+    Raises:
+        ValueError: it is no address.
+    """
+    parse_address(url)
     return f"{url.rstrip('/')}/{_PATH}"
 
 

@@ -37,6 +37,8 @@ def test_a_host_says_who_it_is_and_gets_its_token() -> None:
     assert trade(server, CODE, HOST) == "cdh_x_y"
     assert server.asked == {"code": CODE, "hostname": "gpu01", "machine_id": "m1"}
     assert address_of("https://dash.lab/dash/") == "https://dash.lab/dash/api/v1/enrol"
+    with pytest.raises(ValueError, match=r"^got 'dash', expected http://HOST"):
+        address_of("dash")
 
 
 @pytest.mark.parametrize(

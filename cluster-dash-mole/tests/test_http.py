@@ -417,6 +417,13 @@ def test_a_server_whose_ca_is_named_is_posted_to_by_tls(secure: Server, ca: Path
     assert secure.requests[1].headers["authorization"] == f"Bearer {SECRET}"
 
 
+def test_a_ca_file_that_holds_no_certificate_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "ca.pem"
+    file.write_text("no certificate")
+    with pytest.raises(ValueError, match=f"^ca_file: {file}: holds no certificate in PEM"):
+        HttpSender(address="https://dash", auth_code=SECRET, clock=SystemClock(), environ={}, ca_file=str(file))
+
+
 def test_a_certificate_of_nobody_known_fails_closed(secure: Server) -> None:
     secure.script = [OURS]
     subject = HttpSender(address=f"https://127.0.0.1:{secure.port}", auth_code=SECRET, clock=SystemClock(), environ={})

@@ -57,6 +57,7 @@ def test_maintenance_is_kept_told_and_ended(tmp_path: Path) -> None:
         ({"hosts": "gpu01", "until": "soon"}, "--until: got 'soon'"),
         ({"hosts": "gpu01", "until": "now-1h"}, "is past"),
         ({"hosts": "gpu[5-1]", "until": "1h"}, "[5-1] runs backwards"),
+        ({"hosts": " ", "until": "1h"}, "HOST: got an empty name, expected a name, a hostlist or a pattern"),
         ({"hosts": "gpu[01-", "until": "1h"}, "gpu[01-: its bracket is not closed, as in gpu[01-03,07]"),
     ],
 )

@@ -122,8 +122,10 @@ def test_what_cannot_be_exported_says_what_would_mend_it(
     ):
         assert run(folder, *arguments) == 1
         assert says in capsys.readouterr().err
-    assert run(tmp_path / "empty", "export", "uses") == 1
-    assert "is it the data folder? --data names another" in capsys.readouterr().err
+    for command in (("export", "uses"), ("backup", str(tmp_path / "copy")), ("prune",)):
+        assert run(tmp_path / "empty", *command) == 1
+        assert "is it the data folder? --data names another" in capsys.readouterr().err
+        assert not (tmp_path / "empty").exists()
 
 
 def test_without_a_server_prune_does_it_in_the_folder(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -149,9 +149,10 @@ def read_auth_code(file: Path | None, from_environment: str | None) -> str:
     try:
         secret = file.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{file}: cannot be read: {error}") from None
+        why = error.strerror if isinstance(error, OSError) else "it is no text"
+        raise ValueError(f"--auth-code-file: {file}: cannot be read: {why}") from None
     if not secret:
-        raise ValueError(f"{file}: is empty, expected the passcode")
+        raise ValueError(f"--auth-code-file: {file}: is empty, expected the passcode")
     return secret
 
 

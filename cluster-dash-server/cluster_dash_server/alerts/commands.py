@@ -25,6 +25,11 @@ def obey_maintenance(book: Book, wish: Json, now: float, site_zone: tzinfo) -> J
                     named = ", ".join(each.hosts for each in book.maintenance(now)) or "none"
                     return {"success": False, "msg": f"{hosts} is in no maintenance; what is: {named}"}
             else:
+                if not hosts.strip():
+                    return {
+                        "success": False,
+                        "msg": "HOST: got an empty name, expected a name, a hostlist or a pattern",
+                    }
                 matcher(hosts)
                 ends_at = until(wish["until"], now, site_zone)
                 if ends_at <= now:

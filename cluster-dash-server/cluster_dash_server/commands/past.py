@@ -106,6 +106,7 @@ def backup(options: argparse.Namespace, settings: Settings, folder: Path) -> Non
     Raises:
         CommandError: it cannot be made.
     """
+    _refuse_what_is_not_there(folder)
     try:
         names = backups.backup(folder, options.file)
     except backups.BackupError as error:
@@ -154,6 +155,7 @@ def prune(settings: Settings, folder: Path) -> None:
             raise CommandError(str(error)) from None
     if settings.history.kind == "remote" and settings.ledger.kind == "postgresql":
         raise CommandError("no replica answers here; the one that leads drops what is too old each hour")
+    _refuse_what_is_not_there(folder)
     history = History(
         folder, settings=settings.history, privacy=settings.privacy, clock=time.time, last_seen=lambda hosts: ()
     )
@@ -166,6 +168,11 @@ def prune(settings: Settings, folder: Path) -> None:
         raise ConfigError(str(error)) from None
     finally:
         history.close()
+
+
+def _refuse_what_is_not_there(folder: Path) -> None:
+    if not folder.is_dir():
+        raise CommandError(f"{folder} is not there: is it the data folder? --data names another")
 
 
 def folder_of(options: argparse.Namespace, settings: Settings) -> Path:

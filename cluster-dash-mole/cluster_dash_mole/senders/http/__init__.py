@@ -237,7 +237,10 @@ class HttpSender:
 def _tls_context(ca_file: str | None) -> "SSLContext":
     import ssl  # 4 MiB, for those who post by https only
 
-    return ssl.create_default_context(cafile=ca_file)
+    try:
+        return ssl.create_default_context(cafile=ca_file)
+    except ssl.SSLError as error:
+        raise ValueError(f"ca_file: {ca_file}: holds no certificate in PEM ({error.reason})") from None
 
 
 def _with(document: bytes, more: Mapping[str, object]) -> bytes:
