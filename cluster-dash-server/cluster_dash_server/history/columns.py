@@ -84,30 +84,23 @@ def encode(figures: "NDArray[np.float32]", widths: Sequence[int]) -> list[bytes]
     """
     frames = [b""] * len(widths)
     places, begins = _begins(widths)
-    bits, known = figures.view(np.int32), ~np.isnan(figures)
+    bits, known = figures.view(np.int32), figures == figures
     firsts = np.repeat(bits[begins, :1], [widths[place] for place in places], axis=0)
-    are_one, are_known, are_some = (
-        of_metric.reduceat(rows, begins).tolist()
-        for of_metric, rows in (
-            (np.logical_and, (bits == firsts).all(axis=1)),
-            (np.logical_and, known.all(axis=1)),
-            (np.logical_or, known.any(axis=1)),
-        )
-    )
-    varying, blocks, masks = [], [], []
-    for place, begin, is_one, is_known, is_some in zip(places, begins, are_one, are_known, are_some, strict=True):
+    # of each metric: whether all its figures are the same one, all are known, some are
+    are_same = np.logical_and.reduceat((bits == firsts).all(axis=1), begins).tolist()
+    are_known = np.logical_and.reduceat(known.all(axis=1), begins).tolist()
+    are_some = np.logical_or.reduceat(known.any(axis=1), begins).tolist()
+    varying, blocks, masks = [], [], []  # what takes more than a head is packed together
+    for place, begin, is_same, is_known, is_some in zip(places, begins, are_same, are_known, are_some, strict=True):
+        of_metric = slice(begin, begin + widths[place])
         if not is_some:
             frames[place] = bytes((_EMPTY,))
-        elif is_one:
+        elif is_same:
             frames[place] = _CONSTANT_HEAD.pack(_CONSTANT, figures[begin, 0])
         else:
-            block, mask = figures[begin : begin + widths[place]], b""
-            if not is_known:
-                of_block = known[begin : begin + widths[place]]
-                block, mask = _filled(block, of_block), zip_(of_block.tobytes())
             varying.append(place)
-            blocks.append(block)
-            masks.append(mask)
+            blocks.append(figures[of_metric] if is_known else _filled(figures[of_metric], known[of_metric]))
+            masks.append(b"" if is_known else zip_(known[of_metric].tobytes()))
     if varying:
         for place, frame in zip(varying, _encoded(np.vstack(blocks), list(map(len, blocks)), masks), strict=True):
             frames[place] = frame

@@ -96,7 +96,16 @@ class _Lines:
         most: "NDArray[np.float64]",
         count: "NDArray[np.float64]",
     ) -> None:
-        """Add figures, all of them known, to the steps at these places, of which any may come more than once."""
+        """Add figures, all of them known, each to a step.
+
+        Args:
+            at: the step of each: where its line begins, and how many steps behind that. Many may be of the same one.
+            least: the least of the rows of which each tells.
+            total: their sum (see `_FINEST`).
+            most: the most of them; of a single row it is the least, too.
+            count: how many they are.
+        """
+        # `at` adds one after the other; an index would keep the last of those that are of the same step
         np.fmin.at(self._least, at, least)
         np.fmax.at(self._most, at, most)
         with np.errstate(invalid="ignore"):  # infinities of both signs

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from itertools import groupby
 from operator import add, itemgetter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cluster_dash_server.history.chunks import (
     Day,
@@ -54,6 +54,16 @@ _EPSILON = 1e-6
 """What is left of a sum when all parts are taken out again."""
 
 
+class _Numbered(NamedTuple):
+    """The GPUs and holders of the newest row of a host as they came, what stands for them, and the ids."""
+
+    gpus: tuple[GpuId, ...]
+    holders: tuple[Holder, ...]
+    same_gpus: tuple[GpuId, ...]
+    same_holders: tuple[Holder, ...]
+    ids: tuple[int, int, int]
+
+
 class Names:
     """The ids of names in the file, read when first asked for. One thread."""
 
@@ -64,6 +74,18 @@ class Names:
         self._holdings: dict[int, tuple[Holder, ...]] = {}
         self._layout_ids: dict[tuple[GpuId, ...], tuple[int, tuple[GpuId, ...]]] = {}
         self._holding_ids: dict[tuple[Holder, ...], tuple[int, tuple[Holder, ...]]] = {}
+        self._newest: dict[str, _Numbered] = {}
+
+    def numbers(self, row: Figures) -> tuple[int, int, int]:
+        """Return the ids of a row's host, GPUs and holders, which become one object each with equal ones."""
+        newest = self._newest.get(row.host)
+        if newest is None or newest.gpus is not row.gpus or newest.holders is not row.holders:
+            layout, gpus = self.known_gpus(row.gpus)
+            holding, holders = self.known_holders(row.holders)
+            newest = _Numbered(row.gpus, row.holders, gpus, holders, (self.host(row.host), layout, holding))
+            self._newest[row.host] = newest
+        row.gpus, row.holders = newest.same_gpus, newest.same_holders
+        return newest.ids
 
     def host(self, name: str) -> int:
         """Return the id of a host, made where there is none."""
@@ -119,6 +141,7 @@ class Names:
         """Forget who has what: rows of the file that nothing refers to any more were dropped."""
         self._holdings.clear()
         self._holding_ids.clear()
+        self._newest.clear()
 
     def _id(self, table: str, column: str, text: str, *, remember: bool = True) -> int:
         found = self._ids.get((table, text))

@@ -319,7 +319,7 @@ class SqliteStore:
             for row in settled:
                 if row.boot_id is not None and row.seq is not None:
                     self._snapshots.write(row.host, row.boot_id, row.seq, row.at)
-        self._hot.update(dict.fromkeys([(host, hour) for host, hour, *_ in hot], time.monotonic()))
+        self._hot.update(dict.fromkeys({each[:2] for each in hot}, time.monotonic()))
         self._count(rows)
         for sweep in begun:
             self._open.unname(sweep.user)
@@ -749,12 +749,9 @@ def _hot_row(
     names: Names, row: Figures, boots: Mapping[tuple[str, str | None], int]
 ) -> tuple[int, int, float, int | None, int | None, int, int, bytes]:
     """Return a row as the table `hot` has it; from now on its GPUs and holders are one object with equal ones."""
-    layout, row.gpus = names.known_gpus(row.gpus)
-    holding, row.holders = names.known_holders(row.holders)
-    return (
-        *(names.host(row.host), int(row.at // HOUR) * HOUR, row.at, boots.get((row.host, row.boot_id)), row.seq),
-        *(layout, holding, row.values.tobytes() + row.holder_mem.tobytes()),
-    )
+    host, layout, holding = names.numbers(row)
+    boot, figures = boots.get((row.host, row.boot_id)), row.values.tobytes() + row.holder_mem.tobytes()
+    return host, int(row.at // HOUR) * HOUR, row.at, boot, row.seq, layout, holding, figures
 
 
 def _size(item: _Item) -> int:
