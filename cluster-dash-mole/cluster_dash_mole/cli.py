@@ -1,4 +1,4 @@
-"""The command `cluster-dash-mole`: arguments, and the parts put together. The one module that knows all."""
+"""The command `cluster-dash-mole`: its arguments, and what each command does."""
 
 import argparse
 import json
@@ -12,25 +12,21 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from cluster_dash_mole import __version__, collectors, logs, pick
-from cluster_dash_mole.batches import Source
+from cluster_dash_mole import __version__, collectors, logs, parts, pick
 from cluster_dash_mole.collectors.gpu import GpuCollector
 from cluster_dash_mole.config import Config, ConfigError, before_enrolment, for_listening, load
 from cluster_dash_mole.delivery import Delivery
-from cluster_dash_mole.host import Host, HostPast, SnapshotCounter, read_host, state_folder
+from cluster_dash_mole.host import HostPast, SnapshotCounter, read_host, state_folder
 from cluster_dash_mole.lane import Lane
-from cluster_dash_mole.mole import Clock, Collector, Mole, Row, Sender, SendError, SystemClock
+from cluster_dash_mole.mole import Mole, Row, Sender, SendError, SystemClock
 from cluster_dash_mole.notify import ServiceManager
-from cluster_dash_mole.senders import GoogleSheetsSender, HttpSender, StdoutSender
-from cluster_dash_mole.spool import SPOOL, Spool, SpoolFromTheFuture
+from cluster_dash_mole.senders import HttpSender
 
 log = logging.getLogger("cluster_dash_mole")
 
 DONE, PROBLEM, UNREACHABLE, REFUSED, CONFIGURATION = 0, 1, 69, 77, 78
-ONE_SHOT_INTERVAL = 20.0  # gives a driver that sleeps the full 10 s to answer
 SHUTTING_DOWN = Path("/run/nologin")  # a machine that goes down says so: it may not come back, and is to be missed
 GOODBYE_SECONDS = 2.0  # for the word that the mole was stopped on purpose
-ONE_SHOT_CPU_SECONDS = 0.25  # a busy share needs two readings
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -107,7 +103,7 @@ def _enrol(given: argparse.Namespace) -> int:
     from cluster_dash_mole import enrol  # a mole that runs has no use for it: memory
 
     config = before_enrolment(given.config, os.environ)
-    host, code = _host(config), sys.stdin.readline().strip() if given.code == "-" else given.code
+    host, code = parts.host(config), sys.stdin.readline().strip() if given.code == "-" else given.code
     settings = config.json_sender
     path = given.file or Path(settings.auth_code_file or state_folder(os.environ, host.hostname) / enrol.TOKEN_FILE)
     allow = given.allow_plaintext or settings.allow_plaintext
@@ -131,7 +127,7 @@ def _enrol(given: argparse.Namespace) -> int:
         log.info("%s has a token of its own, in %s", host.hostname, path)
         if settings.auth_code_file is None or Path(settings.auth_code_file) != path:
             log.info('name it in the configuration: [Json_Sender_Logger] auth_code_file = "%s"', path)
-        sender(given.url, token).send(_one_shot(config).snapshot())
+        sender(given.url, token).send(parts.one_shot(config).snapshot())
     except ValueError as error:
         log.error("enrol: %s", error)
         return CONFIGURATION
@@ -162,7 +158,7 @@ def _size(text: str) -> float:
 
 
 def _pick(given: argparse.Namespace) -> int:
-    gpus = GpuCollector(interval=ONE_SHOT_INTERVAL, clock=SystemClock()).collect().parts["gpu"]
+    gpus = GpuCollector(interval=parts.ONE_SHOT_INTERVAL, clock=SystemClock()).collect().parts["gpu"]
     if not isinstance(gpus, Mapping) or not (found := pick.candidates(gpus)):
         sys.stderr.write(f"{pick.why_none(gpus)}\n")
         return PROBLEM
@@ -271,19 +267,15 @@ def _end_on_signals(code: int) -> None:
     signal.signal(signal.SIGINT, stop)
 
 
-def _host(config: Config) -> Host:
-    return read_host(hostname=config.host.name or None, ephemeral=config.host.ephemeral)
-
-
 def _run(config: Config) -> int:
     clock, interval = SystemClock(), config.poll.poll_interval_in_secs
-    host, manager = _host(config), ServiceManager(os.environ)
-    senders = _senders(config, os.environ)
+    host, manager = parts.host(config), ServiceManager(os.environ)
+    senders = parts.senders(config, os.environ)
     # before the lanes start: it forks
-    readers = collectors.build(interval=interval, clock=clock, slurm=_slurm(config, at_once=False))
+    readers = collectors.build(interval=interval, clock=clock, slurm=parts.slurm(config, at_once=False))
     folder, boot_id = state_folder(os.environ, host.hostname), host.boot_id or ""
     counter = SnapshotCounter(folder, boot_id=boot_id, now=clock.now())
-    spool = _spool(config, host, counter, folder)
+    spool = parts.spool(config, host, counter, folder)
     lanes: list[Lane | Delivery] = []
     delivery: Delivery | None = None
     for sender, min_interval in senders:
@@ -293,7 +285,7 @@ def _run(config: Config) -> int:
         else:
             lanes.append(Lane(sender, interval=interval, min_interval=min_interval, clock=clock))
     # the last ones: the first lane says what was told of what happened
-    lanes += [Lane(listener, interval=interval, clock=clock) for listener in _listeners(config, clock)]
+    lanes += [Lane(listener, interval=interval, clock=clock) for listener in parts.listeners(config, clock)]
     mole = Mole(
         host=host,
         collectors=readers,
@@ -321,47 +313,9 @@ def _run(config: Config) -> int:
     return DONE
 
 
-def _listeners(config: Config, clock: Clock) -> list[Sender]:
-    """Return what answers Prometheus, each on a port of its own."""
-    settings = config.listen
-    if not settings.use:
-        return []
-    from cluster_dash_mole.senders.listen import GpuPage, ListenSender, Page, SlurmPage  # a server of its own: memory
-
-    pages: dict[str, Page] = {
-        "address": GpuPage(interval=config.poll.poll_interval_in_secs, hostname_label=settings.hostname_label)
-    }
-    if settings.slurm_address:
-        if not config.slurm.use:
-            raise ConfigError(f"{config.source}: Listen.slurm_address: nothing to tell without use = true in [Slurm]")
-        pages["slurm_address"] = SlurmPage(interval=config.slurm.interval_in_secs, users=settings.slurm_users)
-    listeners: list[Sender] = []
-    for key, page in pages.items():
-        address = getattr(settings, key)
-        try:
-            listener = ListenSender(address, page, clock=clock, name=f"listen_{key}")
-        except (ValueError, OSError) as error:
-            raise ConfigError(f"{config.source}: Listen.{key}: {address}: {error}") from error
-        log.info("answers Prometheus on port %d: /metrics", listener.port)
-        listeners.append(listener)
-    return listeners
-
-
 def _count(delivery: Delivery, counter: SnapshotCounter) -> int | None:
     """Return the number of the next snapshot, None where it is not sent: numbers without a gap show what is lost."""
     return counter.next() if delivery.wants() else None
-
-
-def _spool(config: Config, host: Host, counter: SnapshotCounter, folder: Path) -> Spool:
-    most_bytes = int(config.json_sender.spool_mb * 2**20)
-    source = Source(host.hostname, host.boot_id or "")
-    if not counter.owns_folder:
-        return Spool(None, most_bytes=0, source=source)
-    try:
-        return Spool(folder / SPOOL, most_bytes=most_bytes, source=source, last_seq=counter.last)
-    except SpoolFromTheFuture as error:
-        log.error("spool: %s: left alone; what the server does not take is kept in memory: move it away", error)
-        return Spool(None, most_bytes=0, source=source)
 
 
 def _doctor(path: Path | None) -> int:
@@ -371,19 +325,19 @@ def _doctor(path: Path | None) -> int:
     config: Config | ConfigError
     try:
         config = load(path, os.environ)
-        senders = [sender for sender, _ in _senders(config, os.environ)]
+        senders = [sender for sender, _ in parts.senders(config, os.environ)]
     except ConfigError as error:
         config = error
     findings = []
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # a locale that lacks ✔
     for finding in doctor.examine(
-        host=read_host() if isinstance(config, ConfigError) else _host(config),
+        host=read_host() if isinstance(config, ConfigError) else parts.host(config),
         config=config,
         senders=senders,
         kinds=collectors.build(
-            interval=ONE_SHOT_INTERVAL,
+            interval=parts.ONE_SHOT_INTERVAL,
             clock=SystemClock(),
-            slurm=None if isinstance(config, ConfigError) else _slurm(config, at_once=True),
+            slurm=None if isinstance(config, ConfigError) else parts.slurm(config, at_once=True),
         ),
         environ=os.environ,
     ):
@@ -394,10 +348,10 @@ def _doctor(path: Path | None) -> int:
 
 
 def _once(config: Config) -> int:
-    senders = _senders(config, os.environ)
+    senders = parts.senders(config, os.environ)
     if not senders:
         raise ConfigError(f"{config.source}: no sender is in use, so --once has nowhere to send to")
-    snapshot = _one_shot(config).snapshot()
+    snapshot = parts.one_shot(config).snapshot()
     code = DONE
     for sender, _ in senders:
         try:
@@ -411,64 +365,8 @@ def _once(config: Config) -> int:
 
 
 def _show(config: Config) -> int:
-    document = _one_shot(config).snapshot().document()
+    document = parts.one_shot(config).snapshot().document()
     if config.json_sender.auth_code is not None:
         document["auth_code"] = "***"
     sys.stdout.write(json.dumps(document, indent=2, allow_nan=False) + "\n")
     return DONE
-
-
-def _one_shot(config: Config) -> Mole:
-    """Return a mole for a single snapshot: without an identity, as it must not take the place of the real one's."""
-    clock = SystemClock()
-    mole = Mole(
-        host=_host(config),
-        collectors=collectors.build(interval=ONE_SHOT_INTERVAL, clock=clock, slurm=_slurm(config, at_once=True)),
-        lanes=[],
-        interval=ONE_SHOT_INTERVAL,
-        clock=clock,
-        labels=config.labels,
-    )
-    clock.sleep(ONE_SHOT_CPU_SECONDS)
-    return mole
-
-
-def _slurm(config: Config, *, at_once: bool) -> Callable[[], Collector] | None:
-    """Return what makes the collector for Slurm, None where this mole does not ask it."""
-    settings = config.slurm
-    if not settings.use:
-        return None
-    return collectors.slurm(
-        clock=SystemClock(), interval=settings.interval_in_secs, folder=settings.bin_folder, at_once=at_once
-    )
-
-
-def _senders(config: Config, environ: Mapping[str, str]) -> list[tuple[Sender, float]]:
-    """Return each sender in use, with its least interval in s."""
-    senders: list[tuple[Sender, float]] = []
-    if config.json_sender.use:
-        settings = config.json_sender
-        try:
-            http = HttpSender(
-                address=settings.address_in,
-                auth_code=settings.auth_code,
-                clock=SystemClock(),
-                environ=environ,
-                ca_file=settings.ca_file,
-                allow_plaintext=settings.allow_plaintext,
-            )
-        except (ValueError, OSError) as error:  # a malformed address or proxy; a ca_file that holds no certificate
-            raise ConfigError(f"{config.source}: Json_Sender_Logger: {error}") from error
-        senders.append((http, settings.min_interval_in_secs))
-    if config.google_sheets.use:
-        sheets = GoogleSheetsSender(
-            key_file=config.google_sheets.service_account_file_path,
-            spreadsheet_id=config.google_sheets.spreadsheets_id,
-            worksheet_name=config.google_sheets.worksheet_name,
-        )
-        senders.append((sheets, config.google_sheets.min_interval_in_secs))
-    if config.stdout.use:
-        senders.append((StdoutSender(), config.stdout.min_interval_in_secs))
-    if not senders and not config.listen.use:
-        raise ConfigError(f"{config.source}: no sender is in use: expected use = true in [Json_Sender_Logger]")
-    return senders
