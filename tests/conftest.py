@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 import hypothesis
 import pytest
 
-from tests import databases, workers
+from tests import databases, templates, workers
 from tests.processes import Listening, start_server
 
 hypothesis.settings.register_profile("ours", deadline=None)  # time says nothing on a loaded machine
 hypothesis.settings.load_profile("ours")
+templates.compile_once()
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser

@@ -9,31 +9,13 @@ from typing import Any
 
 import hypothesis
 import pytest
-from flask import Flask
-from jinja2 import BytecodeCache
-from jinja2.bccache import Bucket
 
 from cluster_dash_server.snapshot import Seen, read
+from tests import templates
 
 hypothesis.settings.register_profile("ours", deadline=None)  # time says nothing on a loaded machine
 hypothesis.settings.load_profile("ours")
-
-
-class TemplatesOnce(BytecodeCache):
-    """Templates as code: compiled once for the applications of all tests, which takes longer than most tests."""
-
-    def __init__(self) -> None:
-        self._code: dict[str, bytes] = {}
-
-    def load_bytecode(self, bucket: Bucket) -> None:
-        if bucket.key in self._code:
-            bucket.bytecode_from_string(self._code[bucket.key])
-
-    def dump_bytecode(self, bucket: Bucket) -> None:
-        self._code[bucket.key] = bucket.bytecode_to_string()
-
-
-Flask.jinja_options = {**Flask.jinja_options, "bytecode_cache": TemplatesOnce()}
+templates.compile_once()
 
 ETC = Path(__file__).parents[2] / "etc"
 
