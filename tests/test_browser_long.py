@@ -23,7 +23,13 @@ def demo() -> Iterator[str]:
     """`make demo` on a free port."""
     port = free_port()
     with Process([sys.executable, TOP / "dev" / "demo.py", "--port", str(port)]) as process:
-        wait_until(lambda: b"DEMO" in process.output, 60, "the demo says where to look")
+
+        def says_where() -> bool:
+            if process.popen.poll() is not None:
+                raise RuntimeError(process.output.decode())
+            return b"DEMO" in process.output
+
+        wait_until(says_where, 60, "the demo says where to look")
         yield f"http://127.0.0.1:{port}"
 
 

@@ -1,7 +1,5 @@
 import pytest
 
-pytest.importorskip("pynvml")
-
 from cluster_dash_mole.collectors.gpu.child import parse_kernel_driver, parse_library_version
 
 

@@ -10,9 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
-
-jsonschema = pytest.importorskip("jsonschema")
 
 HERE = Path(__file__).parent
 MACHINES = sorted(path.name for path in (HERE / "machines").iterdir() if path.name != "common")

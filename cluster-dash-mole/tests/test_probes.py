@@ -1,7 +1,3 @@
-import pytest
-
-pytest.importorskip("pynvml")
-
 from collections.abc import Callable
 from typing import Any
 
