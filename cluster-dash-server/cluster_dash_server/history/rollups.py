@@ -236,7 +236,7 @@ def roll(rows: Sequence[Figures], begin: float, end: float, next_at: float = inf
 
 def roll_runs(runs: Sequence[Run], covers: "NDArray[np.float64]") -> Rolled:
     """Add up the runs of one host, oldest first, within an hour; `covers` are those of their rows."""
-    (rolled,) = _rolled([(runs, covers)])
+    (rolled,) = roll_together([(runs, covers)])
     return rolled
 
 
@@ -248,7 +248,7 @@ def roll_all(parts: "Sequence[tuple[Sequence[Run], NDArray[np.float64]]]") -> It
     for first in range(0, len(parts), _AT_ONCE):
         some = parts[first : first + _AT_ONCE]
         try:
-            found = _rolled(some)
+            found = roll_together(some)
         except Exception as error:  # of any of them: which one is found below
             log.debug("%r", error)
             found = list(map(_rolled_or_nothing, some))
@@ -263,7 +263,8 @@ def _rolled_or_nothing(part: "tuple[Sequence[Run], NDArray[np.float64]]") -> Rol
         return Rolled(0)
 
 
-def _rolled(parts: "Sequence[tuple[Sequence[Run], NDArray[np.float64]]]") -> list[Rolled]:
+def roll_together(parts: "Sequence[tuple[Sequence[Run], NDArray[np.float64]]]") -> list[Rolled]:
+    """Do what `roll_runs` does, for some parts at once."""
     found: list[Rolled] = []
     alike: dict[tuple[int, tuple[int, ...] | None], list[tuple[_Part, _Group]]] = {}
     held: dict[int, list[_Part]] = {}

@@ -40,7 +40,7 @@ from cluster_dash_server.history.rollups import (
     UsageKey,
     cluster_figures,
     roll,
-    roll_runs,
+    roll_together,
     stretches_of,
     whole_minutes,
 )
@@ -301,19 +301,38 @@ def _add_usage(
     )
 
 
-def seal(db: sqlite3.Connection, names: Names, sums: Sums, host: int, hour: int) -> None:
-    """Seal an hour of a host, anew where it was sealed before and rows came late."""
-    rows = _hot_hour(db, names, host, hour)
-    if rows is None:
-        return
-    name = names.host_name(host)
-    before = sealed_rows(db, names, host, hour, name)
-    if before:
-        sums.take_out(roll(before, hour, hour + HOUR), host)
-        rows = HourRows.of(sorted(before + hot_rows(db, names, host, hour, name), key=lambda row: row.at))
-    covers = rows.covers(hour, hour + HOUR)
-    rolled = roll_runs(rows.runs, covers)
-    sums.add(rolled, host)
+def seal(db: sqlite3.Connection, names: Names, sums: Sums, due: Iterable[tuple[int, int]]) -> None:
+    """Seal hours of hosts, anew where they were sealed before and rows came late; each is (hour, host).
+
+    Some together: to add up those of several hosts takes little more than those of one.
+    """
+    rows_of: dict[tuple[int, int], HourRows] = {}
+    for hour, host in due:
+        rows = _hot_hour(db, names, host, hour)
+        if rows is None:
+            continue
+        name = names.host_name(host)
+        before = sealed_rows(db, names, host, hour, name)
+        if before:
+            sums.take_out(roll(before, hour, hour + HOUR), host)
+            rows = HourRows.of(sorted(before + hot_rows(db, names, host, hour, name), key=lambda row: row.at))
+        rows_of[hour, host] = rows
+    parts = [(rows.runs, rows.covers(hour, hour + HOUR)) for (hour, _), rows in rows_of.items()]
+    for (hour, host), part, rolled in zip(rows_of, parts, roll_together(parts), strict=True):
+        sums.add(rolled, host)
+        _seal(db, names, host, hour, rows_of[hour, host], rolled, stretches_of(*part))
+
+
+def _seal(
+    db: sqlite3.Connection,
+    names: Names,
+    host: int,
+    hour: int,
+    rows: HourRows,
+    rolled: Rolled,
+    held: Sequence[Stretch],
+) -> None:
+    """Put an hour of a host in the place of its rows, and of what there is of it."""
     db.execute("DELETE FROM sealed WHERE host = ? AND hour = ?", (host, hour))
     for gpus, part in rows.by_gpus().items():
         values = np.concatenate([run.values for run in part.runs])
@@ -325,7 +344,6 @@ def seal(db: sqlite3.Connection, names: Names, sums: Sums, host: int, hour: int)
         "INSERT INTO usage_hours VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         [(hour, host, user, model, *usage) for (user, model), usage in rolled.by_user().items()],
     )
-    held = stretches_of(rows.runs, covers)
     db.execute("DELETE FROM uses WHERE host = ? AND hour = ?", (host, hour))
     if held:
         db.execute("INSERT INTO uses VALUES (?, ?, ?)", (host, hour, pack_stretches(held)))

@@ -51,6 +51,8 @@ WAITING_ROWS = 50_000
 """Rows that wait in memory at most, the newest (some 70 MB), while nothing can be written: moles hold the others."""
 SEAL_AFTER_SECONDS = 60.0
 """An hour is sealed so long after its end, and after the last row of it came."""
+SEALED_AT_ONCE = 6
+"""So many hours of hosts are sealed together: about a tenth of `CHORE_SECONDS`."""
 LATE_SECONDS = 5.0
 """An open hour is added up anew so long after the last row of it that came late: those of a backlog come together."""
 START_SECONDS = 5.0
@@ -459,14 +461,15 @@ class SqliteStore:
         return self._seal(sorted(due), until) if due else False
 
     def _seal(self, due: Sequence[tuple[int, int]], until: float) -> bool:
-        """Seal hours until a moment (of the monotonic clock), at least one; True: some are left."""
+        """Seal hours until a moment (of the monotonic clock), some at least; True: some are left."""
         db, names = self._connection()
-        done = []
+        done: list[tuple[int, int]] = []
         with _transaction(db):
             sums = Sums(db)
-            for hour, host in due:
-                seal(db, names, sums, host, hour)
-                done.append((hour, host))
+            for first in range(0, len(due), SEALED_AT_ONCE):
+                some = due[first : first + SEALED_AT_ONCE]
+                seal(db, names, sums, some)
+                done += some
                 if time.monotonic() >= until:
                     break
             sums.write()
