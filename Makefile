@@ -25,7 +25,7 @@ dev: $(SERVER) ## a server that starts anew when its source changes: http://loca
 test: setup ## everything CI runs, with real parts: NVML stand-in, processes, Chromium
 	dev/parts
 	$(MAKE) --no-print-directory check
-	dev/tests -n 4 --dist loadfile -m "not soak and not clocked" tests
+	dev/tests -n 5 --dist loadfile -m "not soak and not clocked" tests
 	dev/tests -n 2 --dist loadfile -m "clocked and not soak" $$(grep -rlw clocked --include='test_*.py' cluster-dash-*/tests tests)
 
 check: setup ## the fast part of `make test`: format, lint, types, import rules, unit tests
