@@ -92,7 +92,7 @@ def test_many_users_take_one_line_and_all_of_them_are_said_to_who_cannot_see_it(
 def test_no_figure_and_no_name_is_cut_off_however_wide_the_window(seat: Seat) -> None:
     for number, percent in enumerate((88, 97, 100)):
         card = {"name": "NVIDIA RTX A6000", "total_mem": 49140.0}
-        gpus = [working(index, ("zoe", "quinn")[index % 2]) | card for index in range(8)]
+        gpus = [working(index, ("quinn", "quinn", "zoe", "dan", "amy")[index % 5]) | card for index in range(8)]
         cpu = {"cpu_percent": percent, "load_avgs": [100.5, 20.0, 18.5], "num_cpus": 64}
         for host in (f"hot{number}", f"was-hot{number}"):
             seat.site.post(snapshot(host, gpus, cpu=cpu))
@@ -110,9 +110,11 @@ def test_no_figure_and_no_name_is_cut_off_however_wide_the_window(seat: Seat) ->
     )
     model = "document.querySelector('[data-key=hot0] td.model .figure').getBoundingClientRect().height"
     assert page.locator("[data-key=hot0] td.model").inner_text() == "RTX A6000 48G"
-    for width in (761, 830, 831, 900, 901, 980, 981, 1240, 1241, 1279, 1280, 1360, 1361, 1450, 1451, 1920):
+    for width in (761, 830, 831, 900, 901, 990, 991, 1256, 1257, 1279, 1280, 1360, 1361, 1450, 1451, 1920):
         page.set_viewport_size({"width": width, "height": 800})
-        assert page.evaluate(cut) == [], width
+        for is_wide in (True, False):  # as where some hosts have sixteen GPUs, and where none has
+            page.evaluate("(is) => document.querySelector('.hosts').toggleAttribute('data-wide', is)", is_wide)
+            assert page.evaluate(cut) == [], (width, is_wide)
         assert page.evaluate(model) < 25, width  # one line, or none
 
 
