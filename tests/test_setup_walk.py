@@ -5,6 +5,7 @@ as that goes without running it: its shell, the paths, our own commands and thei
 """
 
 import dataclasses
+import functools
 import os
 import re
 import shlex
@@ -115,6 +116,11 @@ def test_each_block_is_run_or_says_why_not_here() -> None:
     assert [str(block) for block in SHELL if block.mark and not any(why in block.mark for why in WHY_NOT_HERE)] == []
 
 
+@functools.cache
+def help_of(program: str) -> str:
+    return subprocess.run([BIN / program, "--help"], capture_output=True, text=True, check=True).stdout
+
+
 @pytest.mark.parametrize("block", [block for block in SHELL if block.mark], ids=str)
 def test_what_a_marked_block_types_is_there(block: Block) -> None:
     subprocess.run(["sh", "-n"], input=block.text, text=True, check=True)
@@ -124,8 +130,7 @@ def test_what_a_marked_block_types_is_there(block: Block) -> None:
         if "install.sh" in command:
             assert re.search(r"install\.sh (server|mole)\b", command)
         for program, name in re.findall(r"bin/(cluster-dash-\w+) ([a-z][\w-]*|--\w+)", command):
-            helped = subprocess.run([BIN / program, "--help"], capture_output=True, text=True, check=True).stdout
-            assert name in helped
+            assert name in help_of(program)
         for unit in re.findall(r"systemctl (?:--user )?(?:enable|disable|restart)(?: --now)? ([\w -]+)", command):
             assert [each for each in unit.split() if not (TOP / "systemd" / f"{each}.service").exists()] == []
 

@@ -101,7 +101,7 @@ def test_heat_follows_the_load_slowly_and_power_at_once() -> None:
     host = fleet(hosts=60, faults=False)[0]
     warmer = hotter = 0
     last: dict[int, Any] = {}
-    for elapsed in range(0, 4 * 3600, 5):
+    for elapsed in range(0, 2 * 3600, 5):
         for gpu in gpus_of(seen(host, elapsed)):
             before = last.get(gpu["index"], gpu)
             assert abs(gpu["temperature_c"] - before["temperature_c"]) <= 6
@@ -116,15 +116,16 @@ def test_heat_follows_the_load_slowly_and_power_at_once() -> None:
 
 
 def test_cpu_memory_and_network_of_a_host_are_those_of_its_jobs() -> None:
-    for host in fleet(hosts=30, faults=False):
+    for place, host in enumerate(fleet(hosts=30, faults=False)):
         document = seen(host, 0)
         jobs = sum(bool(gpu["users"]) for gpu in gpus_of(document))
         assert (document["memory"]["used_gb"] > 9) == (jobs > 0)
         assert 0 < document["cpu"]["cpu_percent"] <= 100
         memory = document["memory"]
         assert memory["used_gb"] + memory["available_gb"] == pytest.approx(memory["total_gb"])
-        counts = [seen(host, elapsed)["network"]["rx_bytes"] for elapsed in range(0, 600, 5)]
-        assert counts == sorted(counts)
+        if place % 5 == 0:
+            counts = [seen(host, elapsed)["network"]["rx_bytes"] for elapsed in range(0, 600, 5)]
+            assert counts == sorted(counts)
 
 
 # ---------------------------------------------------------------------------------------------------------- faults
