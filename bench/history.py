@@ -33,10 +33,10 @@ from cluster_dash_server import waste
 from cluster_dash_server.cluster import Cluster
 from cluster_dash_server.entries import entries_of
 from cluster_dash_server.figures import figures
-from cluster_dash_server.history.encoding import Encoder
+from cluster_dash_server.history.remote.encoding import Encoder
+from cluster_dash_server.history.remote.sending import MOST_SERIES
 from cluster_dash_server.history.rollups import DAY, HOUR
-from cluster_dash_server.history.sending import MOST_SERIES
-from cluster_dash_server.history.sqlite import Keep, SqliteStore
+from cluster_dash_server.history.sqlite.store import Keep, SqliteStore
 from cluster_dash_server.restart import remember
 from cluster_dash_server.snapshot import Json, decode_by_types, dumps, read
 from cluster_dash_server.states import Thresholds

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from cluster_dash_server.history.engine import Access
+from cluster_dash_server.history.remote.engine import Access
 from tests.processes import Process, free_port, wait_until
 
 PROMETHEUS = "storage: {tsdb: {out_of_order_time_window: 30d}}\n"

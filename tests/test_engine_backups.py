@@ -12,8 +12,8 @@ from urllib.parse import unquote, urlsplit
 import pytest
 
 from cluster_dash_server.access.tokens import Tokens
-from cluster_dash_server.history import remote
-from cluster_dash_server.history.remote import RemoteStore
+from cluster_dash_server.history.remote import store as remote
+from cluster_dash_server.history.remote.store import RemoteStore
 from cluster_dash_server.history.settings import HistorySettings
 from cluster_dash_server.ledger.access import SharedAccess
 from cluster_dash_server.postgresql import Database

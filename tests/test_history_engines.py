@@ -18,9 +18,9 @@ from typing import Any
 import pytest
 
 from cluster_dash_server.history.memory import MemoryStore
-from cluster_dash_server.history.remote import Pace, RemoteHistory, RemoteStore
+from cluster_dash_server.history.remote.store import Pace, RemoteHistory, RemoteStore
 from cluster_dash_server.history.rollups import HOUR
-from cluster_dash_server.history.sqlite import SqliteStore
+from cluster_dash_server.history.sqlite.store import SqliteStore
 from cluster_dash_server.store import HOST_METRICS, Figures, GpuId, SeriesQuery, StoreError, UsageQuery
 from tests import suites
 from tests.engines import KINDS, Engine, running

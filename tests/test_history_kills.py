@@ -17,14 +17,14 @@ from urllib.parse import urlsplit
 import orjson
 import pytest
 
-from cluster_dash_server.history.sealing import Names, hot_rows, sealed_rows
+from cluster_dash_server.history.sqlite.sealing import Names, hot_rows, sealed_rows
 from tests.processes import Listening, wait_until
 
 HOSTS = 6
 LINES = 25
 PLANTED = """
 import contextlib, itertools, sys
-from cluster_dash_server.history import sqlite as store
+from cluster_dash_server.history.sqlite import store
 from cluster_dash_server.cli import main
 
 commits = itertools.count()

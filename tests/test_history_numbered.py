@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from cluster_dash_server.history.numbered import PART, SCHEMA, USED, Names
+from cluster_dash_server.history.postgresql.numbered import PART, SCHEMA, USED, Names
 from cluster_dash_server.postgresql import Database, PostgresqlError
 from cluster_dash_server.store import Figures, GpuId, Holder
 

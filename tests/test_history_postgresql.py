@@ -17,9 +17,11 @@ import psycopg
 import pytest
 
 from cluster_dash_server.events import EventLog
-from cluster_dash_server.history import adding, postgresql, remote
 from cluster_dash_server.history.memory import MemoryStore
-from cluster_dash_server.history.postgresql import PostgresqlLedger
+from cluster_dash_server.history.postgresql import adding
+from cluster_dash_server.history.postgresql import ledger as postgresql
+from cluster_dash_server.history.postgresql.ledger import PostgresqlLedger
+from cluster_dash_server.history.remote import store as remote
 from cluster_dash_server.history.rollups import HOUR
 from cluster_dash_server.history.settled import OwnSettled
 from cluster_dash_server.postgresql import Database, PostgresqlError

@@ -16,13 +16,15 @@ from cluster_dash_server import free, site
 from cluster_dash_server.access.tokens import TokenFile, Tokens
 from cluster_dash_server.alerts.book import Silence
 from cluster_dash_server.cli import main
-from cluster_dash_server.history import moving, postgresql, remote
+from cluster_dash_server.history import moving
 from cluster_dash_server.history.history import keep_of
-from cluster_dash_server.history.postgresql import PostgresqlLedger
-from cluster_dash_server.history.remote import RemoteHistory, RemoteStore
+from cluster_dash_server.history.postgresql import ledger as postgresql
+from cluster_dash_server.history.postgresql.ledger import PostgresqlLedger
+from cluster_dash_server.history.remote import store as remote
+from cluster_dash_server.history.remote.store import RemoteHistory, RemoteStore
 from cluster_dash_server.history.rollups import DAY, HOUR
 from cluster_dash_server.history.settled import OwnSettled
-from cluster_dash_server.history.sqlite import FILE, SqliteStore
+from cluster_dash_server.history.sqlite.store import FILE, SqliteStore
 from cluster_dash_server.ledger.sqlite import FILE as ALERTS
 from cluster_dash_server.ledger.sqlite import SqliteBook
 from cluster_dash_server.ledger.waiting_line import LineFile

@@ -12,6 +12,7 @@ import os
 import re
 import secrets
 import threading
+from array import array
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -339,3 +340,21 @@ def kept_key(folder: Path, name: str = KEY_FILE) -> bytes:
             os.fsync(file.fileno())
         new.replace(path)
         return key
+
+
+def without_user(row: Figures, user: str) -> Figures:
+    """Return a row without a holder; the same object where he holds nothing."""
+    left = [place for place, holder in enumerate(row.holders) if holder.user != user]
+    if len(left) == len(row.holders):
+        return row
+    return Figures(
+        host=row.host,
+        at=row.at,
+        boot_id=row.boot_id,
+        seq=row.seq,
+        oldest_seq=row.oldest_seq,
+        gpus=row.gpus,
+        values=row.values,
+        holders=tuple([row.holders[place] for place in left]),
+        holder_mem=array("f", [row.holder_mem[place] for place in left]),
+    )

@@ -394,7 +394,7 @@ def _check_history(history: HistorySettings, origins: Mapping[str, str], source:
     """Refuse an engine that could not be spoken to."""
     if history.kind != "remote":
         return
-    from cluster_dash_server.history import engine  # only who has one needs it
+    from cluster_dash_server.history.remote import engine  # only who has one needs it
 
     if find_spec("cramjam") is None:
         where = origins.get("history.kind", source)

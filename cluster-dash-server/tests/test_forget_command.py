@@ -15,9 +15,9 @@ from cluster_dash_server.alerts.book import Silence
 from cluster_dash_server.cluster import Cluster
 from cluster_dash_server.commands import forget
 from cluster_dash_server.history import folder as data_folder
-from cluster_dash_server.history import schema, unnaming
 from cluster_dash_server.history.history import History
 from cluster_dash_server.history.settings import HistorySettings, PrivacySettings
+from cluster_dash_server.history.sqlite import schema, unnaming
 from cluster_dash_server.inflate import unpack
 from cluster_dash_server.ledger.sqlite import FILE as ALERTS
 from cluster_dash_server.ledger.sqlite import SqliteBook

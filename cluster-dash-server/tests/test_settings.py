@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from cluster_dash_server import app, site
-from cluster_dash_server.history.engine import access_of
+from cluster_dash_server.history.remote.engine import access_of
 from cluster_dash_server.settings import ConfigError, Settings, find_file, load
 
 

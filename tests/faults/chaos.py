@@ -22,12 +22,12 @@ MOLE = (
 """A mole under another name, as all that run here would have this machine's, and with a sleep that libfaketime knows:
 it refuses the one of Python 3.11."""
 SERVER = (
-    "import sys; from cluster_dash_server.history import sqlite; sqlite.COMMIT_SECONDS = 1.0;"
+    "import sys; from cluster_dash_server.history.sqlite import store as sqlite; sqlite.COMMIT_SECONDS = 1.0;"
     " from cluster_dash_server import cli; sys.exit(cli.main(sys.argv[1:]))"
 )
 """A server that commits as rarely as the contract allows."""
 ACKNOWLEDGE_BEFORE_COMMIT = (
-    "from cluster_dash_server.history import sqlite;"
+    "from cluster_dash_server.history.sqlite import store as sqlite;"
     " sqlite.SqliteStore.durable_seq = lambda self, host, boot, oldest:"
     " self._snapshots._hosts[host][boot].taken.last_from(oldest)"
     " if boot in self._snapshots._hosts.get(host, ()) else None;"

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlencode
 
-from cluster_dash_server.history.encoding import NAMES, PREFIX, millis
-from cluster_dash_server.history.sealing import Names, hot_rows, sealed_rows
-from cluster_dash_server.history.sqlite import FILE
+from cluster_dash_server.history.remote.encoding import NAMES, PREFIX, millis
+from cluster_dash_server.history.sqlite.sealing import Names, hot_rows, sealed_rows
+from cluster_dash_server.history.sqlite.store import FILE
 from tests.faults.proxy import Passage
 
 

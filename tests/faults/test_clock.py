@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster_dash_server.history.sqlite import FILE
+from cluster_dash_server.history.sqlite.store import FILE
 from tests.faults.chaos import Chaos
 from tests.processes import wait_until
 

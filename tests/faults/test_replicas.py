@@ -17,9 +17,9 @@ import pytest
 
 from bench.harness import post
 from cluster_dash_mole import spool
-from cluster_dash_server.history.postgresql import PostgresqlLedger
+from cluster_dash_server.history.postgresql.ledger import PostgresqlLedger
 from cluster_dash_server.history.rollups import HOUR
-from cluster_dash_server.history.sqlite import Keep, SqliteStore
+from cluster_dash_server.history.sqlite.store import Keep, SqliteStore
 from cluster_dash_server.postgresql import Database
 from cluster_dash_server.store import Ledger, UseQuery
 from tests.faults.crew import Crew

@@ -458,7 +458,7 @@ def network_folder(folder: Path, mounts: str | None = None) -> Iterator[Finding]
 
 def engine_of_history(history: HistorySettings) -> Iterator[Finding]:
     """Look at the engine that keeps figures: whether it takes them, and whether it can be asked."""
-    from cluster_dash_server.history import remote  # only who has one needs it
+    from cluster_dash_server.history.remote import store as remote  # only who has one needs it
 
     try:
         remote.check(history)

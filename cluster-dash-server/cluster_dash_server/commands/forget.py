@@ -18,7 +18,7 @@ from cluster_dash_server.commands import CommandError, UsageError
 from cluster_dash_server.commands.token import seconds
 from cluster_dash_server.events import EventLog
 from cluster_dash_server.history.history import History
-from cluster_dash_server.history.sqlite import FILE
+from cluster_dash_server.history.sqlite.store import FILE
 from cluster_dash_server.hostlist import HostlistError
 from cluster_dash_server.ledger.kept import KeptBook
 from cluster_dash_server.ledger.settings import shared_of

@@ -17,7 +17,7 @@ from cluster_dash_server.access.tokens import TokenError, TokenFile
 from cluster_dash_server.alerts.book import BookError
 from cluster_dash_server.history import folder as data_folder
 from cluster_dash_server.history.history import keep_of
-from cluster_dash_server.history.sqlite import FILE, SqliteStore
+from cluster_dash_server.history.sqlite.store import FILE, SqliteStore
 from cluster_dash_server.ledger.waiting_line import LineFile
 from cluster_dash_server.owners import KEY_FILE as LINKS_KEY
 from cluster_dash_server.settings import Settings
@@ -138,8 +138,9 @@ def _say(what: str, done: int, parts: int, rows: int) -> None:
 
 
 def _to_engines(options: argparse.Namespace, target: Settings, folder: Path) -> None:
-    from cluster_dash_server.history import moving, remote  # what they need are extras
-    from cluster_dash_server.history.postgresql import PostgresqlLedger
+    from cluster_dash_server.history import moving  # what they need are extras
+    from cluster_dash_server.history.postgresql.ledger import PostgresqlLedger
+    from cluster_dash_server.history.remote import store as remote
     from cluster_dash_server.ledger import tables
     from cluster_dash_server.ledger.commons import Commons
 
@@ -178,7 +179,8 @@ def _to_engines(options: argparse.Namespace, target: Settings, folder: Path) -> 
 
 
 def _to_files(options: argparse.Namespace, settings: Settings, target: Settings, folder: Path, there: Path) -> None:
-    from cluster_dash_server.history import moving, remote  # what they need are extras
+    from cluster_dash_server.history import moving  # what they need are extras
+    from cluster_dash_server.history.remote import store as remote
     from cluster_dash_server.ledger import tables
     from cluster_dash_server.ledger.commons import Commons
     from cluster_dash_server.ledger.keys import SharedKeys

@@ -91,7 +91,7 @@ def _rows(folder: Path, wish: Wish, settings: Settings) -> Iterator[Sequence[obj
     """Give the rows, of the file or of the database of replicas."""
     if settings.history.kind != "remote" or settings.ledger.url is None or settings.ledger.kind != "postgresql":
         return exports.rows(folder, wish)
-    from cluster_dash_server.history.answers import export_rows  # what it needs is an extra
+    from cluster_dash_server.history.postgresql.answers import export_rows  # what it needs is an extra
 
     return export_rows(settings.ledger.url, wish)
 

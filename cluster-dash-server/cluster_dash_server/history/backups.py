@@ -14,8 +14,8 @@ from contextlib import closing
 from pathlib import Path
 
 from cluster_dash_server.history import folder as data_folder
-from cluster_dash_server.history import schema
-from cluster_dash_server.history.sqlite import FILE as HISTORY
+from cluster_dash_server.history.sqlite import schema
+from cluster_dash_server.history.sqlite.store import FILE as HISTORY
 
 LEFT_OUT = ("-wal", "-shm", "-journal", ".sock", ".tmp", data_folder.LOCK)
 """Endings of what belongs to a running process, and is made anew."""

@@ -25,7 +25,7 @@ from cluster_dash_server.history.columns import (
     zip_,
 )
 from cluster_dash_server.history.late_numpy import np
-from cluster_dash_server.history.rollups import HourRows, Run
+from cluster_dash_server.history.rollups import HourRows, Run, Stretch
 from cluster_dash_server.store import GPU_METRICS, HOST_METRICS, Figures, GpuId, Holder, StoreError
 
 if TYPE_CHECKING:
@@ -383,3 +383,20 @@ class Slots:
     def _firsts(self) -> range:
         """Return where the frames of the means begin, then those of the least and the most, where there are such."""
         return range(2, len(self._frames), self._metrics)
+
+
+# ---------------------------------------------------------------------------------------------- who had which GPU
+
+
+def pack_stretches(held: Sequence[Stretch]) -> bytes:
+    """Pack who had which GPU."""
+    return zip_(json.dumps(held, ensure_ascii=False, separators=(",", ":")).encode())
+
+
+def unpack_stretches(packed: bytes) -> list[Stretch]:
+    """Return what `pack_stretches` was given.
+
+    Raises:
+        StoreError: it is damaged.
+    """
+    return [Stretch(*each) for each in json.loads(unzip(packed))]

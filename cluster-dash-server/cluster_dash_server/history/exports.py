@@ -13,9 +13,9 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Literal, Protocol, TextIO, cast
 
-from cluster_dash_server.history.opened import OpenHours
-from cluster_dash_server.history.questions import Reader
-from cluster_dash_server.history.sqlite import FILE
+from cluster_dash_server.history.sqlite.opened import OpenHours
+from cluster_dash_server.history.sqlite.questions import Reader
+from cluster_dash_server.history.sqlite.store import FILE
 from cluster_dash_server.hostlist import HostlistError, matcher
 from cluster_dash_server.snapshot import cell
 from cluster_dash_server.store import (

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from cluster_dash_server.history import first_version
 from cluster_dash_server.history import folder as data_folder
 from cluster_dash_server.history.rollups import DAY
 from cluster_dash_server.history.settings import HistorySettings, PrivacySettings
-from cluster_dash_server.history.sqlite import Keep, SqliteStore
+from cluster_dash_server.history.sqlite import first_version
+from cluster_dash_server.history.sqlite.store import Keep, SqliteStore
 from cluster_dash_server.store import (
     Event,
     EventQuery,
@@ -33,7 +33,7 @@ from cluster_dash_server.store import (
 )
 
 if TYPE_CHECKING:
-    from cluster_dash_server.history.remote import RemoteHistory
+    from cluster_dash_server.history.remote.store import RemoteHistory
     from cluster_dash_server.history.settled import Settled
     from cluster_dash_server.postgresql import Database
 
@@ -126,7 +126,8 @@ class History:
         return store.last_seen(), store.kept_events()
 
     def _of_replicas(self, shared: Shared) -> "RemoteHistory":
-        from cluster_dash_server.history import postgresql, remote  # what they need are extras
+        from cluster_dash_server.history.postgresql import ledger as postgresql  # what they need are extras
+        from cluster_dash_server.history.remote import store as remote
 
         store = remote.of(self._settings, self._clock, sees_all=False)
         ledger = postgresql.PostgresqlLedger(
@@ -158,7 +159,7 @@ class History:
             first=first_version.find(),
         )
         if self._settings.kind == "remote":
-            from cluster_dash_server.history import remote  # what it needs is an extra
+            from cluster_dash_server.history.remote import store as remote  # what it needs is an extra
 
             return remote.RemoteHistory(remote.of(self._settings, self._clock), file)
         return file

@@ -20,8 +20,7 @@ from cluster_dash_server.history.rollups import (
     whole_minutes,
 )
 from cluster_dash_server.history.steps import SETTLING_SECONDS, Steps, steps_of, user_series
-from cluster_dash_server.history.unnaming import without_user
-from cluster_dash_server.privacy import unnamed
+from cluster_dash_server.privacy import unnamed, without_user
 from cluster_dash_server.store import (
     CLUSTER_METRICS,
     GPU_METRICS,

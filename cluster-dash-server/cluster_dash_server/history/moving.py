@@ -14,16 +14,16 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from cluster_dash_server.history.adding import HostHour
-from cluster_dash_server.history.answers import EVENT, kept_of
 from cluster_dash_server.history.chunks import Slots
-from cluster_dash_server.history.numbered import USAGE, Names
-from cluster_dash_server.history.postgresql import PostgresqlLedger
-from cluster_dash_server.history.remote import RemoteStore
+from cluster_dash_server.history.postgresql.adding import HostHour
+from cluster_dash_server.history.postgresql.answers import EVENT, kept_of
+from cluster_dash_server.history.postgresql.ledger import PostgresqlLedger
+from cluster_dash_server.history.postgresql.numbered import USAGE, Names
+from cluster_dash_server.history.remote.store import RemoteStore
 from cluster_dash_server.history.rollups import DAY, HOUR, Share, cluster_figures, whole_minutes
-from cluster_dash_server.history.sealing import Names as NamesOfFile
-from cluster_dash_server.history.sealing import hot_rows, sealed_rows
-from cluster_dash_server.history.sqlite import FILE, SqliteStore
+from cluster_dash_server.history.sqlite.sealing import Names as NamesOfFile
+from cluster_dash_server.history.sqlite.sealing import hot_rows, sealed_rows
+from cluster_dash_server.history.sqlite.store import FILE, SqliteStore
 from cluster_dash_server.postgresql import Database
 from cluster_dash_server.store import CLUSTER_METRICS, Event, Figures, KeptEvent, StoreError
 

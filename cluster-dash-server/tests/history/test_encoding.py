@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from cluster_dash_server.history.encoding import (
+from cluster_dash_server.history.remote.encoding import (
     INFO,
     NAMES,
     PREFIX,

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from cluster_dash_server.history import engine as module
-from cluster_dash_server.history.engine import Access, Connection, EngineError
-from cluster_dash_server.history.promql import Asker
+from cluster_dash_server.history.remote import engine as module
+from cluster_dash_server.history.remote.engine import Access, Connection, EngineError
+from cluster_dash_server.history.remote.promql import Asker
 from cluster_dash_server.store import SeriesQuery, StoreError
 
 Say = Callable[[BaseHTTPRequestHandler], None]

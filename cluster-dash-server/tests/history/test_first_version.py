@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from cluster_dash_server.history.rollups import DAY, HOUR
-from cluster_dash_server.history.sqlite import Keep, SqliteStore
+from cluster_dash_server.history.sqlite.store import Keep, SqliteStore
 from cluster_dash_server.store import SeriesQuery
 
 BEGIN = 1_699_999_200.0

@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-from cluster_dash_server.history.opened import OpenHours
 from cluster_dash_server.history.rollups import HOUR, Rolled, Share, roll
+from cluster_dash_server.history.sqlite.opened import OpenHours
 from cluster_dash_server.store import DOINGS, Figures
 
 MakeRow = Callable[..., Figures]

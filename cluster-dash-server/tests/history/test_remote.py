@@ -5,9 +5,10 @@ from typing import Any
 
 import pytest
 
-from cluster_dash_server.history import remote, sending
 from cluster_dash_server.history.boots import MOST_BOOTS, Boots
-from cluster_dash_server.history.engine import Access, Answer
+from cluster_dash_server.history.remote import sending
+from cluster_dash_server.history.remote import store as remote
+from cluster_dash_server.history.remote.engine import Access, Answer
 from cluster_dash_server.history.settled import Identity, OwnSettled
 from cluster_dash_server.store import Figures, StoreError
 

@@ -9,11 +9,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import cramjam
 import pytest
 
-from cluster_dash_server.history import sending
-from cluster_dash_server.history.encoding import Encoder
-from cluster_dash_server.history.engine import Access, Answer
-from cluster_dash_server.history.recording import Recorder
-from cluster_dash_server.history.sending import Item, Sender, Snapshot
+from cluster_dash_server.history.remote import sending
+from cluster_dash_server.history.remote.encoding import Encoder
+from cluster_dash_server.history.remote.engine import Access, Answer
+from cluster_dash_server.history.remote.recording import Recorder
+from cluster_dash_server.history.remote.sending import Item, Sender, Snapshot
 from cluster_dash_server.store import Figures
 
 BEGIN = 1_699_999_200.0

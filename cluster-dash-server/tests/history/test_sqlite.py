@@ -15,11 +15,13 @@ from typing import Any
 
 import pytest
 
-from cluster_dash_server.history import late_numpy, schema, sqlite
+from cluster_dash_server.history import late_numpy
 from cluster_dash_server.history.boots import MOST_BOOTS
-from cluster_dash_server.history.opened import OpenHours
 from cluster_dash_server.history.rollups import DAY, HOUR
-from cluster_dash_server.history.sqlite import Keep, SqliteStore
+from cluster_dash_server.history.sqlite import schema
+from cluster_dash_server.history.sqlite import store as sqlite
+from cluster_dash_server.history.sqlite.opened import OpenHours
+from cluster_dash_server.history.sqlite.store import Keep, SqliteStore
 from cluster_dash_server.store import (
     GPU_METRICS,
     Event,

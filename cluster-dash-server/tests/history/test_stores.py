@@ -11,7 +11,7 @@ import pytest
 
 from cluster_dash_server.history.memory import MemoryStore
 from cluster_dash_server.history.rollups import DAY, HOUR
-from cluster_dash_server.history.sqlite import Keep, SqliteStore
+from cluster_dash_server.history.sqlite.store import Keep, SqliteStore
 from cluster_dash_server.store import (
     CLUSTER_METRICS,
     By,

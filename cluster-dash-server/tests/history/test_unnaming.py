@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from cluster_dash_server.history import schema, sqlite, unnaming
-from cluster_dash_server.history.chunks import Rows
+from cluster_dash_server.history.chunks import Rows, unpack_stretches
 from cluster_dash_server.history.rollups import DAY, HOUR
-from cluster_dash_server.history.sealing import Names, unpack_stretches
-from cluster_dash_server.history.sqlite import FILE, Keep, SqliteStore
+from cluster_dash_server.history.sqlite import schema, unnaming
+from cluster_dash_server.history.sqlite import store as sqlite
+from cluster_dash_server.history.sqlite.sealing import Names
+from cluster_dash_server.history.sqlite.store import FILE, Keep, SqliteStore
 from cluster_dash_server.store import (
     Event,
     EventQuery,

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cluster_dash_server.history import sending
 from cluster_dash_server.history.boots import MOST_BOOTS
-from cluster_dash_server.history.engine import Access, Answer, EngineError
-from cluster_dash_server.history.sending import Item, Sender, Snapshot
+from cluster_dash_server.history.remote import sending
+from cluster_dash_server.history.remote.engine import Access, Answer, EngineError
+from cluster_dash_server.history.remote.sending import Item, Sender, Snapshot
 from cluster_dash_server.history.seqs import Seqs
 from cluster_dash_server.history.settled import Identity
 from cluster_dash_server.sharing.engine import Offer, Order

@@ -10,7 +10,7 @@ from itertools import compress, groupby
 from operator import add, attrgetter
 from typing import TYPE_CHECKING, Any
 
-from cluster_dash_server.history.chunks import Layout, Rows, Slots, columns_of
+from cluster_dash_server.history.chunks import Layout, Rows, Slots, columns_of, unpack_stretches
 from cluster_dash_server.history.gpu_hours import (
     Key,
     asked_for,
@@ -24,7 +24,6 @@ from cluster_dash_server.history.gpu_hours import (
     usage_of,
 )
 from cluster_dash_server.history.late_numpy import np
-from cluster_dash_server.history.opened import OpenHours
 from cluster_dash_server.history.rollups import (
     DAY,
     HOUR,
@@ -36,7 +35,8 @@ from cluster_dash_server.history.rollups import (
     uses,
     whole_minutes,
 )
-from cluster_dash_server.history.sealing import USAGE_COLUMNS, Names, hot_rows, unpack_stretches
+from cluster_dash_server.history.sqlite.opened import OpenHours
+from cluster_dash_server.history.sqlite.sealing import USAGE_COLUMNS, Names, hot_rows
 from cluster_dash_server.history.steps import SETTLING_SECONDS, Steps, steps_of, user_series
 from cluster_dash_server.store import (
     CLUSTER_METRICS,

@@ -19,12 +19,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from cluster_dash_server.history.adding import HostHour, Retention, Sum
-from cluster_dash_server.history.answers import EVENT, Asking, Questions, kept_of
 from cluster_dash_server.history.boots import Boots
-from cluster_dash_server.history.numbered import PART, SCHEMA, Names, part_of
+from cluster_dash_server.history.postgresql.adding import HostHour, Retention, Sum
+from cluster_dash_server.history.postgresql.answers import EVENT, Asking, Questions, kept_of
+from cluster_dash_server.history.postgresql.numbered import PART, SCHEMA, Names, part_of
+from cluster_dash_server.history.postgresql.segments import Row, packed
 from cluster_dash_server.history.rollups import HOUR
-from cluster_dash_server.history.segments import Row, packed
 from cluster_dash_server.history.settled import Identity
 from cluster_dash_server.postgresql import Database, PostgresqlError, Statements
 from cluster_dash_server.privacy import unnamed

@@ -12,11 +12,11 @@ from collections.abc import Callable, Mapping, Sequence
 from operator import add
 from typing import NamedTuple, Protocol
 
-from cluster_dash_server.history.answers import Asking, told_of
-from cluster_dash_server.history.numbered import KEPT_USAGE, USAGE, USED, Names, insert, part_of
+from cluster_dash_server.history.chunks import pack_stretches, unpack_stretches
+from cluster_dash_server.history.postgresql.answers import Asking, told_of
+from cluster_dash_server.history.postgresql.numbered import KEPT_USAGE, USAGE, USED, Names, insert, part_of
+from cluster_dash_server.history.postgresql.running import Running, Sums
 from cluster_dash_server.history.rollups import DAY, HOUR, Share, UsageKey, covers_of, roll_runs, runs_of, stretches_of
-from cluster_dash_server.history.running import Running, Sums
-from cluster_dash_server.history.sealing import pack_stretches, unpack_stretches
 from cluster_dash_server.postgresql import Database, Statements
 from cluster_dash_server.store import Figures, StoreError
 

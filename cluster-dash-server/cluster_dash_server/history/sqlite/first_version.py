@@ -19,7 +19,7 @@ from cluster_dash_server.figures import NAN
 from cluster_dash_server.history.chunks import Slot, slot_of
 from cluster_dash_server.history.late_numpy import np
 from cluster_dash_server.history.rollups import DAY, HOUR, SHARE, Rolled
-from cluster_dash_server.history.sealing import Names, Sums, put_slots
+from cluster_dash_server.history.sqlite.sealing import Names, Sums, put_slots
 from cluster_dash_server.store import HOST_METRICS
 
 log = logging.getLogger(__name__)

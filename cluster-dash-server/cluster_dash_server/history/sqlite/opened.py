@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from math import inf
 
 from cluster_dash_server.history.rollups import HOUR, Minutes, Rolled, Share, UsageKey, covers_of, roll_all, runs_of
-from cluster_dash_server.history.unnaming import without_user
+from cluster_dash_server.privacy import without_user
 from cluster_dash_server.store import Figures
 
 TOGETHER_SECONDS = 120

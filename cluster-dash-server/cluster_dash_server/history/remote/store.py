@@ -11,14 +11,14 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Protocol
 
-from cluster_dash_server.history import sending
 from cluster_dash_server.history.boots import Boots
-from cluster_dash_server.history.encoding import Encoder
-from cluster_dash_server.history.engine import Access, AccessError, Connection, EngineError, access_of, refusal
-from cluster_dash_server.history.promql import Asker
-from cluster_dash_server.history.recording import Recorder
+from cluster_dash_server.history.remote import sending
+from cluster_dash_server.history.remote.encoding import Encoder
+from cluster_dash_server.history.remote.engine import Access, AccessError, Connection, EngineError, access_of, refusal
+from cluster_dash_server.history.remote.promql import Asker
+from cluster_dash_server.history.remote.recording import Recorder
+from cluster_dash_server.history.remote.sending import Item, Minute, Sender, Snapshot
 from cluster_dash_server.history.rollups import DAY
-from cluster_dash_server.history.sending import Item, Minute, Sender, Snapshot
 from cluster_dash_server.history.settings import HistorySettings
 from cluster_dash_server.history.settled import FORGET_SECONDS, SETTLED_SECONDS, Identity, Settled
 from cluster_dash_server.snapshot import printable

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
-from cluster_dash_server.history.encoding import MIB, PERCENT, PREFIX, Labels, Named, millis, series
 from cluster_dash_server.history.late_numpy import np
+from cluster_dash_server.history.remote.encoding import MIB, PERCENT, PREFIX, Labels, Named, millis, series
 from cluster_dash_server.history.rollups import (
     HOUR,
     MOST_INTERVAL_SECONDS,
@@ -23,7 +23,7 @@ from cluster_dash_server.history.rollups import (
     whole_minutes,
 )
 from cluster_dash_server.history.steps import SETTLING_SECONDS
-from cluster_dash_server.history.unnaming import without_user
+from cluster_dash_server.privacy import without_user
 from cluster_dash_server.store import CLUSTER_METRICS, HOST_METRICS, USER_METRICS, Figures
 
 if TYPE_CHECKING:

@@ -11,10 +11,10 @@ from array import array
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from cluster_dash_server.history.chunks import Rows
-from cluster_dash_server.history.sealing import Names, pack_stretches, unpack_stretches
+from cluster_dash_server.history.chunks import Rows, pack_stretches, unpack_stretches
+from cluster_dash_server.history.sqlite.sealing import Names
 from cluster_dash_server.privacy import unnamed
-from cluster_dash_server.store import Figures, LastSeen, StoreError, Unnamed
+from cluster_dash_server.store import LastSeen, StoreError, Unnamed
 
 _PENDING = "unname "
 """What stands in the table of what was done, before the name of who is to be forgotten."""
@@ -162,21 +162,3 @@ def _uses(db: sqlite3.Connection, _: Names, host: int, hour: int, user: str) -> 
     else:
         db.execute("DELETE FROM uses WHERE host = ? AND hour = ?", (host, hour))
     return True
-
-
-def without_user(row: Figures, user: str) -> Figures:
-    """Return a row without a holder; the same object where he holds nothing."""
-    left = [place for place, holder in enumerate(row.holders) if holder.user != user]
-    if len(left) == len(row.holders):
-        return row
-    return Figures(
-        host=row.host,
-        at=row.at,
-        boot_id=row.boot_id,
-        seq=row.seq,
-        oldest_seq=row.oldest_seq,
-        gpus=row.gpus,
-        values=row.values,
-        holders=tuple([row.holders[place] for place in left]),
-        holder_mem=array("f", [row.holder_mem[place] for place in left]),
-    )

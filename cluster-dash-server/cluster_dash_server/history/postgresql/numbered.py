@@ -9,8 +9,8 @@ from collections.abc import Iterable, Sequence, Set
 from typing import Any, NamedTuple
 
 from cluster_dash_server.history.chunks import Layout
+from cluster_dash_server.history.postgresql.segments import NOBODY, Hour, Lookup, Row
 from cluster_dash_server.history.rollups import DAY
-from cluster_dash_server.history.segments import NOBODY, Hour, Lookup, Row
 from cluster_dash_server.postgresql import Database, PostgresqlError, Statements
 from cluster_dash_server.store import Figures, GpuId, Holder
 

@@ -16,8 +16,8 @@ from urllib.parse import urlsplit
 
 import cramjam
 
-from cluster_dash_server.history.encoding import Encoder, can_be_told
-from cluster_dash_server.history.engine import Access, Answer, Connection, EngineError, refusal
+from cluster_dash_server.history.remote.encoding import Encoder, can_be_told
+from cluster_dash_server.history.remote.engine import Access, Answer, Connection, EngineError, refusal
 from cluster_dash_server.store import Figures
 
 log = logging.getLogger(__name__)

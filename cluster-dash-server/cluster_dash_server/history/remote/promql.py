@@ -14,9 +14,9 @@ from contextlib import closing
 from typing import Any, Literal, NamedTuple
 from urllib.parse import urlencode
 
-from cluster_dash_server.history.encoding import INFO, MIB, NAMES, PREFIX, SNAPSHOT_AT, TOTAL_MEM, millis
-from cluster_dash_server.history.engine import Access, Connection, EngineError, refusal
-from cluster_dash_server.history.recording import OF_ALL, cluster_name, user_name
+from cluster_dash_server.history.remote.encoding import INFO, MIB, NAMES, PREFIX, SNAPSHOT_AT, TOTAL_MEM, millis
+from cluster_dash_server.history.remote.engine import Access, Connection, EngineError, refusal
+from cluster_dash_server.history.remote.recording import OF_ALL, cluster_name, user_name
 from cluster_dash_server.history.rollups import HOUR
 from cluster_dash_server.history.steps import SETTLING_SECONDS, Steps, steps_of, user_series
 from cluster_dash_server.store import (

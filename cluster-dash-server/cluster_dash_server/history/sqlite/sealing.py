@@ -25,9 +25,10 @@ from cluster_dash_server.history.chunks import (
     pack_rows,
     pack_slot,
     pack_slots,
+    pack_stretches,
     slot_of,
 )
-from cluster_dash_server.history.columns import NAN, unzip, zip_
+from cluster_dash_server.history.columns import NAN
 from cluster_dash_server.history.late_numpy import np
 from cluster_dash_server.history.rollups import (
     DAY,
@@ -348,20 +349,6 @@ def _seal(
     if held:
         db.execute("INSERT INTO uses VALUES (?, ?, ?)", (host, hour, pack_stretches(held)))
     db.execute("DELETE FROM hot WHERE host = ? AND hour = ?", (host, hour))
-
-
-def pack_stretches(held: Sequence[Stretch]) -> bytes:
-    """Pack who had which GPU."""
-    return zip_(json.dumps(held, ensure_ascii=False, separators=(",", ":")).encode())
-
-
-def unpack_stretches(packed: bytes) -> list[Stretch]:
-    """Return what `pack_stretches` was given.
-
-    Raises:
-        StoreError: it is damaged.
-    """
-    return [Stretch(*each) for each in json.loads(unzip(packed))]
 
 
 def _put_hour(db: sqlite3.Connection, names: Names, host: int, hour: int, gpus: tuple[GpuId, ...], slot: Slot) -> None:

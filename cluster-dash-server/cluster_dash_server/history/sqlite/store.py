@@ -16,14 +16,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from cluster_dash_server.history import first_version, late_numpy, schema, unnaming
+from cluster_dash_server.history import late_numpy
 from cluster_dash_server.history.boots import MOST_BOOTS, Boots
-from cluster_dash_server.history.opened import OpenHours
-from cluster_dash_server.history.questions import Reader
 from cluster_dash_server.history.rollups import HOUR
-from cluster_dash_server.history.sealing import Names, Sums, drop_old, fold_day, hot_rows, make_room, oldest_day, seal
 from cluster_dash_server.history.seqs import Seqs
 from cluster_dash_server.history.settled import Identity
+from cluster_dash_server.history.sqlite import first_version, schema, unnaming
+from cluster_dash_server.history.sqlite.opened import OpenHours
+from cluster_dash_server.history.sqlite.questions import Reader
+from cluster_dash_server.history.sqlite.sealing import (
+    Names,
+    Sums,
+    drop_old,
+    fold_day,
+    hot_rows,
+    make_room,
+    oldest_day,
+    seal,
+)
 from cluster_dash_server.store import (
     Event,
     EventQuery,

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from operator import add
 from typing import Any, cast
 
+from cluster_dash_server.history.chunks import unpack_stretches
 from cluster_dash_server.history.exports import ExportError, Wish, rows_by
 from cluster_dash_server.history.gpu_hours import (
     Key,
@@ -18,10 +19,9 @@ from cluster_dash_server.history.gpu_hours import (
     sums_of,
     usage_of,
 )
-from cluster_dash_server.history.numbered import KEPT_USAGE, PART, SCHEMA, USAGE, part_of
+from cluster_dash_server.history.postgresql.numbered import KEPT_USAGE, PART, SCHEMA, USAGE, part_of
+from cluster_dash_server.history.postgresql.running import Sums
 from cluster_dash_server.history.rollups import HOUR, Share, Stretch, uses
-from cluster_dash_server.history.running import Sums
-from cluster_dash_server.history.sealing import unpack_stretches
 from cluster_dash_server.history.steps import steps_of, user_series
 from cluster_dash_server.hostlist import HostlistError, matcher
 from cluster_dash_server.inflate import pack, unpack

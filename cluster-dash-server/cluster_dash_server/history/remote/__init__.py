@@ -1,0 +1,1 @@
+"""History in an engine that takes Prometheus remote write and answers PromQL."""
