@@ -55,6 +55,7 @@ def by_waitress(settings: Settings, log_options: LogOptions) -> None:
             raise _cannot_listen(settings, error) from None
         site.start()
     signal.signal(signal.SIGTERM, waitress_turns.end)
+    signal.signal(signal.SIGINT, waitress_turns.end)
     _say(settings, server.effective_port)
     site.load_pages()
     notify.watch(settings.server.host, server.effective_port)

@@ -1,5 +1,7 @@
 """What stands before the pages: it answers before they are there, and hands on to them when they are."""
 
+import gzip
+import json
 import subprocess
 import sys
 import threading
@@ -8,12 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import zstandard
 from werkzeug.test import Client, EnvironBuilder, run_wsgi_app
 
 from cluster_dash_server import viewer_access
 from cluster_dash_server.access import users
 from cluster_dash_server.access.viewers import Rules
 from cluster_dash_server.front import Front
+from cluster_dash_server.ingest import AT_ONCE_BYTES
 from cluster_dash_server.settings import ServerSettings, Settings, ViewerSettings
 from cluster_dash_server.sharing.clock import EngineClock
 from cluster_dash_server.sharing.kinds import LiveSettings
@@ -173,6 +177,40 @@ def test_a_post_is_left_to_a_thread_once_a_second_for_tokens_are_to_be_looked_at
     assert [asked_both_ways(front, **request)[0] is None for _ in range(3)] == [True, False, False]
     now[0] += 1
     assert [asked_both_ways(front, **request)[0] is None for _ in range(3)] == [True, False, False]
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "zstd"])
+def test_a_small_post_that_grows_large_is_left_to_a_thread_with_its_body(encoding: str) -> None:
+    front = Front(Settings(), clock=lambda: 1.7e9)
+    front.parts.tokens.look(1.7e9)
+    large = json.loads(EXAMPLE.read_bytes()) | {"comment": "x" * AT_ONCE_BYTES}
+    pack = gzip.compress if encoding == "gzip" else zstandard.ZstdCompressor().compress
+    for snapshot, is_taken_at_once in ((json.loads(EXAMPLE.read_bytes()), True), (large, False)):
+        body = pack(json.dumps(snapshot).encode())
+        assert len(body) < 2000
+        environ = EnvironBuilder(path="/", method="POST", data=body, headers={"Content-Encoding": encoding})
+        request = {**environ.get_environ(), "REMOTE_ADDR": "127.0.0.1"}
+        assert (front.ready(request) is not None) == is_taken_at_once
+        if not is_taken_at_once:
+            _, status, _ = run_wsgi_app(front, request, buffered=True)
+            assert status == "200 OK"
+
+
+def test_the_first_post_of_a_machine_is_left_to_a_thread_for_its_token_is_bound_to_it(tmp_path: Path) -> None:
+    front = Front(Settings(server=ServerSettings(data=str(tmp_path))), clock=lambda: 1.7e9)
+    snapshot = json.loads(EXAMPLE.read_bytes())
+    secret = front.parts.tokens.new("host", snapshot["hostname"])
+    body = json.dumps(snapshot | {"auth_code": secret, "machine_id": "m1"}).encode()
+    front.parts.tokens.look(1.7e9)
+
+    def asked() -> tuple[bool, str]:
+        environ = EnvironBuilder(path="/", method="POST", data=body).get_environ() | {"REMOTE_ADDR": "127.0.0.1"}
+        at_once = front.ready(environ)
+        if at_once is not None:
+            return True, at_once.status
+        return False, run_wsgi_app(front, environ, buffered=True)[1]
+
+    assert [asked() for _ in range(2)] == [(False, "200 OK"), (True, "200 OK")]
 
 
 def test_a_token_is_left_to_a_thread_for_its_file_may_have_to_be_read(tmp_path: Path) -> None:

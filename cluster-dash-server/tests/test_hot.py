@@ -27,8 +27,8 @@ class Taking:
 
     batch = __call__
 
-    def waits(self) -> bool:
-        return False
+    def at_once(self, post: Post) -> Answer | None:
+        return None
 
 
 class Dripping(BytesIO):

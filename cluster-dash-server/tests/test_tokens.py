@@ -107,8 +107,10 @@ def test_who_looks_for_a_token_might_wait_while_the_file_is_to_be_read_or_is_wri
     site.tokens.new("host", "gpu01")
     assert seen == [True]
     assert not wait_elsewhere(site)
-    site.clock.now += 1
-    assert site.tokens.waits(site.clock.now)
+    site.clock.now += 0.7
+    assert not site.tokens.waits(site.clock.now)
+    site.clock.now += 0.2
+    assert site.tokens.waits(site.clock.now), "it is due before the post is taken"
 
 
 def wait_elsewhere(site: Site) -> bool:

@@ -22,6 +22,7 @@ from waitress.channel import ClientDisconnected
 from waitress.server import create_server
 
 from cluster_dash_server.app import create_app
+from cluster_dash_server.ingest import AT_ONCE_BYTES
 from cluster_dash_server.settings import Settings
 from cluster_dash_server.web import waitress_limits, waitress_turns
 from cluster_dash_server.web.edge import Reply
@@ -576,21 +577,24 @@ class OpenTill(NamedTuple):
     till: Till
     server: Any
 
-    def post(self, body: bytes, path: str = "/", cut: int = 2**30, headers: str = "", times: int = 1) -> list[bytes]:
-        """Send it, so many bytes at a time; return what is answered."""
-        length = "" if "chunked" in headers else f"Content-Length: {len(body)}\r\n"
-        request = f"POST {path} HTTP/1.1\r\nHost: x\r\n{length}{headers}\r\n".encode() + body
+    def post(self, *bodies: bytes, path: str = "/", cut: int = 2**30, headers: str = "") -> list[bytes]:
+        """Send them, so many bytes at a time; return what is answered."""
+        requests = b""
+        for body in bodies:
+            length = "" if "chunked" in headers else f"Content-Length: {len(body)}\r\n"
+            requests += f"POST {path} HTTP/1.1\r\nHost: x\r\n{length}{headers}\r\n".encode() + body
         with socket.create_connection(("127.0.0.1", self.server.effective_port), timeout=60) as connection:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            for begin in range(0, times * len(request), cut):
-                connection.sendall((times * request)[begin : begin + cut])
+            for begin in range(0, len(requests), cut):
+                connection.sendall(requests[begin : begin + cut])
             connection.shutdown(socket.SHUT_WR)
             answer = b"".join(iter(lambda: connection.recv(65536), b""))
         return [part.partition(b"\r\n\r\n")[2] for part in answer.split(b"HTTP/1.1 200 OK")[1:]]
 
 
 @pytest.fixture
-def till() -> Iterator[OpenTill]:
+def till(monkeypatch: pytest.MonkeyPatch) -> Iterator[OpenTill]:
+    monkeypatch.setattr(waitress_turns, "behind_seconds", lambda unknown=0.0: 0.0)  # however busy this machine is
     waitress_limits.apply(Settings().limits.body_bytes)
     till = Till()
     server: Any = create_server(till, host="127.0.0.1", port=0, threads=1)
@@ -613,15 +617,30 @@ def test_a_small_post_is_taken_by_the_loop_itself_in_however_many_pieces_it_come
 
 
 def test_a_post_that_is_large_or_waits_or_does_not_say_its_length_is_left_to_a_thread(till: OpenTill) -> None:
-    most = waitress_limits.AT_ONCE_BYTES
+    most = AT_ONCE_BYTES
     assert till.post(b"x" * most) == [b"loop %d" % most]
     assert till.post(b"x" * (most + 1)) == [b"thread %d" % (most + 1)]
     assert till.post(b"x", path="/waits") == [b"thread 1"]
     assert till.post(b"3\r\nxyz\r\n0\r\n\r\n", headers="Transfer-Encoding: chunked\r\n") == [b"thread 3"]
 
 
-def test_posts_of_a_proxy_that_come_together_are_answered_in_their_order(till: OpenTill) -> None:
-    assert len(till.post(b"xy", headers="X-Forwarded-For: 10.0.0.1\r\n", times=5)) == 5
+@pytest.mark.parametrize("cut", [50, 120, 10**6])
+def test_posts_of_a_proxy_that_come_together_are_answered_in_their_order(till: OpenTill, cut: int) -> None:
+    answers = till.post(*[b"x" * length for length in range(5)], cut=cut, headers="X-Forwarded-For: 10.0.0.1\r\n")
+    assert [answer.split()[1] for answer in answers] == [b"0", b"1", b"2", b"3", b"4"]
+
+
+def test_who_asks_behind_a_post_whether_to_go_on_is_told_to(till: OpenTill) -> None:
+    head = "POST / HTTP/1.1\r\nHost: x\r\nX-Forwarded-For: 10.0.0.1\r\nContent-Length: 1\r\n"
+    with socket.create_connection(("127.0.0.1", till.server.effective_port), timeout=60) as connection:
+        connection.sendall(f"{head}\r\nx{head}Expect: 100-continue\r\nConnection: close\r\n\r\n".encode())
+        answer = b""
+        while b"100 Continue" not in answer:
+            answer += (more := connection.recv(65536))
+            assert more, answer
+        connection.sendall(b"y")
+        answer += b"".join(iter(lambda: connection.recv(65536), b""))
+    assert answer.count(b"HTTP/1.1 200 OK") == 2
 
 
 def test_a_post_goes_behind_those_that_wait_for_a_thread(till: OpenTill) -> None:
@@ -645,7 +664,7 @@ def test_a_post_goes_behind_those_that_wait_for_a_thread(till: OpenTill) -> None
 
 
 def test_a_loop_that_is_behind_leaves_posts_to_threads(till: OpenTill, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(waitress_turns, "behind_seconds", lambda: waitress_limits.BEHIND_SECONDS + 0.01)
+    monkeypatch.setattr(waitress_turns, "behind_seconds", lambda _=0.0: waitress_limits.BEHIND_SECONDS + 0.01)
     assert till.post(b"x") == [b"thread 1"]
-    monkeypatch.setattr(waitress_turns, "behind_seconds", lambda: waitress_limits.BEHIND_SECONDS - 0.01)
+    monkeypatch.setattr(waitress_turns, "behind_seconds", lambda _=0.0: waitress_limits.BEHIND_SECONDS - 0.01)
     assert till.post(b"x") == [b"loop 1"]

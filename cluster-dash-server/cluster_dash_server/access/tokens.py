@@ -37,6 +37,8 @@ FILE_CLOCK_NS = 2 * 10**9
 """How coarse the clock of a file system may be."""
 LOOK_SECONDS = 1.0
 """How often the file is looked at for what another process wrote; a revocation works after so long at the latest."""
+SOON_SECONDS = 0.2
+"""So long before it is due, whoever must not wait leaves the look to others."""
 OVERLAP_SECONDS = 86_400.0
 """How long the old token stays valid beside the new one of a rotation."""
 REMEMBERED_SECONDS = 90 * 86_400.0
@@ -79,6 +81,10 @@ class Token:
     def is_valid(self, now: float) -> bool:
         """Say whether it opens anything at `now`."""
         return self.revoked_at is None and (self.expires_at is None or now < self.expires_at)
+
+    def binds(self, machine_id: object) -> bool:
+        """Say whether the machine that posts with it now is to be written down as the one it belongs to."""
+        return machine_id is not None and machine_id != self.machine_id and names_one(self.hosts)
 
     def speaks_for(self, host: str) -> bool:
         """Say whether it is for a host of this name."""
@@ -158,7 +164,7 @@ class Tokens:
 
     def waits(self, now: float) -> bool:
         """Say whether to look for a token might mean to wait now: the store is to be looked at, or is written to."""
-        if not self._has_looked(now) or not self._lock.acquire(blocking=False):
+        if not self._has_looked(now + SOON_SECONDS) or not self._lock.acquire(blocking=False):
             return True
         self._lock.release()
         return False
@@ -193,7 +199,7 @@ class Tokens:
     def used(self, token: Token, machine_id: str | None, now: float) -> None:
         """Note that a host posted with its token; the first machine that does is the one it belongs to from then on."""
         self._used_at[token.id] = now
-        if machine_id is None or machine_id == token.machine_id or not names_one(token.hosts):
+        if not token.binds(machine_id):
             return
         with self._lock:
             token = self._by_id.get(token.id, token)  # it may have been revoked since it was found

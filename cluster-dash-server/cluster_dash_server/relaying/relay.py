@@ -209,9 +209,9 @@ class Relay:
         )
         return self._answer_to(line)
 
-    def waits(self) -> bool:
-        """Say that to take a snapshot is to wait: for the centre's answer."""
-        return True
+    def at_once(self, post: Post) -> Answer | None:
+        """Take none: each waits for the centre's answer."""
+        return None
 
     def batch(self, post: Post) -> Answer:
         """Pass a backlog, or one snapshot, on as it came; never raises."""

@@ -25,9 +25,10 @@ class Graceful:
         why_not = self._refusal()
         return self._ingest(post) if why_not is None else refused(503, why_not, RETRY_SECONDS)
 
-    def waits(self) -> bool:
-        """See `Ingest`."""
-        return self._ingest.waits()
+    def at_once(self, post: Post) -> Answer | None:
+        """See `Ingest.at_once`."""
+        why_not = self._refusal()
+        return self._ingest.at_once(post) if why_not is None else refused(503, why_not, RETRY_SECONDS)
 
     def batch(self, post: Post) -> Answer:
         """See `Ingest.batch`."""

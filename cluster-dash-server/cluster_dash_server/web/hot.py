@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from functools import lru_cache
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar
 from urllib.parse import parse_qs
 
 from werkzeug.exceptions import ClientDisconnected, RequestEntityTooLarge
@@ -41,6 +41,9 @@ _LONG_DIGITS = 19
 _STATUS_LINES = {status.value: f"{status.value} {status.phrase}" for status in HTTPStatus}
 
 
+_Said = TypeVar("_Said", Answer, Answer | None)
+
+
 class Takes(Protocol):
     """What takes snapshots: `Ingest`, or a relay."""
 
@@ -52,39 +55,51 @@ class Takes(Protocol):
     def batch(self, post: Post) -> Answer:
         """Take many, one a line; never raises."""
 
-    def waits(self) -> bool:
-        """Say whether to take a small snapshot now might mean to wait: for a disk, or for what others do."""
+    def at_once(self, post: Post) -> Answer | None:
+        """Take one snapshot where that is a small thing and waits for nothing; None: nothing was done."""
 
 
 def ways(ingest: Takes, count: Callable[[Answer], None] = lambda _: None) -> tuple[Way, Way]:
     """Build the ways of posts: one snapshot, and many; `count` is told of each answer."""
     one, many = way("/", ingest, ingest, count), way("/api/v1/snapshots", ingest, ingest.batch, count)
-    return one._replace(ready=lambda environ: None if ingest.waits() else one.answer(environ)), many
+    return one._replace(ready=lambda environ: _at_once(ingest, count, environ)), many
 
 
 def way(
     path: str, ingest: Takes, take: Callable[[Post], Answer], count: Callable[[Answer], None] = lambda _: None
 ) -> Way:
     """Build the way of one kind of post."""
-    return Way("POST", path, "ingest", lambda environ: _reply(ingest, take, count, environ))
+
+    def answer(environ: "WSGIEnvironment") -> Reply:
+        said = _answered(ingest.limits.body_bytes, take, environ)
+        count(said)
+        return worded(said)
+
+    return Way("POST", path, "ingest", answer)
 
 
-def _reply(
-    ingest: Takes, take: Callable[[Post], Answer], count: Callable[[Answer], None], environ: "WSGIEnvironment"
-) -> Reply:
+def _at_once(ingest: Takes, count: Callable[[Answer], None], environ: "WSGIEnvironment") -> Reply | None:
+    body = environ["wsgi.input"]
+    begin = body.tell()
+    said = _answered(ingest.limits.body_bytes, ingest.at_once, environ)
+    if said is None:
+        body.seek(begin)  # a thread reads it again
+        return None
+    count(said)
+    return worded(said)
+
+
+def _answered(most_bytes: int, take: Callable[[Post], _Said], environ: "WSGIEnvironment") -> _Said | Answer:
     try:
-        body = _body(environ, ingest.limits.body_bytes)
+        body = _body(environ, most_bytes)
     except RequestEntityTooLarge:
-        answer = refused(413, f"body: larger than {ingest.limits.body_bytes} bytes")
+        return refused(413, f"body: larger than {most_bytes} bytes")
     except ClientDisconnected:
-        answer = refused(400, "body: shorter than its Content-Length")
-    else:
-        headers = {name: environ[key] for name, key in _HEADERS.items() if key in environ}
-        since = float(environ.get(f"HTTP_{WHOLE_SINCE}", "inf"))
-        waited_seconds = max(0.0, time.monotonic() - since)
-        answer = take(Post(caller=caller_of(environ), headers=headers, body=body, waited_seconds=waited_seconds))
-    count(answer)
-    return worded(answer)
+        return refused(400, "body: shorter than its Content-Length")
+    headers = {name: environ[key] for name, key in _HEADERS.items() if key in environ}
+    since = float(environ.get(f"HTTP_{WHOLE_SINCE}", "inf"))
+    waited_seconds = max(0.0, time.monotonic() - since)
+    return take(Post(caller=caller_of(environ), headers=headers, body=body, waited_seconds=waited_seconds))
 
 
 def _body(environ: "WSGIEnvironment", most_bytes: int) -> bytes:

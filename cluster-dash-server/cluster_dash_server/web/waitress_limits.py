@@ -20,6 +20,7 @@ from waitress.server import BaseWSGIServer, MultiSocketServer
 from waitress.task import WSGITask
 from waitress.utilities import BadRequest, Error
 
+from cluster_dash_server.ingest import AT_ONCE_BYTES
 from cluster_dash_server.snapshot import dumps
 from cluster_dash_server.web import waitress_turns
 from cluster_dash_server.web.edge import KEPT, Reply
@@ -50,8 +51,6 @@ READY_BYTES = 1_000_000
 """What is longer is no answer for the loop: from 2^20 on waitress puts it into a file."""
 LARGE_BYTES = 65_536
 """A part of a body that is longer goes by itself: to copy it costs more than a call into the system."""
-AT_ONCE_BYTES = 65_536
-"""The body of a post that the loop may take itself: some five times what a host with 8 GPUs sends."""
 BEHIND_SECONDS = 0.1
 """When the loop has been at it for so long, it leaves posts to threads: it then knows how long each has waited."""
 _PLAIN_QUERY = re.compile(rb"[\w.,:%+=&~-]*")
@@ -112,8 +111,8 @@ class RequestParser(HTTPRequestParser):  # type: ignore[misc]
             self.error, self.completed, used = BadRequest(_NO_TLS), True, len(data)
         else:
             used = int(super().received(data))
-        if self.completed:  # it now waits for a thread
-            self.headers[WHOLE_SINCE] = str(time.monotonic())
+        if self.completed:  # it may have lain there for as long as the loop was at others
+            self.headers[WHOLE_SINCE] = str(time.monotonic() - waitress_turns.behind_seconds(0.0))
         if isinstance(self.error, Error):
             self.error = _JsonError(self.error)
         return used
@@ -296,7 +295,9 @@ class Channel(HTTPChannel):  # type: ignore[misc]
     def _takes_at_once(self, ready: Callable[[Any], Reply | None]) -> bool:
         """Answer a post, where that is a small thing and nobody waits; else return False."""
         request = self.requests[0]
-        if len(self.requests) > 1 or request.error or request.command != "POST" or request.chunked:
+        if len(self.requests) > 1 or self.request is not None:
+            return False  # whoever takes what follows does so behind it
+        if request.error or request.command != "POST" or request.chunked:
             return False
         if request.content_length > AT_ONCE_BYTES:
             return False

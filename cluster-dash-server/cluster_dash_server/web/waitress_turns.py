@@ -19,7 +19,7 @@ RESTING = select.POLLIN | select.POLLPRI
 
 dispatcher = wasyncore.dispatcher
 
-_turn_began_at = float("-inf")  # s of the monotonic clock
+_turn_began_at: float | None = None  # s of the monotonic clock; None: this loop does not run
 _is_interruptible = True  # false while the loop is at something
 _is_to_end = False  # once it is true every loop of this process ends
 
@@ -36,9 +36,9 @@ def end(number: int, frame: FrameType | None) -> None:
         raise SystemExit(0)
 
 
-def behind_seconds() -> float:
-    """Return for how long what has come may have waited for this loop; very long where it does not run."""
-    return time.monotonic() - _turn_began_at
+def behind_seconds(unknown: float = float("inf")) -> float:
+    """Return for how long what has come may have waited for this loop; `unknown` where it does not run."""
+    return unknown if _turn_began_at is None else time.monotonic() - _turn_began_at
 
 
 def loop(timeout: float, use_poll: bool, map: dict[int, Any]) -> None:
@@ -90,9 +90,18 @@ def _accept(listening: Any, flags: int, map: dict[int, Any], due: set[int], *, a
         wasyncore.readwrite(listening, flags)
         if len(map) <= before:
             break
-        due.update(tuple(map)[-1:])  # the one that has just come
+        due.add(_newest(map))
         if not (all_of_them and listening.readable()):
             break
+
+
+def _newest(map: dict[int, Any]) -> int:
+    """Return the descriptor of the connection that has just come."""
+    try:
+        newest: int = next(reversed(map))
+    except RuntimeError:  # a thread has just closed one
+        newest = tuple(map)[-1]
+    return newest
 
 
 def _poll(epoll: "select.epoll", timeout: float) -> list[tuple[int, int]]:
