@@ -34,6 +34,8 @@ _id_of: Callable[[Gpu], tuple[int, str | None, str | None, float | None]] = attr
 )
 _REMEMBERED = 16_384
 """So many hosts' GPUs, and as many ways of holding them, are one object however often they are told."""
+_FEW_HOLDERS = 64
+"""More are not remembered: thousands of them take half a megabyte."""
 
 
 def figures(snapshot: Json, entries: Entries, seen: Seen, thresholds: Thresholds) -> Figures:
@@ -138,12 +140,19 @@ def _holders(entries: Iterable[GpuEntry]) -> tuple[tuple[Holder, ...], "array[fl
                 mem_of[job] = mem_of.get(job, 0.0) + (NAN if mem is None else mem)
             found += [(place, user, job) for job in mem_of]
             mems += mem_of.values()
-    return _known_holders(tuple(found)), array("f", mems)
+    holders = tuple(found)
+    of_few = len(holders) <= _FEW_HOLDERS
+    return (_known_holders if of_few else _known_holders.__wrapped__)(holders), array("f", mems)
 
 
 @lru_cache(_REMEMBERED)
 def _gpu_ids(gpus: tuple[tuple[int, str | None, str | None, float | None], ...]) -> tuple[GpuId, ...]:
     return tuple(map(GpuId._make, gpus))
+
+
+def forget_holders() -> None:
+    """Remember nobody who had a GPU."""
+    _known_holders.cache_clear()
 
 
 @lru_cache(_REMEMBERED)

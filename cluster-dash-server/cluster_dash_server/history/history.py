@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
+from cluster_dash_server.figures import forget_holders
 from cluster_dash_server.history import folder as data_folder
 from cluster_dash_server.history.rollups import DAY
 from cluster_dash_server.history.settings import HistorySettings, PrivacySettings
@@ -258,6 +259,7 @@ class History:
 
     def forget_user(self, user: str, strip: Callable[[LastSeen], LastSeen]) -> None:
         """See `Ledger`."""
+        forget_holders()
         self._open().forget_user(user, strip)
 
     def unnamed(self, user: str) -> Unnamed | None:

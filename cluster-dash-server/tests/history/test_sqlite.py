@@ -21,6 +21,7 @@ from cluster_dash_server.history.rollups import DAY, HOUR
 from cluster_dash_server.history.sqlite import schema
 from cluster_dash_server.history.sqlite import store as sqlite
 from cluster_dash_server.history.sqlite.opened import OpenHours
+from cluster_dash_server.history.sqlite.sealing import Names, make_room
 from cluster_dash_server.history.sqlite.store import Keep, SqliteStore
 from cluster_dash_server.store import (
     GPU_METRICS,
@@ -586,11 +587,24 @@ def test_a_damaged_hour_that_stands_alone_is_a_gap_and_the_others_of_its_day_sta
         damaged = blob[:20] + bytes([blob[20] ^ 1]) + blob[21:]
         db.execute("UPDATE hours SET slots = ? WHERE day = ?", (damaged, midnight))
         assert [value is None for value in store.series(hourly)[0].mean] == [True, False, False]
+        store.append(make_row(at=midnight + 2 * HOUR + 5, seq=50, util=98.0))  # late
+        store.seal_all()
+        assert store.series(hourly)[0].max == [None, 50.0, 98.0]
         for number in range(96, 98):  # the next day
             store.append(make_row(at=midnight + 900 * number, seq=number))
         store.seal_all()
-        assert [value is None for value in store.series(hourly)[0].mean] == [True, False, False]
+        assert store.series(hourly)[0].max == [None, 50.0, 98.0]
         assert db.execute(HOURS_ALONE).fetchone() == (0,)
+
+
+def test_room_is_made_of_the_oldest_day_of_hours_and_of_no_other(tmp_path: Path) -> None:
+    midnight = int(BEGIN // DAY * DAY)
+    with closing(schema.opened(tmp_path / "history.db", wal=False, file_bytes=10**9)) as db:
+        kept = [(2, midnight + DAY, 1, b""), (2, midnight + 2 * DAY, 1, b"")]
+        alone = (1, midnight + 5 * HOUR, 1, b"")  # of a host that came once
+        db.executemany("INSERT INTO hours VALUES (?, ?, ?, ?)", [alone, *kept])
+        assert make_room(db, Names(db), midnight + 40 * DAY)
+        assert db.execute("SELECT * FROM hours ORDER BY day").fetchall() == kept
 
 
 def _reading(folder: Path) -> "closing[sqlite3.Connection]":

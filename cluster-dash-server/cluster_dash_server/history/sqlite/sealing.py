@@ -357,6 +357,8 @@ def _put_hour(db: sqlite3.Connection, names: Names, host: int, hour: int, gpus: 
     of_day = "SELECT slots FROM hours WHERE host = ? AND day = ? AND layout = ?"
     row = db.execute(of_day, (host, day, layout)).fetchone()
     if row is not None and not _is_alone(row[0], names.layout_of(layout)):
+        if hour != day:  # one that stood alone all the same, where that of the day was damaged
+            db.execute("DELETE FROM hours WHERE host = ? AND day = ? AND layout = ?", (host, hour, layout))
         put_slots(db, names, "hours", host, day, gpus, {(hour - day) // HOUR: slot})
         return
     db.execute("INSERT OR REPLACE INTO hours VALUES (?, ?, ?, ?)", (host, hour, layout, pack_slot(slot)))
@@ -455,7 +457,8 @@ def make_room(db: sqlite3.Connection, names: Names, now: float) -> bool:
     ):
         (oldest,) = db.execute(f"SELECT MIN({moment}) FROM {table}").fetchone()  # noqa: S608 - names of ours
         if oldest is not None and (table != "cluster_minutes" or oldest < now - 2 * DAY):
-            db.execute(f"DELETE FROM {table} WHERE {moment} < ?", (oldest + step,))  # noqa: S608 - names of ours
+            end = oldest // step * step + step  # an hour that stands alone has its own start
+            db.execute(f"DELETE FROM {table} WHERE {moment} < ?", (end,))  # noqa: S608 - names of ours
             return True
     return False
 
