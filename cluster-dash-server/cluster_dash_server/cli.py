@@ -85,9 +85,7 @@ def _parser() -> argparse.ArgumentParser:
         command.set_defaults(run=run)
     command = commands.add_parser("serve", parents=[kept], help="run the server", description="Run the server.")
     command.add_argument("--host", help="address to listen on (default 127.0.0.1; 0.0.0.0: all)")
-    command.add_argument(
-        "--port", type=whole(0, 65535), metavar="PORT", help="port to listen on (default 8080; 0: any free one)"
-    )
+    command.add_argument("--port", metavar="PORT", help="port to listen on (default 8080; 0: any free one)")
     command.add_argument("--server", choices=SERVERS, help="what serves (default waitress)")
     command.set_defaults(run=serve)
     command = commands.add_parser(
@@ -146,6 +144,8 @@ def serve(options: argparse.Namespace) -> int:
     Raises:
         ConfigError: a setting that cannot be used, or an address that cannot be listened on.
     """
+    if options.port is not None:
+        options.port = _port(options.port)  # here, not by argparse: a unit starts what ends with 2 again and again
     with made_to_last():
         from cluster_dash_server import notify, serving
 
@@ -160,6 +160,13 @@ def serve(options: argparse.Namespace) -> int:
         notify.tell("STOPPING=1")
     log.info("ended")
     return EXIT_DONE
+
+
+def _port(text: str) -> int:
+    try:
+        return whole(0, 65535)(text)
+    except argparse.ArgumentTypeError as error:
+        raise ConfigError(f"--port: {error}") from None
 
 
 def check(options: argparse.Namespace) -> int:
