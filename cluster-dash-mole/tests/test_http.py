@@ -476,6 +476,11 @@ def test_plain_http_to_a_port_for_tls_is_told_and_costs_no_snapshot(server: Serv
         assert (error.row, str(error)) == (Row.TROUBLE, told)
 
 
+def test_a_400_of_the_server_itself_is_no_port_for_tls_whatever_it_repeats_of_the_snapshot(server: Server) -> None:
+    server.script = [answer(400, '{"success": false, "msg": "host: got \'to HTTPS\', expected a name"}')]
+    assert failure(sender(server)).row == Row.NEVER
+
+
 def test_a_real_port_for_tls_that_is_asked_in_plain_http_is_told(secure: Server) -> None:
     secure.script = [OURS]
     assert "if it speaks TLS, name an https:// address" in str(failure(sender(secure)))
