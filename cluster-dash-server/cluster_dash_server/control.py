@@ -85,7 +85,7 @@ def forget(wish: Forget, cluster: Cluster, events: EventLog, now: float) -> list
     Raises:
         HostlistError: see `hostlist.expand`.
     """
-    meant = matcher(wish.hosts)
+    meant = matcher(wish.hosts, cluster.names())
     least = wish.silent_for_seconds
     names = [
         host.host

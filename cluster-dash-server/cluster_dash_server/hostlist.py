@@ -5,7 +5,7 @@ as it is. `static/js/hostlist.js` compresses alike.
 """
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from fnmatch import fnmatchcase
 from itertools import product
 
@@ -104,15 +104,28 @@ def _numbers(ranges: str) -> list[str]:
     return numbers
 
 
-def matcher(hosts: str) -> Callable[[str], bool]:
+def matcher(hosts: str, known: Collection[str] = ()) -> Callable[[str], bool]:
     """Return what says whether a name is meant by a name, a hostlist or a pattern with `*` and `?`.
 
     Nothing is expanded: a list of a million names takes no more memory than its text.
+
+    Args:
+        hosts: the name, hostlist or pattern.
+        known: names of hosts that there are; one of them means itself, also where it reads as no hostlist: `gpu[1`.
 
     Raises:
         HostlistError: a range runs backwards, or cannot be read; or a bracket with numbers is not closed. Another one
             may be a pattern's, or part of a name.
     """
+    try:
+        return _matcher(hosts)
+    except HostlistError:
+        if hosts not in known:
+            raise
+    return lambda host: host == hosts
+
+
+def _matcher(hosts: str) -> Callable[[str], bool]:
     exactly, patterns, lists = {hosts}, [], []
     for part in filter(None, _parts(hosts)):
         _refuse_what_is_no_list(part)

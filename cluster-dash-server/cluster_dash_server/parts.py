@@ -210,7 +210,9 @@ class Parts:
             "summary": lambda _: {"success": True, "text": sentence_of(self.cluster.hosts(self.view_clock()))},
             "digest": lambda wish: obey_digest(nights, wish, clock()),
             "notify-test": self.telling.test,
-            "maintenance": lambda wish: obey_maintenance(self.book.book, wish, clock(), self.zone),
+            "maintenance": lambda wish: obey_maintenance(
+                self.book.book, wish, clock(), self.zone, self.cluster.names()
+            ),
             "reload": lambda wish: obey_reload(self.watch),
         }
 

@@ -50,6 +50,14 @@ def test_maintenance_is_kept_told_and_ended(tmp_path: Path) -> None:
     book.close()
 
 
+def test_maintenance_of_a_host_whose_name_reads_as_no_hostlist_is_kept(tmp_path: Path) -> None:
+    book = SqliteBook(tmp_path / FILE, lambda: NOW)
+    wish = {"hosts": "gpu[1", "until": "2h", "reason": "disks", "by": "nora"}
+    (told,) = obey_maintenance(book, wish, NOW, UTC, {"gpu[1", "gpu01"})["maintenance"]
+    assert told["hosts"] == "gpu[1"
+    book.close()
+
+
 @pytest.mark.parametrize(
     ("wish", "why"),
     [

@@ -84,6 +84,14 @@ def test_the_hosts_that_are_meant_are_forgotten_with_their_events(
     assert {event.host for event in events.newest()} == set(left)
 
 
+def test_a_host_whose_name_reads_as_no_hostlist_is_forgotten_by_it(
+    cluster: Cluster, events: EventLog, make_seen: MakeSeen, make_gpu: MakeGpu
+) -> None:
+    cluster.offer(make_seen("gpu[1", [make_gpu(0)], received_at=NOW))
+    assert forget(Forget(hosts="gpu[1"), cluster, events, NOW) == ["gpu[1"]
+    assert names(cluster) == ["gpu01", "gpu02", "gpu12", "login"]
+
+
 def test_a_missing_gpu_is_forgotten_and_a_present_one_is_not(
     cluster: Cluster, events: EventLog, make_gpu: MakeGpu
 ) -> None:

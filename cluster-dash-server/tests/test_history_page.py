@@ -120,6 +120,14 @@ def test_what_is_asked_for_says_by_what_it_is_told(lab: Lab, query: str, names: 
     assert [f"{each['host']} {each['gpu']}" for each in lab.get(f"{query}&from=now-1h")["series"]] == names
 
 
+def test_a_host_whose_name_reads_as_no_hostlist_is_asked_for_by_it(lab: Lab, make_seen: Any, make_gpu: Any) -> None:
+    lab.cluster.offer(make_seen("gpu[1", [make_gpu(0)], interval_seconds=60, received_at=NOW))
+    lab.fill(10, ("gpu01", "gpu[1"))
+    series = lab.get("metric=gpu_util&host=gpu[1&from=now-1h")["series"]
+    assert [f"{each['host']} {each['gpu']}" for each in series] == ["gpu[1 0", "gpu[1 1"]
+    lab.get("metric=gpu_util&host=gpu[2&from=now-1h", 400)
+
+
 def test_of_a_user_only_the_time_is_told_in_which_they_had_the_gpu(lab: Lab) -> None:
     for minute in range(60):
         lab.store.append(

@@ -55,6 +55,24 @@ def test_figures_are_a_row_for_each_gpu_and_step(folder: Path, capsys: pytest.Ca
     assert first["power_w_mean"] == ""
 
 
+def test_a_host_whose_name_reads_as_no_hostlist_is_exported_by_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    history = History(
+        tmp_path, settings=HistorySettings(), privacy=PrivacySettings(), clock=lambda: NOW, last_seen=lambda hosts: ()
+    )
+    history.start()
+    for host in ("gpu01", "gpu[1"):
+        history.append(figures(host, NOW - 3600, [idle("bob")]))
+        event = Event(at=NOW - 60, host=host, gpu=None, kind="note", code=None, text="hello")
+        history.record(KeptEvent(event, told=True, source=None))
+    history.flush()
+    history.close()
+    for what in ("figures", "events"):
+        head, *rows = exported(tmp_path, capsys, what, "--host", "gpu[1")
+        assert {row[head.index("host")] for row in rows} == {"gpu[1"}
+
+
 def test_figures_that_an_engine_has_are_not_exported_from_the_file(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,7 +1,7 @@
 """What the running server does for the commands `maintenance` and `reload`."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from datetime import datetime, timedelta, tzinfo
 
 from cluster_dash_server.alerts.book import Book, BookError, Maintenance
@@ -15,8 +15,16 @@ from cluster_dash_server.when import WhenError, moment
 _CLOCK = re.compile(r"([01]?\d|2[0-3]):([0-5]\d)", re.ASCII)
 
 
-def obey_maintenance(book: Book, wish: Json, now: float, site_zone: tzinfo) -> Json:
-    """Do what `maintenance` asks of the server; returns what holds after it."""
+def obey_maintenance(book: Book, wish: Json, now: float, site_zone: tzinfo, known: Collection[str] = ()) -> Json:
+    """Do what `maintenance` asks of the server; returns what holds after it.
+
+    Args:
+        book: where it is kept.
+        wish: what is asked.
+        now: Unix s.
+        site_zone: in which `18:00` is meant, and ends are told.
+        known: names of hosts that there are; see `hostlist.matcher`.
+    """
     try:
         if "hosts" in wish:
             hosts = str(wish["hosts"])
@@ -30,7 +38,7 @@ def obey_maintenance(book: Book, wish: Json, now: float, site_zone: tzinfo) -> J
                         "success": False,
                         "msg": "HOST: got an empty name, expected a name, a hostlist or a pattern",
                     }
-                matcher(hosts)
+                matcher(hosts, known)
                 ends_at = until(wish["until"], now, site_zone)
                 if ends_at <= now:
                     return {"success": False, "msg": f"--until: {wish['until']} is past"}

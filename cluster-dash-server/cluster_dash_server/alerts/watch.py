@@ -400,5 +400,5 @@ class _Moment:
 def _matching(maintenance: Maintenance) -> Callable[[str], bool]:
     try:
         return matcher(maintenance.hosts)
-    except HostlistError:  # it was checked when it was made; a wrong one means nothing
-        return lambda name: False
+    except HostlistError:  # it was checked when it was made: a host is called so
+        return lambda name: name == maintenance.hosts

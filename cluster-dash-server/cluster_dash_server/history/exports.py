@@ -101,9 +101,9 @@ def rows(folder: Path, wish: Wish) -> Iterator[Sequence[object]]:
     if not file.exists():
         raise ExportError(f"{file} is not there: is it the data folder? --data names another")
     try:
-        meant = None if wish.hosts is None else matcher(wish.hosts)
         with closing(sqlite3.connect(f"file:{file}?mode=ro", uri=True, timeout=30)) as db:
             names = [name for (name,) in db.execute("SELECT name FROM hosts ORDER BY name")]
+            meant = None if wish.hosts is None else matcher(wish.hosts, names)
             hosts = tuple(name for name in names if meant is None or meant(name))
             reader = Reader(db, OpenHours())
             yield from _figures(reader, wish, hosts) if wish.what == "figures" else rows_by(reader, wish, hosts)
@@ -169,7 +169,7 @@ def _uses(reader: Answering, wish: Wish, hosts: Sequence[str]) -> Iterator[Seque
 
 
 def _events(reader: Answering, wish: Wish, hosts: Sequence[str]) -> Iterator[Sequence[object]]:
-    meant = None if wish.hosts is None else matcher(wish.hosts)
+    meant = None if wish.hosts is None else matcher(wish.hosts, hosts)
     columns = tuple(COLUMNS["events"])
     ask = EventQuery(begin=wish.span.begin, end=wish.span.end, most=10_000_000)
     for each in reader.events(ask):

@@ -70,7 +70,7 @@ def blueprint(
         begin = moment("from", request.args.get("from") or "0", now, zone)
         end = moment("to", request.args.get("to") or "now", now, zone)
         try:
-            meant = None if hosts is None else matcher(hosts)
+            meant = None if hosts is None else matcher(hosts, cluster.names())
         except HostlistError as error:
             raise QueryError(f"host: {printable(str(error))}") from None
         # all hosts are looked at only where somebody asks for what they say

@@ -26,7 +26,7 @@ class Question:
 
     Attributes:
         hosts: None: of all; so for the others.
-        of_users: only while one of them had the GPU.
+        users: by GPU, only while one of them had it.
     """
 
     span: Span
@@ -114,8 +114,9 @@ class Past:
         if not text:
             return None
         try:
-            meant = matcher(text)
-            found = [name for name in sorted(self.cluster.names()) if meant(name)]
+            known = self.cluster.names()
+            meant = matcher(text, known)
+            found = [name for name in sorted(known) if meant(name)]
             return tuple(found) or tuple(expand(text)[:MOST_HOSTS])  # one that was forgotten has its past still
         except HostlistError as error:
             raise QueryError(f"host: {printable(str(error))}") from None

@@ -187,14 +187,15 @@ def test_a_host_in_maintenance_raises_nothing_and_is_told_of_after_it(site: Any)
     assert site.titles == ["firing gpu03: silent", "firing gpu01: silent"]
 
 
-def test_maintenance_ends_what_is_told_of_a_host_and_says_why(site: Any, make_gpu: Gpu) -> None:
-    site.host("gpu01", [make_gpu(0, error="lost")])
+@pytest.mark.parametrize("name", ["gpu01", "gpu[1"])
+def test_maintenance_ends_what_is_told_of_a_host_and_says_why(site: Any, make_gpu: Gpu, name: str) -> None:
+    site.host(name, [make_gpu(0, error="lost")])
     site.run(300)
     site.book.maintain(
-        Maintenance(hosts="gpu01", by="nora", reason="new card", begins_at=site.now, ends_at=site.now + HOUR)
+        Maintenance(hosts=name, by="nora", reason="new card", begins_at=site.now, ends_at=site.now + HOUR)
     )
     site.run(60)
-    assert site.titles == ["firing gpu01 GPU 0: in error", "resolved gpu01 GPU 0: in error"]
+    assert site.titles == [f"firing {name} GPU 0: in error", f"resolved {name} GPU 0: in error"]
     (ended,) = site.book.history(0, site.now, 10)
     assert dict(ended.facts)["why it ended"] == "maintenance, by nora: new card"
 

@@ -194,9 +194,9 @@ def export_rows(url: str, wish: Wish) -> Iterator[Sequence[object]]:
     database = Database(url)
     database.expects(PART, SCHEMA)
     try:
-        meant = None if wish.hosts is None else matcher(wish.hosts)
         with database.reading() as db:
             names = [name for (name,) in db.execute("SELECT name FROM hosts ORDER BY name")]
+        meant = None if wish.hosts is None else matcher(wish.hosts, names)
         hosts = [name for name in names if meant is None or meant(name)]
         yield from rows_by(Questions(database, time.time), wish, hosts)
     except HostlistError as error:
