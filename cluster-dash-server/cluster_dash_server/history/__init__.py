@@ -1,1 +1,4 @@
-"""Kinds of `Store`, figures over time: `memory` (nothing is kept) and `sqlite` (a file in the data folder)."""
+"""History: a package for each kind that keeps it, `memory` for tests, and what all kinds share.
+
+The kinds: `sqlite` (a file in the data folder), `remote` (an engine), `postgresql` (what replicas share).
+"""
