@@ -181,3 +181,8 @@ def test_make_bench_prints_its_table(clone: Path, environment: dict[str, str]) -
         **{"cwd": TOP, "capture_output": True, "text": True, "check": False},  # type: ignore[call-overload]
     )
     assert "| server answers after its start |" in printed.stdout, printed.stderr
+    script = subprocess.run(  # by itself, from elsewhere: it has to find its parts
+        [TOP / ".venv" / "bin" / "python", TOP / "bench" / "run.py", "--help"],
+        **{"cwd": clone, "capture_output": True, "text": True, "check": False},  # type: ignore[call-overload]
+    )
+    assert "usage: run.py" in script.stdout, script.stderr
