@@ -127,11 +127,11 @@ class History:
         return store.last_seen(), store.kept_events()
 
     def _of_replicas(self, shared: Shared) -> "RemoteHistory":
-        from cluster_dash_server.history.postgresql import ledger as postgresql  # what they need are extras
-        from cluster_dash_server.history.remote import store as remote
+        from cluster_dash_server.history.postgresql.ledger import PostgresqlLedger  # what they need are extras
+        from cluster_dash_server.history.remote import store as remote_store
 
-        store = remote.of(self._settings, self._clock, sees_all=False)
-        ledger = postgresql.PostgresqlLedger(
+        store = remote_store.of(self._settings, self._clock, sees_all=False)
+        ledger = PostgresqlLedger(
             shared.database,
             clock=self._clock,
             keep=self._keep,
@@ -139,7 +139,7 @@ class History:
             added=store.add_up,
             heard=shared.heard,
         )
-        return remote.shared(store, ledger, shared.settled)
+        return remote_store.shared(store, ledger, shared.settled)
 
     def _of_one(self) -> "SqliteStore | RemoteHistory":
         kind = data_folder.file_system(self._folder)
@@ -160,9 +160,9 @@ class History:
             first=first_version.find(),
         )
         if self._settings.kind == "remote":
-            from cluster_dash_server.history.remote import store as remote  # what it needs is an extra
+            from cluster_dash_server.history.remote import store as remote_store  # what it needs is an extra
 
-            return remote.RemoteHistory(remote.of(self._settings, self._clock), file)
+            return remote_store.RemoteHistory(remote_store.of(self._settings, self._clock), file)
         return file
 
     def close(self) -> None:
