@@ -188,7 +188,7 @@ def test_a_small_post_that_grows_large_is_left_to_a_thread_with_its_body(encodin
     for snapshot, is_taken_at_once in ((json.loads(EXAMPLE.read_bytes()), True), (large, False)):
         body = pack(json.dumps(snapshot).encode())
         assert len(body) < 2000
-        environ = EnvironBuilder(path="/", method="POST", data=body, headers={"Content-Encoding": encoding})
+        environ = EnvironBuilder(path="/", method="POST", data=body, headers=[("Content-Encoding", encoding)])
         request = {**environ.get_environ(), "REMOTE_ADDR": "127.0.0.1"}
         assert (front.ready(request) is not None) == is_taken_at_once
         if not is_taken_at_once:
@@ -204,7 +204,8 @@ def test_the_first_post_of_a_machine_is_left_to_a_thread_for_its_token_is_bound_
     front.parts.tokens.look(1.7e9)
 
     def asked() -> tuple[bool, str]:
-        environ = EnvironBuilder(path="/", method="POST", data=body).get_environ() | {"REMOTE_ADDR": "127.0.0.1"}
+        environ = EnvironBuilder(path="/", method="POST", data=body).get_environ()
+        environ["REMOTE_ADDR"] = "127.0.0.1"
         at_once = front.ready(environ)
         if at_once is not None:
             return True, at_once.status
