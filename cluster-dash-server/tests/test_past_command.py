@@ -5,15 +5,17 @@ import importlib
 import io
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from cluster_dash_server import cli
-from cluster_dash_server.history.exports import COLUMNS, ExportError, write_parquet
+from cluster_dash_server.history.exports import COLUMNS, ExportError, Wish, rows_by, write_parquet
+from cluster_dash_server.history.gpu_hours import hours_of
 from cluster_dash_server.history.history import History
 from cluster_dash_server.history.settings import HistorySettings, PrivacySettings
-from cluster_dash_server.store import Event, KeptEvent
+from cluster_dash_server.store import Event, KeptEvent, Usage, UsageQuery
+from cluster_dash_server.when import Span
 from tests.past import busy, figures, idle
 
 NOW = 1_700_006_400.0
@@ -53,6 +55,20 @@ def test_figures_are_a_row_for_each_gpu_and_step(folder: Path, capsys: pytest.Ca
     first = dict(zip(head, rows[0], strict=True))
     assert (first["host"], first["gpu"], first["gpu_util_min"], first["gpu_util_max"]) == ("gpu01", "0", "50.0", "59.0")
     assert first["power_w_mean"] == ""
+
+
+def test_gpu_hours_of_a_day_that_has_just_begun_are_taken_out_once() -> None:
+    asked = list[tuple[int, int]]()
+
+    class Reader:
+        def usage(self, ask: UsageQuery) -> list[Usage]:
+            asked.append(hours_of(ask))
+            return []
+
+    midnight = 1_700_006_400.0 // 86_400 * 86_400
+    span = Span(begin=midnight - 7000, end=midnight + 300, is_relative=False)
+    list(rows_by(cast(Any, Reader()), Wish(what="hours", span=span, hosts=None, step_seconds=60), ["gpu01"]))
+    assert asked == [(midnight - 7200, midnight), (midnight, midnight + 3600)]
 
 
 def test_a_host_whose_name_reads_as_no_hostlist_is_exported_by_it(

@@ -149,8 +149,6 @@ def _figures(reader: Reader, wish: Wish, hosts: Sequence[str]) -> Iterator[Seque
 def _hours(reader: Answering, wish: Wish, hosts: Sequence[str]) -> Iterator[Sequence[object]]:
     columns = tuple(COLUMNS["hours"])
     for begin, end in _days(wish.span):
-        if end - begin < 3600:
-            continue
         ask = UsageQuery(
             begin=begin,
             end=end,
