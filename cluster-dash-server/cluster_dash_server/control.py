@@ -51,8 +51,8 @@ class ControlError(Exception):
         self.refused = refused
 
 
-def data_folder(given: str | None, environment: Mapping[str, str]) -> Path:
-    """Return the folder for what a server keeps: the one given, systemd's, else the user's."""
+def find_data_folder(given: str | None, environment: Mapping[str, str]) -> Path:
+    """Return where the data folder is: the folder given, else systemd's, else one in the home of the user."""
     if given is not None:
         return Path(given)
     if environment.get("STATE_DIRECTORY"):

@@ -16,7 +16,7 @@ from cluster_dash_server.alerts.commands import obey_maintenance, obey_reload
 from cluster_dash_server.alerts.standing import open_titles
 from cluster_dash_server.alerts.watch import Watch
 from cluster_dash_server.cluster import Cluster, KnownHost
-from cluster_dash_server.control import Control, data_folder
+from cluster_dash_server.control import Control, find_data_folder
 from cluster_dash_server.errands import Errands, Morning
 from cluster_dash_server.events import EventLog
 from cluster_dash_server.history.history import History
@@ -69,7 +69,7 @@ class Parts:
     def __init__(self, settings: Settings, clock: Callable[[], float]) -> None:
         self.settings = settings
         self.zone = when.zone(settings.site.timezone)
-        folder = data_folder(settings.server.data, os.environ)
+        folder = find_data_folder(settings.server.data, os.environ)
         engine_clock, settled = None, None
         if settings.live.is_shared:
             from cluster_dash_server.sharing.clock import EngineClock  # only replicas need it

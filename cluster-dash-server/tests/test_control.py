@@ -15,7 +15,7 @@ from cluster_dash_server.access.tokens import TokenFile, Tokens
 from cluster_dash_server.alerts.book import BookError
 from cluster_dash_server.app import create_app
 from cluster_dash_server.cluster import Cluster
-from cluster_dash_server.control import Control, ControlError, Forget, ask, data_folder, forget
+from cluster_dash_server.control import Control, ControlError, Forget, ask, find_data_folder, forget
 from cluster_dash_server.events import EventLog
 from cluster_dash_server.history.memory import MemoryStore
 from cluster_dash_server.settings import Settings
@@ -245,10 +245,10 @@ def test_a_server_that_cannot_listen_serves_without(
 def test_the_data_folder_is_the_one_named_else_systemd_s_else_the_user_s(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/ada")
     environment = {"STATE_DIRECTORY": "/var/lib/cluster-dash:/other", "XDG_STATE_HOME": "/s"}
-    assert data_folder("/data", environment) == Path("/data")
-    assert data_folder(None, environment) == Path("/var/lib/cluster-dash")
-    assert data_folder(None, {"XDG_STATE_HOME": "/s"}) == Path("/s/cluster-dash")
-    assert data_folder(None, {}) == Path("/home/ada/.local/state/cluster-dash")
+    assert find_data_folder("/data", environment) == Path("/data")
+    assert find_data_folder(None, environment) == Path("/var/lib/cluster-dash")
+    assert find_data_folder(None, {"XDG_STATE_HOME": "/s"}) == Path("/s/cluster-dash")
+    assert find_data_folder(None, {}) == Path("/home/ada/.local/state/cluster-dash")
 
 
 # -------------------------------------------------------------------------------------------------- the command

@@ -104,7 +104,7 @@ def examine(reading: Reading) -> Iterator[Finding]:
         yield from reach(settings)
         return
     yield data_folder(settings.server.data)
-    yield from network_folder(control.data_folder(settings.server.data, os.environ))
+    yield from network_folder(control.find_data_folder(settings.server.data, os.environ))
     if settings.history.kind == "remote":
         yield from engine_of_history(settings.history)
     if settings.live.is_shared:
@@ -115,7 +115,7 @@ def examine(reading: Reading) -> Iterator[Finding]:
     yield engines()
     yield clock(kernel_clock_state())
     yield from reach(settings)
-    folder = control.data_folder(settings.server.data, os.environ)
+    folder = control.find_data_folder(settings.server.data, os.environ)
     yield who_posts_by(settings, folder)
     yield who_looks(settings)
     yield from who_is_told(settings.alerts, reading.file)
@@ -424,7 +424,9 @@ def open_files(max_hosts: int, holder: Holder | None) -> Finding:
 def data_folder(folder: str | None) -> Finding:
     """Look at the folder for what the server keeps."""
     if folder is None:
-        return Finding(mark="✔", what="data folder", measured=f"none named: {control.data_folder(None, os.environ)}")
+        return Finding(
+            mark="✔", what="data folder", measured=f"none named: {control.find_data_folder(None, os.environ)}"
+        )
     path = Path(folder)
     if path.is_dir() and os.access(path, os.W_OK | os.X_OK):
         return Finding(mark="✔", what="data folder", measured=f"{path} can be written")

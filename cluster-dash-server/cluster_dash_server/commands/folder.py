@@ -1,4 +1,4 @@
-"""The data folder in the hands of a command, where no server runs."""
+"""A command takes the data folder for itself, where no server runs; the lock is that of `history.folder`."""
 
 import os
 from collections.abc import Iterator

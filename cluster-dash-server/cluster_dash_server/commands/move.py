@@ -95,7 +95,7 @@ def run(options: argparse.Namespace, settings: Settings, target: Settings, folde
         )
     from cluster_dash_server.postgresql import PostgresqlError  # what it needs is an extra
 
-    there = control.data_folder(target.server.data, os.environ)
+    there = control.find_data_folder(target.server.data, os.environ)
     try:
         with contextlib.ExitStack() as held:
             for each in sorted({folder.absolute(), there.absolute()}):

@@ -177,4 +177,4 @@ def _refuse_what_is_not_there(folder: Path) -> None:
 
 def folder_of(options: argparse.Namespace, settings: Settings) -> Path:
     """Return the data folder that a command is about."""
-    return control.data_folder(options.data or settings.server.data, os.environ)
+    return control.find_data_folder(options.data or settings.server.data, os.environ)

@@ -1,4 +1,7 @@
-"""The data folder: one server has it at a time, and not every file system can hold the file."""
+"""The lock of the data folder, so that one server has it at a time, and the file system that it is on.
+
+`control.find_data_folder` says where that folder is, and `commands.folder` takes it for a command.
+"""
 
 import contextlib
 import fcntl
