@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from cluster_dash_mole import __version__, collectors, logs, parts, pick
 from cluster_dash_mole.collectors.gpu import GpuCollector
@@ -24,20 +24,25 @@ from cluster_dash_mole.senders import HttpSender
 
 log = logging.getLogger("cluster_dash_mole")
 
-DONE, PROBLEM, UNREACHABLE, REFUSED, CONFIGURATION = 0, 1, 69, 77, 78
+DONE, PROBLEM, USAGE, UNREACHABLE, REFUSED, CONFIGURATION = 0, 1, 2, 69, 77, 78
 SHUTTING_DOWN = Path("/run/nologin")  # a machine that goes down says so: it may not come back, and is to be missed
 GOODBYE_SECONDS = 2.0  # for the word that the mole was stopped on purpose
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code."""
-    parser = _parser()
-    given = parser.parse_args(
-        arguments, argparse.Namespace(config=None, once=False, show=False, verbose=False, log_format="text")
-    )
+    parser, words = _parser(), sys.argv[1:] if arguments is None else arguments
+    given = argparse.Namespace(config=None, once=False, show=False, verbose=False, log_format="text")
+    try:
+        parser.parse_args(words, given)
+    except SystemExit as end:
+        # a unit starts what ends with 2 again and again; what stands before the command may be the wrong part
+        if end.code == USAGE and "run" in words and given.command in (None, "run"):
+            return CONFIGURATION
+        raise
     if not (given.command or given.once or given.show):
         parser.print_usage(sys.stderr)
-        return 2
+        return USAGE
     logs.set_up(verbose=given.verbose, log_format=given.log_format)
     if not sys.platform.startswith("linux"):
         log.error("the mole runs on Linux only: it reads /proc (this is %s)", sys.platform)
@@ -62,6 +67,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return CONFIGURATION
 
 
+class _Parser(argparse.ArgumentParser):
+    """Reads a command line; refuses an empty value, which is a variable that is not set in most cases."""
+
+    def __init__(self, **named: Any) -> None:
+        super().__init__(**named)
+        self.register("type", None, _said)
+        self.register("type", Path, lambda text: Path(_said(text)))
+
+
+def _said(text: str) -> str:
+    if not text:
+        raise argparse.ArgumentTypeError("got an empty value: a variable that is not set?")
+    return text
+
+
 def _parser() -> argparse.ArgumentParser:
     options = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
     options.add_argument("-c", "--config", metavar="FILE", type=Path, help="read this file, not the host's own")
@@ -69,7 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     options.add_argument("--print", action="store_true", dest="show", help="print the JSON of one snapshot and end")
     options.add_argument("-v", "--verbose", action="store_true", help="log more")
     options.add_argument("--log-format", choices=["text", "json"], help="how to log (default: text)")
-    parser = argparse.ArgumentParser(
+    parser: argparse.ArgumentParser = _Parser(
         prog="cluster-dash-mole",
         description="Reads the hardware of this host and posts it to a server.",
         parents=[options],
@@ -103,7 +123,15 @@ def _enrol(given: argparse.Namespace) -> int:
     from cluster_dash_mole import enrol  # a mole that runs has no use for it: memory
 
     config = before_enrolment(given.config, os.environ)
+    try:
+        address = enrol.address_of(given.url)
+    except ValueError as error:
+        log.error("enrol: %s", error)
+        return USAGE
     host, code = parts.host(config), sys.stdin.readline().strip() if given.code == "-" else given.code
+    if not code:
+        log.error("enrol: standard input holds no code")
+        return USAGE
     settings = config.json_sender
     path = given.file or Path(settings.auth_code_file or state_folder(os.environ, host.hostname) / enrol.TOKEN_FILE)
     allow = given.allow_plaintext or settings.allow_plaintext
@@ -122,7 +150,7 @@ def _enrol(given: argparse.Namespace) -> int:
 
     try:
         with enrol.TokenPlace(path) as place:
-            token = enrol.trade(sender(enrol.address_of(given.url), None), code, host)
+            token = enrol.trade(sender(address, None), code, host)
             place.keep(token)
         log.info("%s has a token of its own, in %s", host.hostname, path)
         if settings.auth_code_file is None or Path(settings.auth_code_file) != path:
@@ -227,9 +255,14 @@ def _simulate(given: argparse.Namespace) -> int:
     from cluster_dash_mole import simulate  # a mole that runs has no use for it: memory
 
     try:
+        address = simulate.parse_server(given.server)
+    except ValueError as error:
+        log.error("simulate: %s", error)
+        return USAGE
+    try:
         simulate.run(
             simulate.Simulation(
-                address=simulate.parse_server(given.server),
+                address=address,
                 auth_code=simulate.read_auth_code(
                     given.auth_code_file, os.environ.get("CLUSTER_DASH_JSON_SENDER_LOGGER__AUTH_CODE")
                 ),

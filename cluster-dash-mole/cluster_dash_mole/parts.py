@@ -68,8 +68,10 @@ def listeners(config: Config, clock: Clock) -> list[Sender]:
         address = getattr(settings, key)
         try:
             listener = ListenSender(address, page, clock=clock, name=f"listen_{key}")
-        except (ValueError, OSError) as error:
-            raise ConfigError(f"{config.source}: Listen.{key}: {address}: {error}") from error
+        except ValueError as error:
+            raise ConfigError(f"{config.source}: Listen.{key}: {error}") from error
+        except OSError as error:
+            raise ConfigError(f"{config.source}: Listen.{key}: {address}: {error.strerror}") from error
         log.info("answers Prometheus on port %d: /metrics", listener.port)
         found.append(listener)
     return found

@@ -121,9 +121,26 @@ def test_help_names_what_there_is_and_nothing_that_comes_later(tmp_path: Path) -
         assert word not in text.lower()
 
 
-@pytest.mark.parametrize("arguments", [[], ["fly"], ["--log-format", "xml"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["fly"],
+        ["--log-format", "xml"],
+        ["doctor", "-c", ""],
+        ["enrol", "http://localhost:1", ""],
+        ["enrol", "http://localhost:1", "-"],
+        ["enrol", "localhost", "x"],
+        ["simulate", "--server", "localhost"],
+    ],
+)
 def test_wrong_usage_is_2(tmp_path: Path, arguments: list[str]) -> None:
     assert run(tmp_path, *arguments).returncode == 2
+
+
+@pytest.mark.parametrize("arguments", [["run", "--nonsense"], ["run", "--listen", ""], ["--log-format", "xml", "run"]])
+def test_wrong_usage_of_run_is_78_as_a_unit_would_start_it_again(tmp_path: Path, arguments: list[str]) -> None:
+    assert run(tmp_path, *arguments).returncode == 78
 
 
 @pytest.mark.parametrize("command", [["--once"], ["run", "--once"]])

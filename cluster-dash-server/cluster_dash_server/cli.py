@@ -13,7 +13,7 @@ from pathlib import Path
 
 from cluster_dash_server import __version__, control, logs, site
 from cluster_dash_server.access.users import UsersError
-from cluster_dash_server.commands import CommandError, UsageError, whole
+from cluster_dash_server.commands import CommandError, Parser, UsageError, whole
 from cluster_dash_server.commands import alerts as alert_commands
 from cluster_dash_server.commands import digest as digest_command
 from cluster_dash_server.commands import forget as forget_command
@@ -35,7 +35,15 @@ DATA_HELP = "folder for what the server keeps; the socket for commands is in it"
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    options = _parser().parse_args(arguments, argparse.Namespace(verbose=False, log_format="text"))
+    words = sys.argv[1:] if arguments is None else arguments
+    options = argparse.Namespace(verbose=False, log_format="text")
+    try:
+        _parser().parse_args(words, options)
+    except SystemExit as end:
+        # a unit starts what ends with 2 again and again; what stands before the command may be the wrong part
+        if end.code == EXIT_USAGE and "serve" in words and options.command in (None, "serve"):
+            return EXIT_CONFIG
+        raise
     logs.setup(_log_options(options))
     try:
         code: int = options.run(options)
@@ -59,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     shared = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
     shared.add_argument("-v", "--verbose", action="store_true", help="log more")
     shared.add_argument("--log-format", choices=("text", "json"), help="one line of text or JSON an event")
-    parser = argparse.ArgumentParser(
+    parser: argparse.ArgumentParser = Parser(
         prog="cluster-dash-server",
         description="The server of cluster-dash: takes snapshots, shows the cluster.",
         parents=[shared],
@@ -85,7 +93,9 @@ def _parser() -> argparse.ArgumentParser:
         command.set_defaults(run=run)
     command = commands.add_parser("serve", parents=[kept], help="run the server", description="Run the server.")
     command.add_argument("--host", help="address to listen on (default 127.0.0.1; 0.0.0.0: all)")
-    command.add_argument("--port", metavar="PORT", help="port to listen on (default 8080; 0: any free one)")
+    command.add_argument(
+        "--port", type=whole(0, 65535), metavar="PORT", help="port to listen on (default 8080; 0: any free one)"
+    )
     command.add_argument("--server", choices=SERVERS, help="what serves (default waitress)")
     command.set_defaults(run=serve)
     command = commands.add_parser(
@@ -144,8 +154,6 @@ def serve(options: argparse.Namespace) -> int:
     Raises:
         ConfigError: a setting that cannot be used, or an address that cannot be listened on.
     """
-    if options.port is not None:
-        options.port = _port(options.port)  # here, not by argparse: a unit starts what ends with 2 again and again
     with made_to_last():
         from cluster_dash_server import notify, serving
 
@@ -160,13 +168,6 @@ def serve(options: argparse.Namespace) -> int:
         notify.tell("STOPPING=1")
     log.info("ended")
     return EXIT_DONE
-
-
-def _port(text: str) -> int:
-    try:
-        return whole(0, 65535)(text)
-    except argparse.ArgumentTypeError as error:
-        raise ConfigError(f"--port: {error}") from None
 
 
 def check(options: argparse.Namespace) -> int:

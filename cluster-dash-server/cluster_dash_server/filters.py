@@ -13,6 +13,7 @@ from fnmatch import fnmatchcase
 from functools import lru_cache
 from typing import Literal, NamedTuple
 
+from cluster_dash_server import when
 from cluster_dash_server.cluster import GpuView, HostView
 from cluster_dash_server.hostlist import HostlistError, matcher
 from cluster_dash_server.snapshot import printable
@@ -427,7 +428,6 @@ TEXTS: Mapping[str | None, Callable[[Sequence[Alternative]], Test]] = {
 # ---------------------------------------------------------------------------------------------------- comparisons
 
 _MIB_BY_UNIT = {"K": 1 / 1024, "M": 1.0, "G": 1024.0, "T": 1024.0 * 1024}
-_SECONDS_BY_UNIT = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86_400, "w": 604_800}
 _NUMBER = r"([0-9]{1,9}(?:\.[0-9]{1,6})?)"
 
 
@@ -438,12 +438,6 @@ def size_mib(text: str) -> float | None:
     """
     match = re.fullmatch(_NUMBER + r"\s?([KMGT])(?:i?B)?", text.strip(), re.IGNORECASE | re.ASCII)
     return None if match is None else float(match[1]) * _MIB_BY_UNIT[match[2].upper()]
-
-
-def seconds(text: str) -> float | None:
-    """Read a stretch of time such as `2h`, to seconds; None where it is none."""
-    match = re.fullmatch(_NUMBER + r"\s?(s|min|m|h|d|w)", text.strip(), re.IGNORECASE | re.ASCII)
-    return None if match is None else float(match[1]) * _SECONDS_BY_UNIT[match[2].lower()]
 
 
 def _plain(unit: str) -> Callable[[str], float | None]:
@@ -496,7 +490,7 @@ NUMBERS: Mapping[str, Number] = {
     "util": Number(read=_plain("%"), value=_of_gpu("gpu_util"), example="util<5"),
     "temp": Number(read=_plain("°?C"), value=_of_gpu("temperature_c"), example="temp>80"),
     "power": Number(read=_plain("W"), value=_of_gpu("power_w"), example="power>300"),
-    "idle": Number(read=seconds, value=_idle_seconds, example="idle>2h"),
+    "idle": Number(read=when.seconds, value=_idle_seconds, example="idle>2h"),
     "cpu": Number(read=_plain("%"), value=lambda host, gpu, now: host.seen.cpu_percent, example="cpu>90"),
     "load": Number(read=_plain(""), value=lambda host, gpu, now: host.seen.load_avg_1, example="load>64"),
     "gpus": Number(read=_plain(""), value=lambda host, gpu, now: len(host.gpus), example="gpus>=8"),

@@ -24,6 +24,9 @@ NICE_SECONDS = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 1
 MOST_SECONDS = 100 * 366 * 86_400.0
 """How long a stretch of time may be: a hundred years."""
 
+_LENGTH = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,6})?)\s?(s|min|m|h|d|w)", re.IGNORECASE | re.ASCII)
+_SECONDS_BY_UNIT = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86_400, "w": 604_800}
+_CLOCK = re.compile(r"([01]?\d|2[0-3]):([0-5]\d)", re.ASCII)
 _FIXED = {"s": timedelta(seconds=1), "m": timedelta(minutes=1), "h": timedelta(hours=1)}
 _MONTHS = {"M": 1, "Q": 3, "y": 12}
 # a + in a query means a blank
@@ -91,6 +94,32 @@ def moment(text: str, now: float, site_zone: tzinfo = UTC, *, is_end: bool = Fal
     except (ValueError, OverflowError, OSError):
         pass  # the calendar ends
     raise WhenError(f"expected {GRAMMAR}")
+
+
+def seconds(text: str) -> float | None:
+    """Read a length of time such as `2h`, to seconds; None where it is none."""
+    match = _LENGTH.fullmatch(text.strip())
+    return None if match is None else float(match[1]) * _SECONDS_BY_UNIT[match[2].lower()]
+
+
+def until(text: str, now: float, site_zone: tzinfo = UTC) -> float:
+    """Read until when, to Unix s: `2h`, `18:00` (the next one), or a moment.
+
+    Raises:
+        WhenError: it says no moment.
+    """
+    length = seconds(text)
+    if length is not None:
+        return now + length
+    clock = _CLOCK.fullmatch(text.strip())
+    if clock is not None:
+        here = datetime.fromtimestamp(now, site_zone)
+        then = here.replace(hour=int(clock[1]), minute=int(clock[2]), second=0, microsecond=0)
+        return (then if then > here else then + timedelta(days=1)).timestamp()
+    try:
+        return moment(text, now, site_zone)
+    except WhenError as error:
+        raise WhenError(f"{error}, or 2h, or 18:00") from None
 
 
 def span(

@@ -5,14 +5,15 @@ from pathlib import Path
 import pytest
 
 from cluster_dash_server import control
-from cluster_dash_server.alerts.commands import obey_maintenance, until
-from cluster_dash_server.commands import UsageError
+from cluster_dash_server.alerts.commands import obey_maintenance
+from cluster_dash_server.commands import CommandError, UsageError
 from cluster_dash_server.commands import alerts as alert_commands
 from cluster_dash_server.commands.alerts import wish_of
 from cluster_dash_server.history import folder as data_folder
 from cluster_dash_server.ledger.sqlite import FILE, SqliteBook
 from cluster_dash_server.settings import Settings
-from cluster_dash_server.when import WhenError
+from cluster_dash_server.snapshot import Json
+from cluster_dash_server.when import WhenError, until
 
 NOW = datetime(2026, 3, 1, 14, 30, tzinfo=UTC).timestamp()
 
@@ -87,6 +88,20 @@ def test_without_a_server_it_is_noted_in_the_folder(tmp_path: Path, capsys: pyte
     assert "disks" in capsys.readouterr().out
     alert_commands.maintain(wish_of(given(end=True)), Settings(), tmp_path)
     assert capsys.readouterr().out == "no host is in maintenance\n"
+
+
+@pytest.mark.parametrize("wish", [{}, wish_of(given(end=True))])
+def test_a_folder_that_is_not_there_is_not_made_to_look_into(wish: Json, tmp_path: Path) -> None:
+    with pytest.raises(CommandError, match="is not there: is it the data folder"):
+        alert_commands.maintain(wish, Settings(), tmp_path / "x")
+    assert not (tmp_path / "x").exists()
+    alert_commands.maintain(wish_of(given(until="2h")), Settings(), tmp_path / "x")
+
+
+@pytest.mark.parametrize(("hosts", "until"), [("gpu[2-1]", "2h"), ("gpu01", "soon"), ("gpu01", "now-1h"), (" ", "2h")])
+def test_what_is_typed_wrong_is_a_wrong_command_line(hosts: str, until: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError):
+        alert_commands.maintain(wish_of(given(hosts, until=until)), Settings(), tmp_path)
 
 
 def test_a_folder_of_a_server_that_does_not_answer_is_left_alone(tmp_path: Path) -> None:

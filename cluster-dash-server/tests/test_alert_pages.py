@@ -174,6 +174,13 @@ def test_what_is_done_on_the_page_can_be_undone_there(site: Flask, client: Flask
         assert client.post(f"/alerts/{does}", data=data, headers=OWN).status_code == 404, does
 
 
+@pytest.mark.parametrize("until", ["2h", "now+2h"])
+def test_a_silence_ends_when_the_command_line_would_end_it(until: str, client: FlaskClient, clock: Any) -> None:
+    wish = {"filter": "rule:gpu-too-hot", "reason": "a new fan comes", "until": until}
+    assert client.post("/api/v1/silences", json=wish).status_code == 200
+    assert json_of(client, "/api/v1/silences")["silences"][0]["ends_at"] == clock.now + 2 * 3600
+
+
 @pytest.mark.parametrize(
     ("wish", "words"),
     [

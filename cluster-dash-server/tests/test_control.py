@@ -297,6 +297,45 @@ def test_a_user_who_may_not_is_told_so(
     assert "only root" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["serve", "--server", "foo"], 78),
+        (["serve", "--nonsense"], 78),
+        (["serve", "--data", ""], 78),
+        (["--log-format", "xml", "serve"], 78),
+        (["forget", "serve", "--nonsense"], 2),
+        (["serv"], 2),
+    ],
+)
+def test_a_wrong_command_line_ends_with_2_and_that_of_serve_with_78(
+    arguments: list[str], code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    try:
+        ended: object = cli.main(arguments)
+    except SystemExit as end:
+        ended = end.code
+    assert (ended, "error: " in capsys.readouterr().err) == (code, True)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["forget", ""],
+        ["summary", "--data="],
+        ["check-config", "-c", ""],
+        ["token", "new", "--host", ""],
+        ["backup", ""],
+        ["export", "events", "--host", ""],
+    ],
+)
+def test_an_empty_value_is_refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(arguments)
+    assert ended.value.code == 2
+    assert "got an empty value: a variable that is not set?" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("span", ["7", "d", "-7d", "1y", "7 d"])
 def test_a_span_needs_its_unit(span: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:

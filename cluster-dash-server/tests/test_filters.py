@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cluster_dash_server import when
 from cluster_dash_server.cluster import Cluster, HostView
-from cluster_dash_server.filters import KEYS, NUMBERS, Alternative, Filter, Term, parse, seconds, size_mib
+from cluster_dash_server.filters import KEYS, NUMBERS, Alternative, Filter, Term, parse, size_mib
 from cluster_dash_server.slurm import Place
 from cluster_dash_server.snapshot import read
 from cluster_dash_server.states import Allotment, JobOnGpu, Thresholds
@@ -283,7 +284,7 @@ def test_a_size_has_a_unit(text: str, mib: float | None) -> None:
     [("2h", 7200.0), ("30m", 1800.0), ("30min", 1800.0), ("1.5d", 129600.0), ("2", None), ("2y", None)],
 )
 def test_a_stretch_of_time_has_a_unit(text: str, length: float | None) -> None:
-    assert seconds(text) == length
+    assert when.seconds(text) == length
 
 
 def test_slurm_says_whose_a_gpu_is_and_in_which_partition(fleet: list[HostView]) -> None:

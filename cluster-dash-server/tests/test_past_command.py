@@ -118,7 +118,8 @@ def test_parquet_needs_its_extra_and_says_which(
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(ExportError, match="uv sync --extra parquet"):
         write_parquet(tmp_path / "x.parquet", "uses", [])
-    assert run(folder, "export", "uses", "--format", "parquet") == 1
+    assert run(folder, "export", "uses", "--format", "parquet") == 2
+    assert run(folder, "export", "uses", "--format", "parquet", "-o", str(tmp_path / "x.parquet")) == 1
 
 
 def test_parquet_holds_what_csv_holds(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -148,13 +149,13 @@ def test_a_backup_is_made_and_restored_by_command(
 def test_what_cannot_be_exported_says_what_would_mend_it(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for arguments, says in (
-        (("export", "uses", "--from", "x"), "--from: got 'x', expected now, now-6h"),
-        (("export", "uses", "--host", "gpu[2-1]"), "--host: [2-1] runs backwards"),
-        (("export", "uses", "--host", "gpu[01-"), "--host: gpu[01-: its bracket is not closed, as in gpu[01-03,07]"),
-        (("export", "uses", "-o", str(tmp_path)), f"{tmp_path}: Is a directory"),
+    for arguments, code, says in (
+        (("export", "uses", "--from", "x"), 2, "--from: got 'x', expected now, now-6h"),
+        (("export", "uses", "--host", "gpu[2-1]"), 2, "--host: [2-1] runs backwards"),
+        (("export", "uses", "--host", "gpu[01-"), 2, "--host: gpu[01-: its bracket is not closed, as in"),
+        (("export", "uses", "-o", str(tmp_path)), 1, f"{tmp_path}: Is a directory"),
     ):
-        assert run(folder, *arguments) == 1
+        assert run(folder, *arguments) == code
         assert says in capsys.readouterr().err
     for command in (("export", "uses"), ("backup", str(tmp_path / "copy")), ("prune",)):
         assert run(tmp_path / "empty", *command) == 1

@@ -49,14 +49,25 @@ def test_tokens_are_made_listed_rotated_and_revoked(run: Run) -> None:
         (("new", "--host", "gpu01", "--max", "3"), 2),
         (("new", "--host", "gpu01", "--scopes", "state:read"), 2),
         (("new", "--read", "x", "--names", "gpu*"), 2),
-        (("new", "--read", "x", "--scopes", "everything"), 1),
-        (("new", "--host", "a/b"), 1),
+        (("new", "--read", "x", "--scopes", "everything"), 2),
+        (("new", "--host", "a/b"), 2),
         (("revoke", "gpu01"), 1),
         (("rotate", "gpu01"), 1),
     ],
 )
 def test_what_does_not_fit_is_refused(run: Run, arguments: tuple[str, ...], code: int) -> None:
     assert run(*arguments) == (code, "")
+
+
+def test_a_folder_that_is_not_there_is_not_made_to_look_for_tokens(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for what in (["list"], ["revoke", "gpu01"], ["rotate", "gpu01"]):
+        assert main(["token", *what, "--data", str(tmp_path / "x")]) == 1
+        printed = capsys.readouterr()
+        assert (printed.out, "is not there: is it the data folder?" in printed.err) == ("", True)
+    assert not (tmp_path / "x").exists()
+    assert main(["token", "new", "--host", "gpu01", "--data", str(tmp_path / "x")]) == 0
 
 
 def test_a_folder_that_a_silent_server_has_is_left_alone(run: Run, tmp_path: Path) -> None:

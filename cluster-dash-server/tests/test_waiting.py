@@ -434,6 +434,11 @@ def due(site: Flask) -> list[tuple[str, str]]:
     return [(each.receiver, each.notice.title) for each in site.extensions["book"].book.due(1e12, 10)]
 
 
+def test_an_end_may_be_a_length_of_time(site: Flask, clock: Any) -> None:
+    asked = site.test_client().post("/api/v1/waiting", json={**WISH, "until": "12h"})
+    assert told(asked)["until"] == clock.now + 12 * 3600
+
+
 def test_curl_asks_and_one_notice_goes_out_when_it_holds(
     site: Flask, clock: Any, make_snapshot: Any, make_gpu: MakeGpu
 ) -> None:

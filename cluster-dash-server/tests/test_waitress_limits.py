@@ -172,7 +172,10 @@ def test_whatever_comes_is_read_or_refused(pieces: list[str]) -> None:
         if not request.completed:
             data = piece.encode("latin-1")
             assert 0 <= request.received(data) <= len(data)
-    assert request.path is not None
+    assert isinstance(request.path, str)
+    if request.error is not None:
+        status, _, body = request.error.to_response()
+        assert (status[:1], json.loads(body)["success"]) == ("4", False)
 
 
 def test_a_chunked_body_over_the_limit_stops(port: int) -> None:

@@ -49,6 +49,10 @@ class TokenError(Exception):
     """A wish about tokens that cannot be granted; the text says why, and never holds a secret."""
 
 
+class TokenUsageError(TokenError):
+    """A wish that nobody can mean: it was typed wrong."""
+
+
 class TokensAway(TokenError):
     """What keeps tokens does not answer now: the same wish may be granted later."""
 
@@ -234,7 +238,8 @@ class Tokens:
         """Make a token; return it, for the only time that anybody sees it.
 
         Raises:
-            TokenError: a name, hostlist, scope or number that cannot be meant.
+            TokenUsageError: a name, hostlist, scope or number that cannot be meant.
+            TokenError: it cannot be kept.
         """
         now = self._clock()
         self._refuse_what_cannot_be_meant(kind, hosts, ttl_seconds, uses, tuple(scopes))
@@ -247,20 +252,21 @@ class Tokens:
         self, kind: Kind, hosts: str, ttl_seconds: float | None, uses: int | None, scopes: tuple[str, ...]
     ) -> None:
         if not hosts or len(hosts) > 4096 or printable(hosts, 4096) != hosts or "/" in hosts:
-            raise TokenError(f"hosts: got {printable(hosts, 64)!r}, expected a host's name or a hostlist")
+            raise TokenUsageError(f"hosts: got {printable(hosts, 64)!r}, expected a host's name or a hostlist")
         try:
             matcher(hosts)
         except HostlistError as error:
-            raise TokenError(f"hosts: {error}") from None
+            raise TokenUsageError(f"hosts: {error}") from None
         unknown = [scope for scope in scopes if scope not in READ_SCOPES]
         if unknown:
-            raise TokenError(f"scopes: got {printable(unknown[0], 64)!r}, expected some of {', '.join(READ_SCOPES)}")
+            got = printable(unknown[0], 64)
+            raise TokenUsageError(f"scopes: got {got!r}, expected some of {', '.join(READ_SCOPES)}")
         if kind == "read" and not scopes:
-            raise TokenError(f"scopes: a read token needs some of {', '.join(READ_SCOPES)}")
+            raise TokenUsageError(f"scopes: a read token needs some of {', '.join(READ_SCOPES)}")
         if ttl_seconds is not None and not 0 < ttl_seconds <= 10 * 366 * 86_400:
-            raise TokenError(f"ttl: got {ttl_seconds:g} s, expected more than 0 and at most ten years")
+            raise TokenUsageError(f"ttl: got {ttl_seconds:g} s, expected more than 0 and at most ten years")
         if uses is not None and not 1 <= uses <= 100_000:
-            raise TokenError(f"max: got {uses}, expected 1 to 100000")
+            raise TokenUsageError(f"max: got {uses}, expected 1 to 100000")
 
     def enrol(self, code: Token, host: str, machine_id: str | None) -> str:
         """Trade a use of an enrolment code for a host's own token; return that.
@@ -378,7 +384,7 @@ def obey(tokens: Tokens, wish: Json) -> Json:
         wish["list"]
         return {"success": True, "tokens": [_told(token, used_at) for token, used_at in tokens.all()]}
     except TokenError as error:
-        return {"success": False, "msg": str(error)}
+        return {"success": False, "is_usage": isinstance(error, TokenUsageError), "msg": str(error)}
 
 
 def _told(token: Token, used_at: float | None) -> Json:

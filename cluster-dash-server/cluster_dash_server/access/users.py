@@ -159,5 +159,7 @@ def write(path: Path, name: str, entry: tuple[Role, str] | None) -> None:
         if os.geteuid() == 0:
             os.chown(new, owner.st_uid, owner.st_gid)
         new.replace(path)
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsersError(f"{path}: {error}") from None
+    except OSError as error:
+        raise UsersError(f"{path}: cannot be written: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise UsersError(f"{path}: cannot be read: it is no text in UTF-8") from None

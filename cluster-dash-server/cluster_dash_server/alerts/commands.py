@@ -1,18 +1,14 @@
 """What the running server does for the commands `maintenance` and `reload`."""
 
-import re
 from collections.abc import Collection, Mapping
-from datetime import datetime, timedelta, tzinfo
+from datetime import datetime, tzinfo
 
 from cluster_dash_server.alerts.book import Book, BookError, Maintenance
 from cluster_dash_server.alerts.rules import RulesError
 from cluster_dash_server.alerts.watch import Watch
-from cluster_dash_server.filters import seconds
 from cluster_dash_server.hostlist import HostlistError, matcher
 from cluster_dash_server.snapshot import Json
-from cluster_dash_server.when import WhenError, moment
-
-_CLOCK = re.compile(r"([01]?\d|2[0-3]):([0-5]\d)", re.ASCII)
+from cluster_dash_server.when import WhenError, until
 
 
 def obey_maintenance(book: Book, wish: Json, now: float, site_zone: tzinfo, known: Collection[str] = ()) -> Json:
@@ -34,45 +30,30 @@ def obey_maintenance(book: Book, wish: Json, now: float, site_zone: tzinfo, know
                     return {"success": False, "msg": f"{hosts} is in no maintenance; what is: {named}"}
             else:
                 if not hosts.strip():
-                    return {
-                        "success": False,
-                        "msg": "HOST: got an empty name, expected a name, a hostlist or a pattern",
-                    }
+                    return _misunderstood("HOST: got an empty name, expected a name, a hostlist or a pattern")
                 matcher(hosts, known)
                 ends_at = until(wish["until"], now, site_zone)
                 if ends_at <= now:
-                    return {"success": False, "msg": f"--until: {wish['until']} is past"}
+                    return _misunderstood(f"--until: {wish['until']} is past")
                 book.maintain(
                     Maintenance(hosts=hosts, by=wish["by"], reason=wish["reason"], begins_at=now, ends_at=ends_at)
                 )
         return {"success": True, "maintenance": [_told(each, site_zone) for each in book.maintenance(now)]}
-    except (WhenError, HostlistError, BookError) as error:
-        return {"success": False, "msg": f"--until: {error}" if isinstance(error, WhenError) else str(error)}
+    except WhenError as error:
+        return _misunderstood(f"--until: got {wish['until']!r}, {error}")
+    except HostlistError as error:
+        return _misunderstood(str(error))
+    except BookError as error:
+        return {"success": False, "msg": str(error)}
+
+
+def _misunderstood(why: str) -> Json:
+    return {"success": False, "is_usage": True, "msg": why}
 
 
 def _told(maintenance: Maintenance, site_zone: tzinfo) -> Mapping[str, str]:
     ends = datetime.fromtimestamp(maintenance.ends_at, site_zone).strftime("%Y-%m-%d %H:%M")
     return {"hosts": maintenance.hosts, "until": ends, "by": maintenance.by, "reason": maintenance.reason}
-
-
-def until(text: str, now: float, site_zone: tzinfo) -> float:
-    """Read until when: `2h`, `18:00` (the next one), or a moment.
-
-    Raises:
-        WhenError: it says no moment.
-    """
-    span = seconds(text)
-    if span is not None:
-        return now + span
-    clock = _CLOCK.fullmatch(text.strip())
-    if clock is not None:
-        here = datetime.fromtimestamp(now, site_zone)
-        then = here.replace(hour=int(clock[1]), minute=int(clock[2]), second=0, microsecond=0)
-        return (then if then > here else then + timedelta(days=1)).timestamp()
-    try:
-        return moment(text, now, site_zone)
-    except WhenError as error:
-        raise WhenError(f"got {text!r}, {error}, or 2h, or 18:00") from None
 
 
 def obey_reload(watch: Watch) -> Json:

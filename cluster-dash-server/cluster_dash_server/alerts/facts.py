@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from cluster_dash_server import filters
+from cluster_dash_server import filters, when
 from cluster_dash_server.cluster import GpuView, HostView
 from cluster_dash_server.events import HARMFUL_THROTTLES
 from cluster_dash_server.slurm import is_down, is_drained
@@ -280,13 +280,13 @@ FACTS: Mapping[str, Fact] = {
         say=_say_failing,
     ),
     "skew": Fact(
-        of="host", help="how far its clock is from the server's", read=_skew, say=_say_skew, number=filters.seconds
+        of="host", help="how far its clock is from the server's", read=_skew, say=_say_skew, number=when.seconds
     ),
     "disk": Fact(of="host", help="use of its fullest disk, in %", read=_disk, say=_say_disk, number=_percent),
     "disk_full_in": Fact(
         of="host",
         help="in how long its fullest disk is full, if it fills as in the last hours",
-        number=filters.seconds,
+        number=when.seconds,
     ),
     "node_drained": Fact(of="host", help="Slurm has its node drained", read=_node_drained, say=_say_node),
     "node_down": Fact(of="host", help="Slurm has its node down", read=_node_down, say=_say_node),
@@ -347,7 +347,7 @@ FACTS: Mapping[str, Fact] = {
         help="how long it has been held; each user is told of their own",
         read=_held,
         say=_say_held,
-        number=filters.seconds,
+        number=when.seconds,
         since=_idle_since,
         of_users=True,
         may=_idle_since,

@@ -14,7 +14,7 @@ from typing import Any
 
 import tomllib
 
-from cluster_dash_server import filters
+from cluster_dash_server import filters, when
 from cluster_dash_server.alerts.facts import FACTS, Fact
 from cluster_dash_server.notices.notice import Severity
 from cluster_dash_server.notices.receivers import SEVERITIES
@@ -223,7 +223,7 @@ def _rule(name: str, section: Mapping[str, object], source: Path | str) -> Rule:
 def _value(key: str, value: object, where: str) -> object:
     metadata = KEYS[key].metadata
     if key in ("for", "hold"):
-        seconds = filters.seconds(value) if isinstance(value, str) else None
+        seconds = when.seconds(value) if isinstance(value, str) else None
         if seconds is None:
             raise RulesError(f"{where}: got {value!r}, expected a time such as '5m'")
         return seconds

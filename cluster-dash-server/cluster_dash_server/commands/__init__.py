@@ -2,6 +2,10 @@
 
 import argparse
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from cluster_dash_server.snapshot import Json
 
 
 class CommandError(Exception):
@@ -10,6 +14,33 @@ class CommandError(Exception):
 
 class UsageError(CommandError):
     """The command line does not fit together, or names something that cannot be read; the text says how."""
+
+
+class Parser(argparse.ArgumentParser):
+    """Reads a command line; refuses an empty value, which is a variable that is not set in most cases."""
+
+    def __init__(self, **named: Any) -> None:
+        super().__init__(**named)
+        self.register("type", None, _said)
+        self.register("type", Path, lambda text: Path(_said(text)))
+
+
+def _said(text: str) -> str:
+    if not text:
+        raise argparse.ArgumentTypeError("got an empty value: a variable that is not set?")
+    return text
+
+
+def granted(answer: Json) -> Json:
+    """Return what the server says to a wish that it granted.
+
+    Raises:
+        UsageError: it was typed wrong.
+        CommandError: it was not granted.
+    """
+    if answer["success"]:
+        return answer
+    raise (UsageError if answer.get("is_usage") else CommandError)(str(answer["msg"]))
 
 
 def whole(least: int, most: int) -> Callable[[str], int]:

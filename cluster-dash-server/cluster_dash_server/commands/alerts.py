@@ -11,8 +11,8 @@ from pathlib import Path
 from cluster_dash_server import control
 from cluster_dash_server.alerts.book import BookError
 from cluster_dash_server.alerts.commands import obey_maintenance
-from cluster_dash_server.commands import CommandError, UsageError
-from cluster_dash_server.commands.folder import taken
+from cluster_dash_server.commands import CommandError, UsageError, granted
+from cluster_dash_server.commands.folder import refuse_what_is_not_there, taken
 from cluster_dash_server.ledger.settings import shared_of
 from cluster_dash_server.ledger.sqlite import FILE, SqliteBook
 from cluster_dash_server.settings import Settings
@@ -36,7 +36,7 @@ def add_commands(
     end = command.add_mutually_exclusive_group()
     end.add_argument("--until", metavar="WHEN", help=f"2h, 18:00, {GRAMMAR}")
     end.add_argument("--end", action="store_true", help="it is over")
-    command.add_argument("--reason", default="", metavar="TEXT", help="what for: people read it")
+    command.add_argument("--reason", type=str, default="", metavar="TEXT", help="what for: people read it")
     commands.add_parser(
         "reload",
         parents=parents,
@@ -73,7 +73,8 @@ def maintain(wish: Json, settings: Settings, folder: Path) -> None:
     """Have the running server note it, or where there is none, note it in its folder; print what holds.
 
     Raises:
-        CommandError: it cannot be understood or kept.
+        UsageError: it cannot be understood.
+        CommandError: it cannot be kept, or there is no folder to look it up in.
         ControlError: a server is there and does not let this user in, or it has the folder and does not answer.
     """
     try:
@@ -82,9 +83,7 @@ def maintain(wish: Json, settings: Settings, folder: Path) -> None:
         if error.refused:
             raise
         answer = _without_server(wish, settings, folder)
-    if not answer["success"]:
-        raise CommandError(str(answer["msg"]))
-    for each in answer["maintenance"]:
+    for each in granted(answer)["maintenance"]:
         reason = f": {each['reason']}" if each["reason"] else ""
         sys.stdout.write(f"{printable(each['hosts'])} until {each['until']}, by {printable(each['by'] + reason)}\n")
     if not answer["maintenance"]:
@@ -96,6 +95,8 @@ def _without_server(wish: Json, settings: Settings, folder: Path) -> Json:
     if shared is not None:
         with closing(shared.book(time.time, settings.privacy.user_days * 86_400.0)) as of_all:
             return obey_maintenance(of_all, wish, time.time(), zone(settings.site.timezone))
+    if wish.get("until") is None:  # asked for, or ended: what no server has made is not made for that
+        refuse_what_is_not_there(folder)
     try:
         with taken(folder) as owner:
             book = SqliteBook(folder / FILE, time.time)

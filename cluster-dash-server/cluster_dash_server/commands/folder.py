@@ -6,7 +6,18 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from cluster_dash_server import control
+from cluster_dash_server.commands import CommandError
 from cluster_dash_server.history import folder as data_folder
+
+
+def refuse_what_is_not_there(folder: Path) -> None:
+    """Refuse a folder that no server has made: what is asked of it is not in it.
+
+    Raises:
+        CommandError: it is not there.
+    """
+    if not folder.is_dir():
+        raise CommandError(f"{folder} is not there: is it the data folder? --data names another")
 
 
 @contextmanager

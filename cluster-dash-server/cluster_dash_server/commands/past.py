@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import TextIO
 
 from cluster_dash_server import control
-from cluster_dash_server.commands import CommandError, whole
+from cluster_dash_server.commands import CommandError, UsageError, whole
+from cluster_dash_server.commands.folder import refuse_what_is_not_there
 from cluster_dash_server.history import backups, exports
 from cluster_dash_server.history.exports import COLUMNS, ExportError, Wish
 from cluster_dash_server.history.history import History
+from cluster_dash_server.hostlist import HostlistError
 from cluster_dash_server.settings import ConfigError, Settings
 from cluster_dash_server.store import StoreError
 from cluster_dash_server.when import GRAMMAR, WhenError, span, zone
@@ -63,6 +65,7 @@ def export(options: argparse.Namespace, settings: Settings, folder: Path) -> Non
     """Write what was asked for.
 
     Raises:
+        UsageError: the stretch of time or the hosts cannot be understood.
         CommandError: it cannot be read or written.
     """
     if options.what == "figures" and settings.history.kind == "remote":
@@ -73,13 +76,15 @@ def export(options: argparse.Namespace, settings: Settings, folder: Path) -> Non
         found = exports.checked(_rows(folder, wish, settings))
         if options.format == "parquet":
             if options.output is None:
-                raise CommandError("parquet: name a file: -o FILE")
+                raise UsageError("parquet: name a file: -o FILE")
             count = exports.write_parquet(options.output, options.what, found)
         else:
             with _out(options.output) as out:
                 count = exports.write_csv(out, options.what, found)
     except WhenError as error:
-        raise CommandError(f"--{error}") from None
+        raise UsageError(f"--{error}") from None
+    except HostlistError as error:
+        raise UsageError(f"--host: {error}") from None
     except ExportError as error:
         raise CommandError(str(error)) from None
     except OSError as error:
@@ -106,7 +111,7 @@ def backup(options: argparse.Namespace, settings: Settings, folder: Path) -> Non
     Raises:
         CommandError: it cannot be made.
     """
-    _refuse_what_is_not_there(folder)
+    refuse_what_is_not_there(folder)
     try:
         names = backups.backup(folder, options.file)
     except backups.BackupError as error:
@@ -155,7 +160,7 @@ def prune(settings: Settings, folder: Path) -> None:
             raise CommandError(str(error)) from None
     if settings.history.kind == "remote" and settings.ledger.kind == "postgresql":
         raise CommandError("no replica answers here; the one that leads drops what is too old each hour")
-    _refuse_what_is_not_there(folder)
+    refuse_what_is_not_there(folder)
     history = History(
         folder, settings=settings.history, privacy=settings.privacy, clock=time.time, last_seen=lambda hosts: ()
     )
@@ -168,11 +173,6 @@ def prune(settings: Settings, folder: Path) -> None:
         raise ConfigError(str(error)) from None
     finally:
         history.close()
-
-
-def _refuse_what_is_not_there(folder: Path) -> None:
-    if not folder.is_dir():
-        raise CommandError(f"{folder} is not there: is it the data folder? --data names another")
 
 
 def folder_of(options: argparse.Namespace, settings: Settings) -> Path:

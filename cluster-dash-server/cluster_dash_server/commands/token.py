@@ -10,8 +10,8 @@ from pathlib import Path
 
 from cluster_dash_server import control
 from cluster_dash_server.access.tokens import READ_SCOPES, TokenFile, Tokens, obey
-from cluster_dash_server.commands import CommandError, UsageError, whole
-from cluster_dash_server.commands.folder import taken
+from cluster_dash_server.commands import UsageError, granted, whole
+from cluster_dash_server.commands.folder import refuse_what_is_not_there, taken
 from cluster_dash_server.ledger.settings import LedgerSettings
 from cluster_dash_server.settings import Settings
 from cluster_dash_server.snapshot import Json, printable
@@ -88,15 +88,12 @@ def run(options: argparse.Namespace, settings: Settings, folder: Path) -> None:
     """Make, list, rotate or revoke tokens, and print what came of it.
 
     Raises:
-        UsageError: the options do not go together.
+        UsageError: the options do not go together, or cannot be meant.
         CommandError: it was not done.
         ControlError: see `grant`.
     """
     wish = wish_of(options)
-    answer = grant(folder, wish, settings.ledger)
-    if not answer["success"]:
-        raise CommandError(str(answer["msg"]))
-    show(answer, wish, options)
+    show(granted(grant(folder, wish, settings.ledger)), wish, options)
 
 
 def grant(folder: Path, wish: Json, ledger: LedgerSettings) -> Json:
@@ -104,6 +101,7 @@ def grant(folder: Path, wish: Json, ledger: LedgerSettings) -> Json:
 
     Raises:
         ControlError: a server is there and does not let this user in, or it has the folder and does not answer.
+        CommandError: there is no folder to look the token up in.
     """
     try:
         return control.ask(folder, {"token": wish})
@@ -115,6 +113,8 @@ def grant(folder: Path, wish: Json, ledger: LedgerSettings) -> Json:
 
         with tokens_at(ledger.url) as shared:
             return obey(shared, wish)
+    if "new" not in wish:
+        refuse_what_is_not_there(folder)
     tokens = Tokens(TokenFile(folder), time.time)
     if "list" in wish:
         return obey(tokens, wish)

@@ -34,8 +34,10 @@ def run(file: Path, options: argparse.Namespace) -> None:
     if options.what == "list":
         try:
             users = parse(file.read_text(encoding="utf-8"), str(file))
-        except (OSError, UnicodeDecodeError) as error:
-            raise UsersError(f"{file}: cannot be read: {error}") from None
+        except OSError as error:
+            raise UsersError(f"{file}: cannot be read: {error.strerror}") from None
+        except UnicodeDecodeError:
+            raise UsersError(f"{file}: cannot be read: it is no text in UTF-8") from None
         sys.stdout.write("".join(f"{name}\t{role}\n" for name, (role, _) in sorted(users.items())))
         return
     entry = None

@@ -16,7 +16,7 @@ from typing import Any, Literal, Protocol, TextIO, cast
 from cluster_dash_server.history.sqlite.opened import OpenHours
 from cluster_dash_server.history.sqlite.questions import Reader
 from cluster_dash_server.history.sqlite.store import FILE
-from cluster_dash_server.hostlist import HostlistError, matcher
+from cluster_dash_server.hostlist import matcher
 from cluster_dash_server.snapshot import cell
 from cluster_dash_server.store import (
     Event,
@@ -95,7 +95,8 @@ def rows(folder: Path, wish: Wish) -> Iterator[Sequence[object]]:
     """Give the rows that are wished, a host and a day at a time.
 
     Raises:
-        ExportError: there is no history there, it cannot be read, or the hosts cannot.
+        ExportError: there is no history there, or it cannot be read.
+        HostlistError: the hosts cannot be read.
     """
     file = folder / FILE
     if not file.exists():
@@ -107,8 +108,6 @@ def rows(folder: Path, wish: Wish) -> Iterator[Sequence[object]]:
             hosts = tuple(name for name in names if meant is None or meant(name))
             reader = Reader(db, OpenHours())
             yield from _figures(reader, wish, hosts) if wish.what == "figures" else rows_by(reader, wish, hosts)
-    except HostlistError as error:
-        raise ExportError(f"--host: {error}") from None
     except (sqlite3.Error, StoreError) as error:
         raise ExportError(f"{file}: cannot be read: {error}") from error
 
@@ -234,7 +233,7 @@ def checked(found: Iterator[Sequence[object]]) -> Iterator[Sequence[object]]:
     """Read the first row now, so that what fails does so before a file is begun.
 
     Raises:
-        ExportError: see `rows`.
+        ExportError, HostlistError: see `rows`.
     """
     first = next(found, None)
     return iter(()) if first is None else chain((first,), found)

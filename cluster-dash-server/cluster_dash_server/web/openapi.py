@@ -126,7 +126,7 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
         takes={
             "filter*": {"type": "string", "description": "a filter, and rule:NAME"},
             "reason*": {"type": "string", "maxLength": 500},
-            "until": {"type": "string", "description": "a moment, such as now+4h"},
+            "until": {"type": "string", "description": "2h, 18:00, or a moment, such as now+4h"},
         },
         gives=("success", "id", "until"),
         refusals=(400, 503),
@@ -147,7 +147,7 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
             "mem": {"type": "string", "description": "so much free on each: 40G is 40 × 2^30 bytes"},
             "model": {"type": "string", "description": "a part of the model's name"},
             "q": {"type": "string", "description": Q["q"]},
-            "until": {"type": "string", "description": "a moment, such as now+12h"},
+            "until": {"type": "string", "description": "2h, 18:00, or a moment, such as now+12h"},
         },
         gives=("success", "id", "key", "until", "ahead"),
         refusals=(400, 429, 503),

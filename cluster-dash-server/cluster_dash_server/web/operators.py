@@ -9,7 +9,7 @@ from cluster_dash_server.access.viewers import current
 from cluster_dash_server.alerts.book import Book, Silence
 from cluster_dash_server.alerts.routing import silence_of
 from cluster_dash_server.snapshot import printable
-from cluster_dash_server.web.parameters import QueryError, digits, moment, text_of
+from cluster_dash_server.web.parameters import QueryError, digits, text_of, until
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ class Operators:
         """Begin a silence.
 
         Args:
-            said: what was asked for: `filter`, `reason`, and `until` (a moment; four hours from now).
+            said: what was asked for: `filter`, `reason`, and `until` (see `when.until`; four hours from now).
 
         Raises:
             QueryError: something in it cannot be understood.
@@ -76,7 +76,7 @@ class Operators:
         problems = silence_of(text).problems
         if problems:
             raise QueryError(f"filter: {problems[0]}")
-        ends_at = moment("until", text_of(said, "until", 64) or "now+4h", now, self._zone)
+        ends_at = until(text_of(said, "until", 64) or "4h", now, self._zone)
         if not now < ends_at <= now + MOST_SILENT_DAYS * 86_400:
             raise QueryError(f"until: expected a moment from now on, within {MOST_SILENT_DAYS} days")
         made = Silence(id=None, filter=text, by=_who(), reason=reason, begins_at=now, ends_at=ends_at)

@@ -103,6 +103,18 @@ def moment(name: str, text: str, now: float, zone: tzinfo = UTC) -> float:
         raise QueryError(f"{name}: got {printable(text, 64)!r}, {error}") from None
 
 
+def until(text: str, now: float, zone: tzinfo) -> float:
+    """Read until when (see `when.until`), to Unix s.
+
+    Raises:
+        QueryError: it says no moment.
+    """
+    try:
+        return when.until(text, now, zone)
+    except when.WhenError as error:
+        raise QueryError(f"until: got {printable(text, 64)!r}, {error}") from None
+
+
 def span(default: str, now: float, zone: tzinfo, *, most_seconds: float = when.MOST_SECONDS) -> when.Span:
     """Return the time `from` … `to` that the request asks for, from `default` to now where it says nothing.
 

@@ -16,7 +16,7 @@ from cluster_dash_server.waiting import DEFAULT_HOURS, Told, Wait, WaitError, Wa
 from cluster_dash_server.web.answers import failure, html, json_response, refusal
 from cluster_dash_server.web.edge import caller_of
 from cluster_dash_server.web.export import csv_response
-from cluster_dash_server.web.parameters import QueryError, choice, count, digits, json_object, moment, size_mib, text_of
+from cluster_dash_server.web.parameters import QueryError, choice, count, digits, json_object, size_mib, text_of, until
 
 log = logging.getLogger(__name__)
 
@@ -68,9 +68,9 @@ def blueprint(waiting: Waiting, clock: Callable[[], float], proxies: Proxies, zo
             free_mem=size_mib("mem", given["mem"] or "0G"),
             model=given["model"],
         )
-        until = moment("until", given["until"] or f"now+{DEFAULT_HOURS:.0f}h", now, zone)
+        ends_at = until(given["until"] or f"{DEFAULT_HOURS:.0f}h", now, zone)
         client = "" if "operate" in viewer.scopes else viewer.name or address
-        wait, key = waiting.add(wish, q=given["q"], to=given["to"], until=until, now=now, client=client)
+        wait, key = waiting.add(wish, q=given["q"], to=given["to"], until=ends_at, now=now, client=client)
         log.info("audit: %s waits, asked for by %s", wait.id, _who())
         return wait, key
 

@@ -23,7 +23,7 @@ from cluster_dash_server.history.postgresql.numbered import KEPT_USAGE, PART, SC
 from cluster_dash_server.history.postgresql.running import Sums
 from cluster_dash_server.history.rollups import HOUR, Share, Stretch, uses
 from cluster_dash_server.history.steps import steps_of, user_series
-from cluster_dash_server.hostlist import HostlistError, matcher
+from cluster_dash_server.hostlist import matcher
 from cluster_dash_server.inflate import pack, unpack
 from cluster_dash_server.postgresql import Database, PostgresqlError, Statements
 from cluster_dash_server.snapshot import dumps, loads
@@ -189,7 +189,8 @@ def export_rows(url: str, wish: Wish) -> Iterator[Sequence[object]]:
     """Give the rows that `export` is asked for, of a database.
 
     Raises:
-        ExportError: it cannot be read, or the hosts cannot.
+        ExportError: it cannot be read.
+        HostlistError: the hosts cannot be read.
     """
     database = Database(url)
     database.expects(PART, SCHEMA)
@@ -199,8 +200,6 @@ def export_rows(url: str, wish: Wish) -> Iterator[Sequence[object]]:
         meant = None if wish.hosts is None else matcher(wish.hosts, names)
         hosts = [name for name in names if meant is None or meant(name)]
         yield from rows_by(Questions(database, time.time), wish, hosts)
-    except HostlistError as error:
-        raise ExportError(f"--host: {error}") from None
     except (PostgresqlError, StoreError) as error:
         raise ExportError(str(error)) from error
     finally:
