@@ -83,27 +83,33 @@ def _said(text: str) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    options = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
+    logged = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
+    logged.add_argument("-v", "--verbose", action="store_true", help="log more")
+    logged.add_argument("--log-format", choices=["text", "json"], help="how to log (default: text)")
+    options = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS, parents=[logged])
     options.add_argument("-c", "--config", metavar="FILE", type=Path, help="read this file, not the host's own")
-    options.add_argument("--once", action="store_true", help="send one snapshot and end: 0 if it was taken")
-    options.add_argument("--print", action="store_true", dest="show", help="print the JSON of one snapshot and end")
-    options.add_argument("-v", "--verbose", action="store_true", help="log more")
-    options.add_argument("--log-format", choices=["text", "json"], help="how to log (default: text)")
+    running = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS, parents=[options])
+    running.add_argument("--once", action="store_true", help="send one snapshot and end: 0 if it was taken")
+    running.add_argument("--print", action="store_true", dest="show", help="print the JSON of one snapshot and end")
     parser: argparse.ArgumentParser = _Parser(
         prog="cluster-dash-mole",
         description="Reads the hardware of this host and posts it to a server.",
-        parents=[options],
+        parents=[running],
     )
     parser.add_argument("--version", action="version", version=f"cluster-dash-mole {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
-    run = commands.add_parser("run", help="take and send a snapshot every interval, for ever", parents=[options])
+    run = commands.add_parser("run", help="take and send a snapshot every interval, for ever", parents=[running])
     run.add_argument(
         "--listen", metavar="[HOST]:PORT", help="answer Prometheus there, under dcgm-exporter's names, such as :9400"
     )
     commands.add_parser("doctor", help="look for what may keep this host from the dashboard", parents=[options])
     _add_enrol(commands.add_parser("enrol", help="trade a code for a token of this host", parents=[options]))
-    _add_pick(commands.add_parser("pick", help="choose free GPUs of this host: prints CUDA_VISIBLE_DEVICES=…"))
-    _add_simulate(commands.add_parser("simulate", help="post snapshots of hosts that do not exist"))
+    _add_pick(
+        commands.add_parser(
+            "pick", help="choose free GPUs of this host: prints CUDA_VISIBLE_DEVICES=…", parents=[logged]
+        )
+    )
+    _add_simulate(commands.add_parser("simulate", help="post snapshots of hosts that do not exist", parents=[logged]))
     return parser
 
 

@@ -181,6 +181,12 @@ def test_print_shows_what_would_be_sent_without_the_secret(tmp_path: Path) -> No
     assert done.stdout.startswith("{\n  ")
 
 
+@pytest.mark.parametrize("command", ["run", "doctor", "enrol", "pick", "simulate"])
+def test_a_command_takes_what_it_does_and_no_more(tmp_path: Path, command: str) -> None:
+    text = run(tmp_path, command, "--help").stdout
+    assert ("--verbose" in text, "--log-format" in text, "--once" in text) == (True, True, command == "run")
+
+
 def test_once_needs_a_sender_even_where_the_mole_can_be_scraped(tmp_path: Path) -> None:
     (tmp_path / "listen.toml").write_text("[Listen]\nuse = true\n")
     done = run(tmp_path, "--once", "-c", tmp_path / "listen.toml")
