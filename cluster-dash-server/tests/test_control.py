@@ -302,7 +302,6 @@ def test_a_user_who_may_not_is_told_so(
     [
         (["serve", "--server", "foo"], 78),
         (["serve", "--nonsense"], 78),
-        (["serve", "--data", ""], 78),
         (["--log-format", "xml", "serve"], 78),
         (["forget", "serve", "--nonsense"], 2),
         (["serv"], 2),

@@ -173,8 +173,9 @@ def test_whatever_comes_is_read_or_refused(pieces: list[str]) -> None:
             data = piece.encode("latin-1")
             assert 0 <= request.received(data) <= len(data)
     assert isinstance(request.path, str)
-    if request.error is not None:
-        status, _, body = request.error.to_response()
+    error: Any = request.error
+    if error is not None:
+        status, _, body = error.to_response()
         assert (status[:1], json.loads(body)["success"]) == ("4", False)
 
 
