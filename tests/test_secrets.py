@@ -78,7 +78,7 @@ def answers(server: Listening, paths: Iterable[str], headers: dict[str, str]) ->
             answer = urllib.request.urlopen(urllib.request.Request(server.url + path, headers=headers), timeout=60)
         except urllib.error.HTTPError as refusal:
             answer = refusal
-        assert answer.status in (200, 401, 403, 404, 429), path
+        assert answer.status in (200, 401, 403, 404, 429), f"{path}: {server.output[-4000:].decode()}"
         found += [str(answer.headers).encode(), answer.read()]
     return b"\n".join(found)
 
