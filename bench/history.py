@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable
 from contextlib import closing
 from dataclasses import replace
 from datetime import UTC
-from itertools import groupby
+from itertools import groupby, starmap
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
@@ -32,14 +32,14 @@ from bench.harness import Figure, medians
 from cluster_dash_mole.simulate.fleet import Fleet
 from cluster_dash_server import waste
 from cluster_dash_server.cluster import Cluster
-from cluster_dash_server.entries import entries_of
+from cluster_dash_server.entries import Entries, entries_of
 from cluster_dash_server.figures import figures
 from cluster_dash_server.history.remote.encoding import Encoder
 from cluster_dash_server.history.remote.sending import MOST_SERIES
 from cluster_dash_server.history.rollups import DAY, HOUR
 from cluster_dash_server.history.sqlite.store import Keep, SqliteStore
 from cluster_dash_server.restart import remember
-from cluster_dash_server.snapshot import Json, decode_by_types, dumps, read
+from cluster_dash_server.snapshot import Json, Seen, decode_by_types, dumps, read
 from cluster_dash_server.states import Thresholds
 from cluster_dash_server.store import GPU_METRICS, HOST_METRICS, Figures, SeriesQuery, UsageQuery
 from cluster_dash_server.when import Span
@@ -83,36 +83,30 @@ def month(runs: int, *, full: bool = False) -> list[Figure]:
 
 def _day(folder: Path, runs: int, hosts: int) -> list[Figure]:
     """A day of a fleet at 15 s: all rows are there as they came."""
-    simulated, reading = _simulated(15, DAY)
-    reading_each = reading / len(simulated) * 1e6
-    copies = hosts // HOSTS
-    known = copies * sum(value == value for row in simulated for value in row.values)
-    snapshots = copies * len(simulated)
-    store = _store(folder / "day")
-    taking = sealing = 0.0
-    for _, hour in groupby(simulated, key=lambda row: row.at // HOUR):
-        rows = [each for row in hour for each in _copies(row, copies)]
-        gc.freeze()
-        taking += _cpu_seconds(lambda rows=rows: _put(store, rows))  # type: ignore[misc]
-        sealing += _cpu_seconds(store.seal_all)
-    ask = SeriesQuery(metric="gpu_util", begin=BEGIN, end=BEGIN + DAY, hosts=(simulated[0].host,))
+    costs: list[_Cost] = []
+    for number in range(runs):
+        simulated, cost = _put_day(folder / f"day-{number}", hosts)
+        costs.append(cost)
+    known = hosts // HOSTS * sum(value == value for row in simulated for value in row.values)
+    with closing(_store(folder / "day-0")) as store:
+        ask = SeriesQuery(metric="gpu_util", begin=BEGIN, end=BEGIN + DAY, hosts=(simulated[0].host,))
+        of_host = _cost_ms(lambda: store.series(ask), runs)
+        of_power = _cost_ms(lambda: store.series(replace(ask, metric="power_w")), runs)
+    size = (folder / "day-0" / "history.db").stat().st_size
     plain = _PlainTable(folder / "plain.db")
     few = [row for row in simulated if row.host == simulated[0].host]
     plain_each = _cpu_seconds(lambda: plain.put(few)) / len(few) * 1e6
-    of_host = _cost_ms(lambda: store.series(ask), runs)
-    of_power = _cost_ms(lambda: store.series(replace(ask, metric="power_w")), runs)
-    store.close()
-    size = (folder / "day" / "history.db").stat().st_size
     keeping, commit = _keeping_each(folder, runs) * 1e6, _commit_ms(folder, few) * 1000
-    with closing(_store(folder / "day", replace(KEEP, rows_seconds=7 * DAY))) as old:
-        ageing = _cpu_seconds(lambda: _age(old)) / snapshots * 1e6
-    each = (taking + sealing) / snapshots * 1e6 + ageing
+    ageing = [_age_each(folder / f"day-{number}", hosts // HOSTS * len(simulated)) for number in range(runs)]
+    reading, sealing = median(cost.reading for cost in costs), median(cost.sealing for cost in costs)
+    whole = [cost.taking + cost.sealing + aged for cost, aged in zip(costs, ageing, strict=True)]
+    each = median(whole)
     few_known = sum(value == value for row in few for value in row.values)
-    ours = _Ours(each=each + reading_each, bytes_a_figure=size / known, of_host_ms=of_host)
+    ours = _Ours(each=each + reading, bytes_a_figure=size / known, of_host_ms=of_host)
     return [
         Figure(
             name="history: CPU to take the figures out of a snapshot of 8 GPUs and 32 processes",
-            value=reading_each,
+            value=reading,
             unit="µs",
         ),
         Figure(
@@ -121,10 +115,10 @@ def _day(folder: Path, runs: int, hosts: int) -> list[Figure]:
             unit="µs",
             reference=plain_each,
             target="≤ 100 µs with the line above",
-            met=each + reading_each <= 100,
+            met=each + reading <= 100,
         ),
-        Figure(name="history: of that, sealing hours and roll-ups", value=sealing / snapshots * 1e6, unit="µs"),
-        Figure(name="history: of that, rows become minutes after a week", value=ageing, unit="µs"),
+        Figure(name="history: of that, sealing hours and roll-ups", value=sealing, unit="µs"),
+        Figure(name="history: of that, rows become minutes after a week", value=median(ageing), unit="µs"),
         Figure(name="history: CPU to keep the newest snapshot of a host for a restart", value=keeping, unit="µs"),
         Figure(name="history: CPU of a commit, which the rows of half a second share", value=commit, unit="µs"),
         Figure(
@@ -152,6 +146,35 @@ def _day(folder: Path, runs: int, hosts: int) -> list[Figure]:
         ),
         *(_beside_victoria(ours, simulated, ask) if victoria.is_installed() else ()),
     ]
+
+
+class _Cost(NamedTuple):
+    """CPU for a snapshot (µs): to take its figures out, to write them, and to seal its hour with those of others."""
+
+    reading: float
+    taking: float
+    sealing: float
+
+
+def _put_day(folder: Path, hosts: int) -> tuple[list[Figures], _Cost]:
+    """Put a day into a store; return the rows of the simulated hosts, too."""
+    simulated, reading = _simulated(15, DAY)
+    copies = hosts // HOSTS
+    taking = sealing = 0.0
+    with closing(_store(folder)) as store:
+        for _, hour in groupby(simulated, key=lambda row: row.at // HOUR):
+            rows = [each for row in hour for each in _copies(row, copies)]
+            gc.freeze()
+            taking += _cpu_seconds(lambda rows=rows: _put(store, rows))  # type: ignore[misc]
+            sealing += _cpu_seconds(store.seal_all)
+    each = 1e6 / (copies * len(simulated))
+    return simulated, _Cost(reading * copies * each, taking * each, sealing * each)
+
+
+def _age_each(folder: Path, snapshots: int) -> float:
+    """Return the CPU for a snapshot (µs) of a store whose rows all become minutes."""
+    with closing(_store(folder, replace(KEEP, rows_seconds=7 * DAY))) as old:
+        return _cpu_seconds(lambda: _age(old)) / snapshots * 1e6
 
 
 class _Ours(NamedTuple):
@@ -279,20 +302,22 @@ def _engine(runs: int) -> list[Figure]:
 def _simulated(interval_seconds: float, seconds: float) -> tuple[list[Figures], float]:
     """Return the rows of a simulated fleet in the order of time, and the CPU seconds it took to take them out."""
     fleet = Fleet(seed=1, hosts=HOSTS, gpus=8, interval_seconds=interval_seconds, began_at=BEGIN, faults=False)
-    thresholds, rows, reading = Thresholds(), [], 0.0
+    thresholds, reading = Thresholds(), 0.0
+    rows: list[Figures] = []
     hosts = fleet.build()
     for number in range(int(seconds / interval_seconds)):
         at = BEGIN + number * interval_seconds
+        came: list[tuple[Json, Entries, Seen, Thresholds]] = []
         for host in hosts:
             made = host.snapshot(at + 0.25, number + 1)
             if made is None:
                 continue
             snapshot, _, _, read_entries, _ = decode_by_types(dumps(_crowded(made.document())))
             entries = entries_of(snapshot["gpu"]) if read_entries is None else read_entries
-            seen = read(snapshot, received_at=at + 0.3, entries=entries)
-            before = time.process_time()
-            rows.append(figures(snapshot, entries, seen, thresholds))
-            reading += time.process_time() - before
+            came.append((snapshot, entries, read(snapshot, received_at=at + 0.3, entries=entries), thresholds))
+        before = time.process_time()  # of some together: to read this clock takes 1.5 µs itself
+        rows += starmap(figures, came)
+        reading += time.process_time() - before
         gc.freeze()  # these rows are held by the bench alone: no collection of the server's looks through a day of them
     return rows, reading
 

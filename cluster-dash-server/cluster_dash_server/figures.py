@@ -6,7 +6,7 @@ from functools import lru_cache
 from operator import attrgetter, itemgetter
 from struct import Struct
 
-from cluster_dash_server.entries import Entries, GpuEntry
+from cluster_dash_server.entries import Entries, GpuEntry, GpuProcess
 from cluster_dash_server.snapshot import AHEAD_SECONDS, Gpu, Json, Seen
 from cluster_dash_server.states import (
     DEFAULT_INTERVAL_SECONDS,
@@ -130,19 +130,39 @@ def _holders(entries: Iterable[GpuEntry]) -> tuple[tuple[Holder, ...], "array[fl
     mems: list[float] = []
     for place, entry in enumerate(entries):
         for user, processes in (entry.users or {}).items():
-            mem_of: dict[str | None, float] = {}
-            for process in processes.values():
-                if process.type == "G":
-                    continue  # a desktop that is drawn has nobody's work in it
-                job, mem = process.job_id, process.mem
-                if job is not None and type(job) is not str:
-                    job = str(job)
-                mem_of[job] = mem_of.get(job, 0.0) + (NAN if mem is None else mem)
-            found += [(place, user, job) for job in mem_of]
-            mems += mem_of.values()
+            for job, mem in _mem_of_jobs(processes.values()):
+                found.append((place, user, job))
+                mems.append(mem)
     holders = tuple(found)
     of_few = len(holders) <= _FEW_HOLDERS
     return (_known_holders if of_few else _known_holders.__wrapped__)(holders), array("f", mems)
+
+
+def _mem_of_jobs(processes: Iterable[GpuProcess]) -> Iterable[tuple[str | None, float]]:
+    """Return the memory of each job, and of what belongs to none; a desktop that is drawn has nobody's work in it."""
+    others: dict[str | None, float] = {}
+    job: str | int | None = None
+    mem: float | None = None
+    for process in processes:
+        if process.type == "G":
+            continue
+        if process.job_id != job:  # seldom: nearly all that a user has on a GPU is of one job, or of none
+            if mem is not None:
+                others[_name(job)] = mem
+            job = process.job_id
+            mem = others.get(_name(job))
+        of_process = NAN if process.mem is None else process.mem
+        mem = of_process if mem is None else mem + of_process
+    if mem is None:
+        return ()
+    if not others:
+        return ((_name(job), mem),)
+    others[_name(job)] = mem
+    return others.items()
+
+
+def _name(job: str | int | None) -> str | None:
+    return job if job is None or type(job) is str else str(job)
 
 
 @lru_cache(_REMEMBERED)

@@ -84,13 +84,19 @@ def test_what_a_gpu_does(fields: dict[str, Any], doing: str, make_snapshot: Make
 
 def test_processes_of_one_job_are_one_holder_with_their_memory(make_snapshot: Make, make_gpu: Make) -> None:
     users = {
-        "alice": {"1": {"mem": 100.0, "job_id": 4711}, "2": {"mem": 50.0, "job_id": "4711"}, "3": {"mem": None}},
+        "alice": {
+            "1": {"mem": 100.0, "job_id": 4711},
+            "2": {"mem": 50.0, "job_id": "4711"},
+            "3": {"mem": None},
+            "5": {"mem": 1.0, "job_id": 4711},
+            "6": {"mem": 8.0, "type": "G", "job_id": 4712},
+        },
         "bob": {"4": {"mem": 7.0, "type": "G"}},
     }
     row = taken(make_snapshot("gpu01", [make_gpu(0, users=users)]))
 
     assert row.holders == (Holder(0, "alice", "4711"), Holder(0, "alice", None))
-    assert row.holder_mem[0] == 150
+    assert row.holder_mem[0] == 151
     assert row.holder_mem[1] != row.holder_mem[1]
 
 
