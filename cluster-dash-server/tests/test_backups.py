@@ -1,6 +1,7 @@
 """A backup made while a server runs, and what becomes of it."""
 
 import io
+import os
 import sqlite3
 import tarfile
 from pathlib import Path
@@ -81,6 +82,28 @@ def test_a_folder_in_use_is_not_restored_into(tmp_path: Path, serve: Any, make_s
     take(tmp_path / "second")
     with pytest.raises(BackupError, match="stop it first"):
         restore(tmp_path / "copy", tmp_path / "second")
+
+
+def test_what_root_restores_belongs_to_whom_the_folder_belongs(
+    tmp_path: Path, serve: Any, make_snapshot: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    post(serve(tmp_path / "first"), make_snapshot("gpu01"))
+    backup(tmp_path / "first", tmp_path / "copy")
+    (tmp_path / "elsewhere").write_text("not his")
+    folder = tmp_path / "second"
+    folder.mkdir()
+    (folder / "linked").hardlink_to(tmp_path / "elsewhere")
+    (folder / "sym").symlink_to(tmp_path / "elsewhere")
+    if os.geteuid() == 0:
+        os.chown(folder, 12345, 12345)
+    given: dict[str, int] = {}
+    monkeypatch.setattr("cluster_dash_server.history.folder.ROOT", os.geteuid())
+    monkeypatch.setattr(os, "chown", lambda path, uid, gid, **how: given.update({Path(path).name: uid}))
+
+    restore(tmp_path / "copy", folder)
+    assert {"history.db", "lock"} <= given.keys()
+    assert set(given.values()) == {folder.stat().st_uid}
+    assert not given.keys() & {"linked", "sym", "elsewhere"}
 
 
 def tarred(file: Path, *members: tuple[str, bytes]) -> Path:

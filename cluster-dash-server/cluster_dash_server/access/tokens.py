@@ -482,9 +482,6 @@ class TokenFile:
         try:
             self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             os.close(os.open(self.path, os.O_CREAT | os.O_RDWR, 0o600))
-            if os.geteuid() == 0:  # root may type the command; the server must still be able to read
-                owner = self.path.parent.stat()
-                os.chown(self.path, owner.st_uid, owner.st_gid)
             with closing(self._open()) as database, database:
                 database.execute(_SCHEMA)
                 database.execute(f"PRAGMA user_version = {FORMAT}")

@@ -9,7 +9,6 @@ import os
 import sqlite3
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 from cluster_dash_server import control, privacy
@@ -99,11 +98,13 @@ def run(options: argparse.Namespace, settings: Settings, target: Settings, folde
     try:
         with contextlib.ExitStack() as held:
             for each in sorted({folder.absolute(), there.absolute()}):
-                held.enter_context(_taken(each))
+                held.enter_context(data_folder.held(each))
             if _is_of_replicas(target):
                 _to_engines(options, target, folder)
             else:
                 _to_files(options, settings, target, folder, there)
+    except data_folder.FolderHeld as error:
+        raise MoveError(f"{error}: stop it first") from None
     except (StoreError, PostgresqlError, BookError, WaitError, TokenError, OSError, sqlite3.Error) as error:
         raise MoveError(f"{error}; the same command goes on where it stopped") from error
 
@@ -114,20 +115,6 @@ def _is_of_replicas(settings: Settings) -> bool:
 
 def _is_of_one(settings: Settings) -> bool:
     return settings.history.kind == "sqlite" and settings.ledger.kind == "sqlite"
-
-
-@contextlib.contextmanager
-def _taken(folder: Path) -> Iterator[None]:
-    """Have a data folder for as long; no server runs on it."""
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        lock = data_folder.take(folder)
-    except data_folder.FolderHeld as error:
-        raise MoveError(f"{error}: stop it first") from None
-    try:
-        yield
-    finally:
-        os.close(lock)
 
 
 def _say(what: str, done: int, parts: int, rows: int) -> None:

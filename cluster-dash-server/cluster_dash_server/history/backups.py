@@ -64,23 +64,16 @@ def restore(file: Path, folder: Path) -> list[str]:
         BackupError: a server runs there, or the file is no sound backup of this release or an older one.
     """
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        lock = data_folder.take(folder)
-    except data_folder.FolderHeld as error:
-        raise BackupError(f"{error}: stop it first") from None
-    except OSError as error:
-        raise BackupError(f"{folder}: {_why(error)}") from error
-    try:
-        with tempfile.TemporaryDirectory(prefix=".restore.", dir=folder) as scratch:
+        with data_folder.held(folder), tempfile.TemporaryDirectory(prefix=".restore.", dir=folder) as scratch:
             names = _unpacked(file, Path(scratch))
             _check(Path(scratch) / HISTORY)
             _move_away(folder)
             for name in names:
                 (Path(scratch) / name).replace(folder / name)
+    except data_folder.FolderHeld as error:
+        raise BackupError(f"{error}: stop it first") from None
     except (OSError, sqlite3.Error, tarfile.TarError) as error:
         raise BackupError(f"{file}: it cannot be restored: {_why(error)}") from error
-    finally:
-        os.close(lock)
     return names
 
 
@@ -167,4 +160,6 @@ def _move_away(folder: Path) -> None:
 
 
 def _why(error: BaseException) -> str:
-    return error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename is not None else error.strerror
+    return str(error)
