@@ -237,3 +237,34 @@ def test_plotly_js_is_the_wheels_packed_and_kept_for_ever(client: FlaskClient) -
 def test_starting_the_server_does_not_import_plotly() -> None:
     code = "import sys; from cluster_dash_server.app import create_app; create_app(); sys.exit('plotly' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+IMPORTED_MEANWHILE = """
+import sys, threading, time
+from importlib.abc import MetaPathFinder
+from plotly.graph_objects import Figure
+from cluster_dash_server.history import late_numpy
+from cluster_dash_server.web.charts import Bar, Chart, figure
+
+Figure(data=[{"type": "bar", "x": [1]}])
+assert "numpy" not in sys.modules
+begun = threading.Event()
+
+class Slow(MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name == "numpy._core" and not begun.is_set():
+            begun.set()
+            time.sleep(0.5)
+
+sys.meta_path.insert(0, Slow())
+threading.Thread(target=late_numpy.load).start()
+begun.wait()
+bars = [Bar(host="a", name="a", value=1.0, text="1", short_name="a", short_text="1", level="", silent=False)]
+empty = {"title": "", "finding": "", "axis": "", "left_out": "", "columns": (), "rows": ()}
+figure(Chart(metric="cpu", form="bars", percent=True, bars=tuple(bars), **empty))
+"""
+
+
+def test_a_chart_that_is_drawn_while_history_imports_numpy_waits_for_it() -> None:
+    done = subprocess.run([sys.executable, "-c", IMPORTED_MEANWHILE], check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -16,6 +16,7 @@ from flask import Blueprint, Response, request
 
 from cluster_dash_server.access.viewers import needs
 from cluster_dash_server.cluster import Cluster, HostView
+from cluster_dash_server.history import late_numpy
 from cluster_dash_server.hostlist import natural
 from cluster_dash_server.web import views, words
 from cluster_dash_server.web.answers import failure, json_response
@@ -342,6 +343,7 @@ def figure(drawn: Chart) -> Json:
     """
     from plotly import graph_objects as go  # 85 ms and 15 MB that only these pages need
 
+    late_numpy.load()  # Plotly takes what is imported of it, in the middle of another thread's import, too
     trace, layout = {"bars": _bars, "dots": _dots, "histogram": _histogram}[drawn.form](drawn)
     drawing: Json = go.Figure(
         data=[{**trace, "meta": {"role": drawn.metric, "form": drawn.form}}], layout=go.Layout(template=None, **layout)
