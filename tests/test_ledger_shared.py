@@ -29,6 +29,7 @@ from cluster_dash_server.postgresql import Database
 from cluster_dash_server.settings import ConfigError, ServerSettings, Settings
 from cluster_dash_server.waiting import WaitError, Waiting
 from tests import databases
+from tests.clocks import StillClock
 from tests.engines import running
 from tests.processes import BIN, snapshot, start_server, wait_until
 
@@ -37,19 +38,9 @@ NOW = 1_700_000_000.0
 HOME = Caller(peer="127.0.0.1", host="localhost", forwarded=False, origin=None, fetch_site=None)
 
 
-class Clock:
-    """Two clocks that a test moves by hand."""
-
-    def __init__(self) -> None:
-        self.now = NOW
-
-    def __call__(self) -> float:
-        return self.now
-
-
 @pytest.fixture
-def clock() -> Clock:
-    return Clock()
+def clock() -> StillClock:
+    return StillClock(NOW)
 
 
 @pytest.fixture
@@ -67,11 +58,11 @@ def opened(database_url: str) -> Iterator[Callable[[], Database]]:
 
 
 @pytest.fixture
-def replicas(opened: Callable[[], Database], clock: Clock) -> list[SharedAccess]:
+def replicas(opened: Callable[[], Database], clock: StillClock) -> list[SharedAccess]:
     return [SharedAccess(opened(), clock, clock) for _ in range(3)]
 
 
-def test_a_token_made_or_revoked_at_one_replica_is_so_at_all(replicas: list[SharedAccess], clock: Clock) -> None:
+def test_a_token_made_or_revoked_at_one_replica_is_so_at_all(replicas: list[SharedAccess], clock: StillClock) -> None:
     first, second = (Tokens(each, clock) for each in replicas[:2])
     for each in replicas:
         each.look()
@@ -91,7 +82,7 @@ def test_a_token_made_or_revoked_at_one_replica_is_so_at_all(replicas: list[Shar
 
 
 def test_what_was_revoked_stays_so_whatever_another_replica_still_remembers(
-    replicas: list[SharedAccess], clock: Clock
+    replicas: list[SharedAccess], clock: StillClock
 ) -> None:
     first, second = (Tokens(each, clock) for each in replicas[:2])
     secret = first.new("host", "gpu01")
@@ -107,7 +98,7 @@ def test_what_was_revoked_stays_so_whatever_another_replica_still_remembers(
 
 
 def test_what_is_revoked_is_heard_of_though_an_enrolment_failed_at_the_same_time(
-    replicas: list[SharedAccess], clock: Clock
+    replicas: list[SharedAccess], clock: StillClock
 ) -> None:
     first, second = (Tokens(each, clock) for each in replicas[:2])
     secret, code_text = first.new("host", "gpu01"), first.new("enrol", "gpu*", uses=5)
@@ -126,7 +117,7 @@ def test_what_is_revoked_is_heard_of_though_an_enrolment_failed_at_the_same_time
 
 
 def test_a_code_is_traded_as_often_as_it_may_be_however_many_come_at_once(
-    replicas: list[SharedAccess], clock: Clock
+    replicas: list[SharedAccess], clock: StillClock
 ) -> None:
     of_replica = [Tokens(each, clock) for each in replicas]
     code_text = of_replica[0].new("enrol", "*", uses=5)
@@ -153,7 +144,7 @@ def test_a_code_is_traded_as_often_as_it_may_be_however_many_come_at_once(
     assert len(hosts) == len(set(hosts)) == 5
 
 
-def test_while_the_database_is_away_tokens_count_for_five_minutes(clock: Clock) -> None:
+def test_while_the_database_is_away_tokens_count_for_five_minutes(clock: StillClock) -> None:
     with databases.running() as server:
         database = Database(server.url(), seconds=1)
         shared = SharedAccess(database, clock, clock)
@@ -205,7 +196,7 @@ def test_a_server_does_not_start_on_a_database_of_a_newer_release(
 
 
 def test_who_signed_in_at_one_replica_is_signed_in_at_all_and_out_at_all(
-    replicas: list[SharedAccess], clock: Clock
+    replicas: list[SharedAccess], clock: StillClock
 ) -> None:
     for each in replicas:
         each.look()
@@ -225,7 +216,7 @@ def test_who_signed_in_at_one_replica_is_signed_in_at_all_and_out_at_all(
     assert second.find(other) is None
 
 
-def test_who_signs_out_while_the_database_is_away_stays_out_when_it_is_back(clock: Clock) -> None:
+def test_who_signs_out_while_the_database_is_away_stays_out_when_it_is_back(clock: StillClock) -> None:
     with databases.running() as server:
         database, other_database = Database(server.url(), seconds=1), Database(server.url())
         first, second = SharedAccess(database, clock), SharedAccess(other_database, clock)
@@ -249,7 +240,9 @@ def test_who_signs_out_while_the_database_is_away_stays_out_when_it_is_back(cloc
         other_database.close()
 
 
-def test_a_sign_in_begun_at_one_replica_is_ended_at_another_once(replicas: list[SharedAccess], clock: Clock) -> None:
+def test_a_sign_in_begun_at_one_replica_is_ended_at_another_once(
+    replicas: list[SharedAccess], clock: StillClock
+) -> None:
     pending = Pending("verifier", "nonce", "https://gpu.lab/return", "/", clock.now)
     replicas[0].put("state", pending)
     assert replicas[1].pop("state") == pending

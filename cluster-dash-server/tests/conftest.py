@@ -12,6 +12,7 @@ import pytest
 
 from cluster_dash_server.snapshot import Seen, read
 from tests import templates
+from tests.clocks import StillClock
 
 hypothesis.settings.register_profile("ours", deadline=None)  # time says nothing on a loaded machine
 hypothesis.settings.load_profile("ours")
@@ -22,16 +23,6 @@ ETC = Path(__file__).parents[2] / "etc"
 Snapshot = dict[str, Any]
 MakeSnapshot = Callable[..., Snapshot]
 MakeSeen = Callable[..., Seen]
-
-
-class StillClock:
-    """A clock that a test moves by hand."""
-
-    def __init__(self) -> None:
-        self.now = 1_700_000_000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.fixture(autouse=True)

@@ -13,22 +13,15 @@ from cluster_dash_server.ledger.sqlite import SqliteBook
 from cluster_dash_server.notices.delivering import KEPT_SECONDS, MOST_SECONDS, Delivery, quiet_until
 from cluster_dash_server.notices.notice import Kind, Notice, Notifier, NotifyError, Severity
 from cluster_dash_server.notices.receivers import Receiver
+from tests.clocks import StillClock
 
 BERLIN = ZoneInfo("Europe/Berlin")
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1_700_000_000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 class Told:
     """A receiver that keeps what it is told, and raises what it is given to raise."""
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: StillClock) -> None:
         self._clock = clock
         self.keys: list[str] = []
         self.at: list[float] = []
@@ -80,12 +73,12 @@ def alert(ended_at: float | None = None) -> Alert:
 
 
 @pytest.fixture
-def clock() -> Clock:
-    return Clock()
+def clock() -> StillClock:
+    return StillClock()
 
 
 @pytest.fixture
-def book(tmp_path: Path, clock: Clock) -> Iterator[SqliteBook]:
+def book(tmp_path: Path, clock: StillClock) -> Iterator[SqliteBook]:
     book = SqliteBook(tmp_path / "alerts.db", clock)
     yield book
     book.close()
@@ -95,21 +88,21 @@ Make = Callable[..., Delivery]
 
 
 @pytest.fixture
-def make(book: SqliteBook, clock: Clock) -> Make:
+def make(book: SqliteBook, clock: StillClock) -> Make:
     def delivery(**notifiers: Notifier) -> Delivery:
         return Delivery(book, notifiers, zone=BERLIN, clock=clock, begin=lambda work: work(), jitter=lambda: 0.5)
 
     return delivery
 
 
-def let_pass(delivery: Delivery, clock: Clock, seconds: float, step: float = 5.0) -> None:
+def let_pass(delivery: Delivery, clock: StillClock, seconds: float, step: float = 5.0) -> None:
     until = clock.now + seconds
     while clock.now < until:
         clock.now += step
         delivery.round()
 
 
-def test_each_notice_goes_to_its_receiver_once(book: SqliteBook, clock: Clock, make: Make) -> None:
+def test_each_notice_goes_to_its_receiver_once(book: SqliteBook, clock: StillClock, make: Make) -> None:
     mail, chat = Told(clock), Told(clock)
     book.put([("mail", notice("1")), ("chat", notice("1")), ("mail", notice("2"))], clock.now)
     book.put([("mail", notice("1"))], clock.now)
@@ -117,7 +110,7 @@ def test_each_notice_goes_to_its_receiver_once(book: SqliteBook, clock: Clock, m
     assert (mail.keys, chat.keys) == (["1", "2"], ["1"])
 
 
-def test_a_clock_that_is_set_back_lets_nothing_wait_for_longer(book: SqliteBook, clock: Clock, make: Make) -> None:
+def test_a_clock_that_is_set_back_lets_nothing_wait_for_longer(book: SqliteBook, clock: StillClock, make: Make) -> None:
     mail = Told(clock)
     mail.trouble = NotifyError("connection refused")
     delivery = make(mail=mail)
@@ -137,7 +130,7 @@ def test_a_clock_that_is_set_back_lets_nothing_wait_for_longer(book: SqliteBook,
 
 
 def test_a_receiver_that_is_off_for_six_hours_gets_all_once_and_the_others_at_once(
-    book: SqliteBook, clock: Clock, make: Make
+    book: SqliteBook, clock: StillClock, make: Make
 ) -> None:
     mail, chat = Told(clock), Told(clock)
     mail.trouble = NotifyError("mail:587: Connection refused")
@@ -156,7 +149,7 @@ def test_a_receiver_that_is_off_for_six_hours_gets_all_once_and_the_others_at_on
 
 
 def test_an_alert_that_begins_and_ends_while_its_receiver_is_off_is_told_as_its_end(
-    book: SqliteBook, clock: Clock, make: Make
+    book: SqliteBook, clock: StillClock, make: Make
 ) -> None:
     mail = Told(clock)
     mail.trouble = NotifyError("off")
@@ -173,7 +166,7 @@ def test_an_alert_that_begins_and_ends_while_its_receiver_is_off_is_told_as_its_
     assert sorted(mail.keys) == ["a resolved", "earlier"]
 
 
-def test_what_was_tried_for_a_day_is_given_up(book: SqliteBook, clock: Clock, make: Make) -> None:
+def test_what_was_tried_for_a_day_is_given_up(book: SqliteBook, clock: StillClock, make: Make) -> None:
     mail = Told(clock)
     mail.trouble = NotifyError("off")
     delivery = make(mail=mail)
@@ -185,7 +178,7 @@ def test_what_was_tried_for_a_day_is_given_up(book: SqliteBook, clock: Clock, ma
     assert mail.keys == ["3"]
 
 
-def test_what_was_free_is_not_told_hours_later(book: SqliteBook, clock: Clock, make: Make) -> None:
+def test_what_was_free_is_not_told_hours_later(book: SqliteBook, clock: StillClock, make: Make) -> None:
     mail = Told(clock)
     mail.trouble = NotifyError("off")
     delivery = make(mail=mail)
@@ -202,7 +195,7 @@ def test_what_was_free_is_not_told_hours_later(book: SqliteBook, clock: Clock, m
 
 
 def test_a_notice_that_its_receiver_will_never_take_is_given_up_and_the_next_goes_on(
-    book: SqliteBook, clock: Clock, make: Make
+    book: SqliteBook, clock: StillClock, make: Make
 ) -> None:
     class Picky(Told):
         def send(self, notice: Notice) -> None:
@@ -217,7 +210,7 @@ def test_a_notice_that_its_receiver_will_never_take_is_given_up_and_the_next_goe
     assert book.due(clock.now + KEPT_SECONDS, 10) == []
 
 
-def test_a_receiver_is_left_alone_for_as_long_as_it_asks(book: SqliteBook, clock: Clock, make: Make) -> None:
+def test_a_receiver_is_left_alone_for_as_long_as_it_asks(book: SqliteBook, clock: StillClock, make: Make) -> None:
     chat = Told(clock)
     chat.trouble = NotifyError("answers 429", retry_after_seconds=3600)
     delivery = make(chat=chat)
@@ -229,7 +222,7 @@ def test_a_receiver_is_left_alone_for_as_long_as_it_asks(book: SqliteBook, clock
     assert sorted(chat.keys) == ["1", "2"]
 
 
-def test_more_messages_than_a_receiver_gets_in_an_hour_wait_their_turn(book: SqliteBook, clock: Clock) -> None:
+def test_more_messages_than_a_receiver_gets_in_an_hour_wait_their_turn(book: SqliteBook, clock: StillClock) -> None:
     told = Told(clock)
     receiver = Receiver(name="sms", kind="webhook", per_hour=6)
     delivery = Delivery(book, {"sms": told}, (receiver,), zone=BERLIN, clock=clock, begin=lambda work: work())
@@ -266,7 +259,7 @@ def test_quiet_hours_end_when_the_site_s_clock_says_so(hours: str, now: str, unt
     assert quiet_until(receiver, BERLIN, notice("1", severity="critical"), at(now)) is None
 
 
-def test_a_notice_of_the_night_is_told_when_the_quiet_hours_end(book: SqliteBook, clock: Clock) -> None:
+def test_a_notice_of_the_night_is_told_when_the_quiet_hours_end(book: SqliteBook, clock: StillClock) -> None:
     told = Told(clock)
     receiver = Receiver(name="mail", kind="email", quiet_hours="22:00-07:00")
     delivery = Delivery(book, {"mail": told}, (receiver,), zone=BERLIN, clock=clock, begin=lambda work: work())
@@ -279,7 +272,7 @@ def test_a_notice_of_the_night_is_told_when_the_quiet_hours_end(book: SqliteBook
 
 
 def test_what_was_taken_and_cannot_be_marked_is_not_sent_again(
-    book: SqliteBook, clock: Clock, make: Make, monkeypatch: pytest.MonkeyPatch
+    book: SqliteBook, clock: StillClock, make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mail = Told(clock)
     delivery = make(mail=mail)
@@ -297,7 +290,7 @@ def test_what_was_taken_and_cannot_be_marked_is_not_sent_again(
     assert book.due(clock.now, 10) == []
 
 
-def test_the_heart_beats_for_as_long_as_the_outbox_can_be_read(book: SqliteBook, clock: Clock) -> None:
+def test_the_heart_beats_for_as_long_as_the_outbox_can_be_read(book: SqliteBook, clock: StillClock) -> None:
     beats: list[float] = []
     delivery = Delivery(book, {}, zone=BERLIN, clock=clock, heartbeat=lambda: beats.append(clock.now))
     delivery.round()
@@ -309,7 +302,9 @@ def test_the_heart_beats_for_as_long_as_the_outbox_can_be_read(book: SqliteBook,
     assert "alerts cannot be kept" in delivery.trouble
 
 
-def test_a_receiver_that_the_settings_do_not_know_is_said_to_fail(book: SqliteBook, clock: Clock, make: Make) -> None:
+def test_a_receiver_that_the_settings_do_not_know_is_said_to_fail(
+    book: SqliteBook, clock: StillClock, make: Make
+) -> None:
     book.put([("gone", notice("1")), ("mailto:nobody", notice("2"))], clock.now)
     make().round()
     assert {name: why for name, (_, why) in book.failing().items()} == {
@@ -318,7 +313,7 @@ def test_a_receiver_that_the_settings_do_not_know_is_said_to_fail(book: SqliteBo
     }
 
 
-def test_a_person_is_told_by_a_receiver_made_for_them(book: SqliteBook, clock: Clock) -> None:
+def test_a_person_is_told_by_a_receiver_made_for_them(book: SqliteBook, clock: StillClock) -> None:
     told = {"mailto:alice@lab": Told(clock), "mailto:bob@lab": Told(clock)}
     delivery = Delivery(book, {}, person=told.get, zone=BERLIN, clock=clock, begin=lambda work: work())
     told["mailto:bob@lab"].trouble = NotifyError("550 no such user here", is_final=True)
@@ -328,7 +323,9 @@ def test_a_person_is_told_by_a_receiver_made_for_them(book: SqliteBook, clock: C
     assert list(book.failing()) == ["mailto:bob@lab"]
 
 
-def test_a_receiver_that_hangs_holds_up_nobody_and_is_not_told_twice_at_a_time(book: SqliteBook, clock: Clock) -> None:
+def test_a_receiver_that_hangs_holds_up_nobody_and_is_not_told_twice_at_a_time(
+    book: SqliteBook, clock: StillClock
+) -> None:
     hangs, goes_on = threading.Event(), threading.Event()
     told = Told(clock)
 
@@ -367,7 +364,7 @@ def test_a_receiver_that_hangs_holds_up_nobody_and_is_not_told_twice_at_a_time(b
 
 
 def test_a_slip_in_one_kind_of_receiver_is_its_own(
-    book: SqliteBook, clock: Clock, make: Make, caplog: pytest.LogCaptureFixture
+    book: SqliteBook, clock: StillClock, make: Make, caplog: pytest.LogCaptureFixture
 ) -> None:
     broken, told = Told(clock), Told(clock)
     broken.trouble = KeyError("slip")
@@ -381,7 +378,7 @@ def test_a_slip_in_one_kind_of_receiver_is_its_own(
 
 
 def test_what_is_under_way_when_the_server_ends_is_noted_and_nothing_more_is_begun(
-    book: SqliteBook, clock: Clock
+    book: SqliteBook, clock: StillClock
 ) -> None:
     under_way, goes_on = threading.Event(), threading.Event()
 
@@ -407,10 +404,10 @@ def test_what_is_under_way_when_the_server_ends_is_noted_and_nothing_more_is_beg
 
 
 def test_a_forgetful_receiver_hears_each_minute_what_goes_on_and_never_of_what_has_ended(
-    book: SqliteBook, clock: Clock, make: Make
+    book: SqliteBook, clock: StillClock, make: Make
 ) -> None:
     class Forgets(Told):
-        def __init__(self, clock: Clock) -> None:
+        def __init__(self, clock: StillClock) -> None:
             super().__init__(clock)
             self.repeated: list[tuple[float, list[str]]] = []
 
@@ -439,7 +436,7 @@ def test_a_forgetful_receiver_hears_each_minute_what_goes_on_and_never_of_what_h
 
 
 def test_an_outbox_that_can_be_read_and_not_written_is_said_once(
-    book: SqliteBook, clock: Clock, make: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    book: SqliteBook, clock: StillClock, make: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def full(*given: object) -> None:
         raise BookError("the disk is full")

@@ -12,6 +12,7 @@ from cluster_dash_server.ledger.sqlite import SqliteBook
 from cluster_dash_server.notices.notice import Notice
 from cluster_dash_server.notices.receivers import AlertSettings
 from cluster_dash_server.owners import KEY_FILE, Addresses, Need, Owners, read, signed
+from tests.clocks import StillClock
 
 KEY = b"k" * 32
 NOW = 1_795_000_000.0
@@ -20,27 +21,20 @@ SETTINGS = AlertSettings(
 )
 
 
-class Clock:
-    now = NOW
-
-    def __call__(self) -> float:
-        return self.now
+@pytest.fixture
+def clock() -> StillClock:
+    return StillClock(NOW)
 
 
 @pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-def book(tmp_path: Path, clock: Clock) -> Iterator[SqliteBook]:
+def book(tmp_path: Path, clock: StillClock) -> Iterator[SqliteBook]:
     book = SqliteBook(tmp_path / "alerts.db", clock)
     yield book
     book.close()
 
 
 @pytest.fixture
-def owners(book: SqliteBook, clock: Clock) -> Owners:
+def owners(book: SqliteBook, clock: StillClock) -> Owners:
     return Owners(SETTINGS, lambda: KEY, book, clock, ZoneInfo("Europe/Berlin"), "https://dash.lab/")
 
 
@@ -114,7 +108,7 @@ def test_where_no_owner_can_be_written_to_the_receivers_are_told_at_once(owners:
     assert [(each.receiver, each.not_before) for each in told] == [("admins", NOW)]
 
 
-def test_owners_are_told_nothing_until_it_is_switched_on(book: SqliteBook, clock: Clock) -> None:
+def test_owners_are_told_nothing_until_it_is_switched_on(book: SqliteBook, clock: StillClock) -> None:
     off = Owners(
         AlertSettings(owner_address="{user}@lab.example"), lambda: KEY, book, clock, ZoneInfo("UTC"), "https://dash.lab"
     )
@@ -134,7 +128,7 @@ def test_an_alert_that_ends_in_the_grace_is_never_told_to_the_receivers(owners: 
 
 
 def test_the_link_keeps_it_quiet_once_until_the_moment_that_it_names(
-    owners: Owners, book: SqliteBook, clock: Clock
+    owners: Owners, book: SqliteBook, clock: StillClock
 ) -> None:
     began(book, alert())
     token = token_of(owners.route(alert(), notice(alert()), [], NOW))
@@ -155,7 +149,7 @@ def test_the_link_keeps_it_quiet_once_until_the_moment_that_it_names(
 
 
 def test_what_an_operator_has_ended_the_link_does_not_begin_again(
-    owners: Owners, book: SqliteBook, clock: Clock
+    owners: Owners, book: SqliteBook, clock: StillClock
 ) -> None:
     began(book, alert())
     token = token_of(owners.route(alert(), notice(alert()), [], NOW))

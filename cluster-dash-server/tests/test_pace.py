@@ -5,23 +5,16 @@ import random
 import pytest
 
 from cluster_dash_server.pace import CALM_SECONDS, SLOWEST_SECONDS, Pace
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
+from tests.clocks import StillClock
 
 
 @pytest.fixture
-def clock() -> Clock:
-    return Clock()
+def clock() -> StillClock:
+    return StillClock(1000.0)
 
 
 @pytest.fixture
-def pace(clock: Clock) -> Pace:
+def pace(clock: StillClock) -> Pace:
     return Pace(clock)
 
 
@@ -29,7 +22,7 @@ def test_a_calm_server_lets_hosts_post_as_they_like_also_one_that_was_slowed(pac
     assert [pace.next_seconds(interval) for interval in (1.0, 5.0, 10.0, 300.0, None)] == [1, 5, 5, 5, None]
 
 
-def test_late_posts_slow_the_fleet_step_by_step_and_quiet_quickens_it(pace: Pace, clock: Clock) -> None:
+def test_late_posts_slow_the_fleet_step_by_step_and_quiet_quickens_it(pace: Pace, clock: StillClock) -> None:
     told = []
     for _ in range(60):
         assert pace.waited(2.0) is None
@@ -54,7 +47,7 @@ def test_a_post_that_nobody_waits_for_is_told_to_come_again(pace: Pace) -> None:
     assert 5 <= wait <= SLOWEST_SECONDS
 
 
-def test_backlogs_take_half_of_the_time_and_two_at_once(pace: Pace, clock: Clock) -> None:
+def test_backlogs_take_half_of_the_time_and_two_at_once(pace: Pace, clock: StillClock) -> None:
     assert [pace.begin_backlog() for _ in range(2)] == [None, None]
     assert pace.begin_backlog() is not None
     pace.end_backlog(0.01)
@@ -70,7 +63,7 @@ def test_backlogs_take_half_of_the_time_and_two_at_once(pace: Pace, clock: Clock
     assert worked / (clock.now - began) == pytest.approx(0.5, abs=0.05)
 
 
-def test_a_lone_batch_never_waits(pace: Pace, clock: Clock) -> None:
+def test_a_lone_batch_never_waits(pace: Pace, clock: StillClock) -> None:
     for _ in range(50):
         assert pace.begin_backlog() is None
         pace.end_backlog(0.05)
@@ -78,7 +71,7 @@ def test_a_lone_batch_never_waits(pace: Pace, clock: Clock) -> None:
 
 
 @pytest.mark.parametrize("late_seconds", [0.04, 0.4])
-def test_a_herd_is_drained_in_the_time_that_it_takes(pace: Pace, clock: Clock, late_seconds: float) -> None:
+def test_a_herd_is_drained_in_the_time_that_it_takes(pace: Pace, clock: StillClock, late_seconds: float) -> None:
     """5,000 moles with a batch each, which costs 40 ms, in the first minute perhaps ten times as much."""
     chance = random.Random(1)
     due = sorted((clock.now + chance.uniform(0, 20), mole) for mole in range(5000))

@@ -12,17 +12,11 @@ from cluster_dash_server.settings import Settings
 from cluster_dash_server.slurm import Picture, SlurmSettings
 from cluster_dash_server.web import slurm_words
 from cluster_dash_server.web.slurm_words import REASONS, reason
+from tests.clocks import StillClock
 
 NOW = 1_795_300_000.0
 PAGES = ("/slurm", "/slurm/jobs", "/slurm/nodes")
 Json = dict[str, Any]
-
-
-class Clock:
-    seconds = NOW
-
-    def __call__(self) -> float:
-        return self.seconds
 
 
 def block(**changes: Any) -> Json:
@@ -102,12 +96,12 @@ def post(client: FlaskClient, host: str, slurm: Json | None = None, gpus: int = 
 
 
 @pytest.fixture
-def clock() -> Clock:
-    return Clock()
+def clock() -> StillClock:
+    return StillClock(NOW)
 
 
 @pytest.fixture
-def client(clock: Clock) -> FlaskClient:
+def client(clock: StillClock) -> FlaskClient:
     return create_app(Settings(), clock=clock).test_client()
 
 
@@ -178,11 +172,11 @@ def test_a_process_named_by_the_new_ids_of_slurm_shows_the_job_people_know(clien
     assert "s6KXM7ZXA15900" not in page
 
 
-def test_the_page_says_how_old_its_figures_are_and_why(asked: FlaskClient, clock: Clock) -> None:
-    clock.seconds = NOW + 179
+def test_the_page_says_how_old_its_figures_are_and_why(asked: FlaskClient, clock: StillClock) -> None:
+    clock.now = NOW + 179
     assert "Slurm&#39;s data are 2 min old" in asked.get("/slurm").text  # beside the version, no notice
     failed = {"ok": False, "at": NOW, "error": "squeue: Unable to contact slurm controller"}
-    clock.seconds = NOW + 240
+    clock.now = NOW + 240
     sources = {"nodes": failed, "jobs": failed}
     assert post(asked, "head", block(collected_at=NOW + 240, sources=sources)).status_code == 200
     page = asked.get("/slurm").text
@@ -295,7 +289,7 @@ def test_a_block_of_nothing_but_words_shows_them(client: FlaskClient) -> None:
 
 def test_the_settings_name_hosts_that_no_name_joins() -> None:
     settings = Settings(slurm=SlurmSettings(hosts=("n1=box-7",)))
-    client = create_app(settings, clock=Clock()).test_client()
+    client = create_app(settings, clock=StillClock(NOW)).test_client()
     post(client, "head", block())
     post(client, "box-7", gpus=4)
     assert "node n1" in client.get("/host/box-7").text
@@ -324,7 +318,7 @@ def test_every_reason_reads_on_as_a_sentence_about_the_job() -> None:
 
 
 def test_however_many_look_the_overview_is_counted_once_in_five_seconds(
-    asked: FlaskClient, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    asked: FlaskClient, clock: StillClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     counted: list[Picture] = []
     whole = slurm_words.waiting
@@ -335,7 +329,7 @@ def test_however_many_look_the_overview_is_counted_once_in_five_seconds(
 
     monkeypatch.setattr(slurm_words, "waiting", waiting)
     for seconds in (0, 1, 2, 4.9, 5, 6):
-        clock.seconds = NOW + seconds
+        clock.now = NOW + seconds
         asked.get("/slurm")
     assert len(counted) == 2
     assert post(asked, "head", block(collected_at=NOW + 6)).status_code == 200  # something new is seen at once

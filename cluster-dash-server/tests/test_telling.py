@@ -12,6 +12,7 @@ from cluster_dash_server.notices import guarded, telling
 from cluster_dash_server.notices.notice import NotifyError
 from cluster_dash_server.notices.receivers import AlertSettings, Receiver
 from cluster_dash_server.notices.telling import Heart, Telling, without_addresses
+from tests.clocks import StillClock
 
 NOW = 1_795_000_000.0
 SETTINGS = AlertSettings(
@@ -22,16 +23,9 @@ SETTINGS = AlertSettings(
 )
 
 
-class Clock:
-    now = NOW
-
-    def __call__(self) -> float:
-        return self.now
-
-
 @pytest.fixture
-def clock() -> Clock:
-    return Clock()
+def clock() -> StillClock:
+    return StillClock(NOW)
 
 
 @pytest.fixture(autouse=True)
@@ -40,7 +34,7 @@ def patient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def tells(tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Iterator[Telling]:
+def tells(tmp_path: Path, clock: StillClock, monkeypatch: pytest.MonkeyPatch) -> Iterator[Telling]:
     def answer(url: str, **more: object) -> None:
         if url.endswith("broken"):
             raise NotifyError("hooks.lab:443: answers 500")
@@ -106,7 +100,7 @@ def test_a_receiver_that_takes_its_time_is_not_waited_for_for_ever(
     assert outcome["taken"] is None
 
 
-def test_the_heart_beats_in_its_time_while_all_is_well(clock: Clock) -> None:
+def test_the_heart_beats_in_its_time_while_all_is_well(clock: StillClock) -> None:
     asked: list[float] = []
     well = [True]
 
@@ -136,5 +130,5 @@ def test_the_heart_beats_in_its_time_while_all_is_well(clock: Clock) -> None:
     assert len(asked) == 5
 
 
-def test_without_an_address_nobody_is_asked(clock: Clock) -> None:
+def test_without_an_address_nobody_is_asked(clock: StillClock) -> None:
     Heart(None, 60, clock, lambda: True, lambda url: pytest.fail("asked")).beat()

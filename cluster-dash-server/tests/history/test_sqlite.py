@@ -35,6 +35,7 @@ from cluster_dash_server.store import (
     UsageQuery,
     UseQuery,
 )
+from tests.clocks import StillClock
 
 BEGIN = 1_699_999_200.0
 KEEP = Keep(
@@ -45,17 +46,9 @@ MakeFleet = Callable[[int, int, float, float], list[Figures]]
 UTIL = SeriesQuery(metric="gpu_util", begin=BEGIN, end=BEGIN + HOUR, step_seconds=60)
 
 
-class Clock:
-    def __init__(self) -> None:
-        self.now = BEGIN + HOUR
-
-    def __call__(self) -> float:
-        return self.now
-
-
 @pytest.fixture
-def moving() -> Clock:
-    return Clock()
+def moving() -> StillClock:
+    return StillClock(BEGIN + HOUR)
 
 
 @pytest.fixture
@@ -65,7 +58,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sqlite, "CHORE_SECONDS", 60.0)  # a slow machine is to be done with them in one go, too
 
 
-def test_what_was_written_is_there_again(tmp_path: Path, moving: Clock, make_row: MakeRow) -> None:
+def test_what_was_written_is_there_again(tmp_path: Path, moving: StillClock, make_row: MakeRow) -> None:
     last = LastSeen(host="gpu01", received_at=BEGIN, skew_seconds=None, packed=b"packed", known=b"known")
     with closing(
         SqliteStore(tmp_path, clock=moving, keep=KEEP, last_seen=lambda hosts: [last] * len([*hosts]))
@@ -87,7 +80,7 @@ def test_what_was_written_is_there_again(tmp_path: Path, moving: Clock, make_row
 
 
 def test_of_each_host_the_newest_snapshot_takes_the_place_of_the_one_before(
-    tmp_path: Path, moving: Clock, make_row: MakeRow
+    tmp_path: Path, moving: StillClock, make_row: MakeRow
 ) -> None:
     def newest(hosts: Iterable[str]) -> list[LastSeen]:
         at, packed, known = moving.now, f"packed {moving.now}".encode(), f"known {moving.now}".encode()
@@ -106,7 +99,7 @@ def test_of_each_host_the_newest_snapshot_takes_the_place_of_the_one_before(
         assert {last.host: last.received_at for last in store.last_seen()} == {"gpu01": BEGIN, "gpu02": BEGIN + 10}
 
 
-def test_the_file_is_for_its_owner_alone(tmp_path: Path, moving: Clock) -> None:
+def test_the_file_is_for_its_owner_alone(tmp_path: Path, moving: StillClock) -> None:
     SqliteStore(tmp_path, clock=moving, keep=KEEP).close()
 
     assert [file.name for file in tmp_path.iterdir()] == ["history.db"]
@@ -114,7 +107,7 @@ def test_the_file_is_for_its_owner_alone(tmp_path: Path, moving: Clock) -> None:
 
 
 def test_nothing_is_durable_before_it_is_committed(
-    tmp_path: Path, moving: Clock, make_row: MakeRow, monkeypatch: pytest.MonkeyPatch, quick: None
+    tmp_path: Path, moving: StillClock, make_row: MakeRow, monkeypatch: pytest.MonkeyPatch, quick: None
 ) -> None:
     goes_on = threading.Event()
     real = SqliteStore._write
@@ -137,7 +130,7 @@ def test_nothing_is_durable_before_it_is_committed(
 
 
 def test_a_full_disk_is_named_and_what_came_meanwhile_is_written_later(
-    tmp_path: Path, moving: Clock, make_row: MakeRow, monkeypatch: pytest.MonkeyPatch, quick: None
+    tmp_path: Path, moving: StillClock, make_row: MakeRow, monkeypatch: pytest.MonkeyPatch, quick: None
 ) -> None:
     full = threading.Event()
     real = SqliteStore._write
@@ -166,7 +159,7 @@ def test_a_full_disk_is_named_and_what_came_meanwhile_is_written_later(
 
 
 def test_while_nothing_can_be_written_the_oldest_is_let_go_and_may_come_again(
-    tmp_path: Path, moving: Clock, make_row: MakeRow, monkeypatch: pytest.MonkeyPatch, quick: None
+    tmp_path: Path, moving: StillClock, make_row: MakeRow, monkeypatch: pytest.MonkeyPatch, quick: None
 ) -> None:
     monkeypatch.setattr(sqlite, "WAITING_ROWS", 3)
     monkeypatch.setattr(SqliteStore, "_write", lambda self, items: 1 / 0 if items else None)
@@ -184,7 +177,7 @@ def test_while_nothing_can_be_written_the_oldest_is_let_go_and_may_come_again(
 
 
 def test_a_folder_that_cannot_be_written_is_named_and_tried_again(
-    tmp_path: Path, moving: Clock, make_row: MakeRow, monkeypatch: pytest.MonkeyPatch, quick: None
+    tmp_path: Path, moving: StillClock, make_row: MakeRow, monkeypatch: pytest.MonkeyPatch, quick: None
 ) -> None:
     def read_only(*_: object, **__: object) -> None:
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
@@ -203,7 +196,7 @@ def test_a_folder_that_cannot_be_written_is_named_and_tried_again(
 
 @pytest.mark.parametrize("seed", range(3))
 def test_a_damaged_file_is_set_aside_and_a_new_one_begun(
-    seed: int, tmp_path: Path, moving: Clock, make_fleet: MakeFleet, make_row: MakeRow
+    seed: int, tmp_path: Path, moving: StillClock, make_fleet: MakeFleet, make_row: MakeRow
 ) -> None:
     with closing(SqliteStore(tmp_path, clock=moving, keep=KEEP)) as store:
         for each in make_fleet(seed, 2, BEGIN, BEGIN + HOUR):
@@ -242,7 +235,7 @@ def break_once(monkeypatch: pytest.MonkeyPatch, meanwhile: Callable[[SqliteStore
 
 
 def test_of_a_file_damaged_while_serving_moles_are_asked_again_and_what_waits_is_written_once(
-    tmp_path: Path, moving: Clock, make_row: MakeRow, monkeypatch: pytest.MonkeyPatch, quick: None
+    tmp_path: Path, moving: StillClock, make_row: MakeRow, monkeypatch: pytest.MonkeyPatch, quick: None
 ) -> None:
     rows = [make_row(at=BEGIN + seq, seq=seq) for seq in range(1, 8)]
     with closing(SqliteStore(tmp_path, clock=moving, keep=KEEP)) as store:
@@ -267,7 +260,7 @@ def test_of_a_file_damaged_while_serving_moles_are_asked_again_and_what_waits_is
 
 
 def test_what_a_failed_fsync_lost_is_taken_again(
-    tmp_path: Path, moving: Clock, make_row: MakeRow, monkeypatch: pytest.MonkeyPatch, quick: None
+    tmp_path: Path, moving: StillClock, make_row: MakeRow, monkeypatch: pytest.MonkeyPatch, quick: None
 ) -> None:
     rows = [make_row(at=BEGIN + seq, seq=seq) for seq in range(1, 7)]
     with closing(SqliteStore(tmp_path, clock=moving, keep=KEEP)) as store:
@@ -316,7 +309,7 @@ def test_what_a_commit_wrote_that_was_said_to_have_failed_is_there_once(
     is_done: bool,
     blind: int,
     tmp_path: Path,
-    moving: Clock,
+    moving: StillClock,
     make_row: MakeRow,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
@@ -352,7 +345,7 @@ def test_what_a_commit_wrote_that_was_said_to_have_failed_is_there_once(
 
 
 def test_rows_of_which_adding_up_fails_are_there_once_and_count_when_their_hour_is_over(
-    tmp_path: Path, moving: Clock, make_row: MakeRow, monkeypatch: pytest.MonkeyPatch, quick: None
+    tmp_path: Path, moving: StillClock, make_row: MakeRow, monkeypatch: pytest.MonkeyPatch, quick: None
 ) -> None:
     with closing(SqliteStore(tmp_path, clock=moving, keep=KEEP)) as store:
         with monkeypatch.context() as patch:
@@ -368,7 +361,7 @@ def test_rows_of_which_adding_up_fails_are_there_once_and_count_when_their_hour_
 
 
 def test_an_event_that_got_the_number_of_one_taken_away_is_there_once(
-    tmp_path: Path, moving: Clock, monkeypatch: pytest.MonkeyPatch, quick: None
+    tmp_path: Path, moving: StillClock, monkeypatch: pytest.MonkeyPatch, quick: None
 ) -> None:
     monkeypatch.setattr(Lying, "is_done", True)
     old, new = (
@@ -393,7 +386,7 @@ def test_an_event_that_got_the_number_of_one_taken_away_is_there_once(
 
 @pytest.mark.parametrize("is_done", [True, False])
 def test_of_two_equal_events_one_is_taken_away_once(
-    is_done: bool, tmp_path: Path, moving: Clock, monkeypatch: pytest.MonkeyPatch, quick: None
+    is_done: bool, tmp_path: Path, moving: StillClock, monkeypatch: pytest.MonkeyPatch, quick: None
 ) -> None:
     monkeypatch.setattr(Lying, "is_done", is_done)
     note = KeptEvent(
@@ -416,7 +409,7 @@ def test_of_two_equal_events_one_is_taken_away_once(
 
 
 def test_hours_of_a_damaged_file_are_not_looked_for_in_the_new_one(
-    tmp_path: Path, moving: Clock, make_row: MakeRow, monkeypatch: pytest.MonkeyPatch, quick: None
+    tmp_path: Path, moving: StillClock, make_row: MakeRow, monkeypatch: pytest.MonkeyPatch, quick: None
 ) -> None:
     with closing(SqliteStore(tmp_path, clock=moving, keep=KEEP)) as store:
         for host in ("gpu01", "gpu02"):
@@ -431,7 +424,7 @@ def test_hours_of_a_damaged_file_are_not_looked_for_in_the_new_one(
 
 
 def test_an_hour_of_hosts_without_gpus_is_sealed_and_that_of_the_others_counted_once(
-    tmp_path: Path, moving: Clock, make_row: MakeRow, quick: None
+    tmp_path: Path, moving: StillClock, make_row: MakeRow, quick: None
 ) -> None:
     with closing(SqliteStore(tmp_path, clock=moving, keep=KEEP)) as store:
         for place in range(10):
@@ -449,7 +442,7 @@ def test_an_hour_of_hosts_without_gpus_is_sealed_and_that_of_the_others_counted_
             assert db.execute("SELECT COUNT(*) FROM hot").fetchone() == (0,)
 
 
-def test_a_damaged_hour_is_a_gap(tmp_path: Path, moving: Clock, make_row: MakeRow) -> None:
+def test_a_damaged_hour_is_a_gap(tmp_path: Path, moving: StillClock, make_row: MakeRow) -> None:
     with closing(SqliteStore(tmp_path, clock=moving, keep=KEEP)) as store:
         for number in range(120):
             store.append(make_row(at=BEGIN - HOUR + 60 * number, seq=number))
@@ -466,7 +459,7 @@ def test_a_damaged_hour_is_a_gap(tmp_path: Path, moving: Clock, make_row: MakeRo
         assert list(line.mean[60:120]) == [None] * 60
 
 
-def test_a_file_of_a_newer_release_is_refused_in_words(tmp_path: Path, moving: Clock) -> None:
+def test_a_file_of_a_newer_release_is_refused_in_words(tmp_path: Path, moving: StillClock) -> None:
     SqliteStore(tmp_path, clock=moving, keep=KEEP).close()
     with closing(sqlite3.connect(tmp_path / "history.db")) as db:
         db.execute(f"PRAGMA user_version = {schema.VERSION + 1}")
@@ -475,7 +468,7 @@ def test_a_file_of_a_newer_release_is_refused_in_words(tmp_path: Path, moving: C
         SqliteStore(tmp_path, clock=moving, keep=KEEP)
 
 
-def test_a_file_of_somebody_else_is_refused(tmp_path: Path, moving: Clock) -> None:
+def test_a_file_of_somebody_else_is_refused(tmp_path: Path, moving: StillClock) -> None:
     with closing(sqlite3.connect(tmp_path / "history.db")) as db, db:
         db.execute("CREATE TABLE theirs (a)")
 
@@ -484,7 +477,7 @@ def test_a_file_of_somebody_else_is_refused(tmp_path: Path, moving: Clock) -> No
 
 
 def test_an_older_file_is_migrated_after_a_copy(
-    tmp_path: Path, moving: Clock, make_row: MakeRow, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, moving: StillClock, make_row: MakeRow, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with closing(SqliteStore(tmp_path, clock=moving, keep=KEEP)) as store:
         store.append(make_row(seq=1))
@@ -501,7 +494,7 @@ def test_an_older_file_is_migrated_after_a_copy(
 
 
 def test_rows_become_minutes_and_minutes_end_with_age(
-    tmp_path: Path, moving: Clock, make_row: MakeRow, quick: None
+    tmp_path: Path, moving: StillClock, make_row: MakeRow, quick: None
 ) -> None:
     rows = [make_row(at=BEGIN + 15 * number, seq=number, temperature=60.0) for number in range(960)]
     rows[333] = make_row(at=rows[333].at, seq=333, temperature=95.0)
@@ -541,7 +534,7 @@ HOURS_ALONE = "SELECT COUNT(*) FROM hours WHERE day % 86400"
 
 
 def test_hours_of_a_day_are_packed_together_when_the_next_begins_and_late_rows_find_theirs(
-    tmp_path: Path, moving: Clock, make_row: MakeRow, quick: None
+    tmp_path: Path, moving: StillClock, make_row: MakeRow, quick: None
 ) -> None:
     midnight = BEGIN // DAY * DAY
     rows = [make_row(at=midnight + 600 * number, seq=number, temperature=60 + number % 17) for number in range(190)]
@@ -575,7 +568,7 @@ def test_hours_of_a_day_are_packed_together_when_the_next_begins_and_late_rows_f
 
 
 def test_a_damaged_hour_that_stands_alone_is_a_gap_and_the_others_of_its_day_stay(
-    tmp_path: Path, moving: Clock, make_row: MakeRow, quick: None
+    tmp_path: Path, moving: StillClock, make_row: MakeRow, quick: None
 ) -> None:
     midnight = BEGIN // DAY * DAY
     hourly = SeriesQuery(metric="gpu_util", begin=midnight, end=midnight + 3 * HOUR - 1, step_seconds=HOUR)
@@ -612,7 +605,7 @@ def _reading(folder: Path) -> "closing[sqlite3.Connection]":
 
 
 def test_a_row_older_than_rows_are_kept_is_settled_and_not_stored(
-    tmp_path: Path, moving: Clock, make_row: MakeRow
+    tmp_path: Path, moving: StillClock, make_row: MakeRow
 ) -> None:
     with closing(SqliteStore(tmp_path, clock=moving, keep=KEEP)) as store:
         store.append(make_row(at=BEGIN - 8 * DAY, seq=1))
@@ -623,7 +616,7 @@ def test_a_row_older_than_rows_are_kept_is_settled_and_not_stored(
 
 @pytest.mark.slow
 def test_the_file_stays_near_its_cap_over_three_times_its_retention(
-    tmp_path: Path, moving: Clock, make_fleet: MakeFleet, quick: None
+    tmp_path: Path, moving: StillClock, make_fleet: MakeFleet, quick: None
 ) -> None:
     cap = 5 * 2**19
     keep = replace(KEEP, rows_seconds=2 * DAY, minutes_seconds=3 * DAY, hours_seconds=3 * DAY, file_bytes=cap)
@@ -643,7 +636,7 @@ def test_the_file_stays_near_its_cap_over_three_times_its_retention(
 
 
 def test_answers_do_not_change_while_hours_are_sealed_and_sums_stay(
-    tmp_path: Path, moving: Clock, make_row: MakeRow, quick: None
+    tmp_path: Path, moving: StillClock, make_row: MakeRow, quick: None
 ) -> None:
     usage = UsageQuery(begin=BEGIN, end=BEGIN + 3 * HOUR, by=("user", "host"))
     cluster = SeriesQuery(metric="busy_gpus", begin=BEGIN, end=BEGIN + 3 * HOUR, by="cluster", step_seconds=60)
@@ -660,7 +653,7 @@ def test_answers_do_not_change_while_hours_are_sealed_and_sums_stay(
 
 
 def test_boots_that_a_host_invents_leave_the_file_but_for_the_last(
-    tmp_path: Path, moving: Clock, make_row: MakeRow, quick: None
+    tmp_path: Path, moving: StillClock, make_row: MakeRow, quick: None
 ) -> None:
     store = SqliteStore(tmp_path, clock=moving, keep=KEEP)
     for number in range(3 * MOST_BOOTS):
@@ -686,7 +679,7 @@ def test_boots_that_a_host_invents_leave_the_file_but_for_the_last(
 
 
 def test_a_backlog_of_the_running_hour_fills_its_gap_before_the_hour_is_over(
-    tmp_path: Path, moving: Clock, make_row: MakeRow, quick: None, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, moving: StillClock, make_row: MakeRow, quick: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sqlite, "START_SECONDS", 0.0)
     monkeypatch.setattr(sqlite, "LATE_SECONDS", 0.0)
@@ -708,7 +701,9 @@ def test_a_backlog_of_the_running_hour_fills_its_gap_before_the_hour_is_over(
         assert held.held_seconds == pytest.approx(42 * 60 + 30)
 
 
-def test_who_asks_first_need_not_wait_for_numpy(tmp_path: Path, moving: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_asks_first_need_not_wait_for_numpy(
+    tmp_path: Path, moving: StillClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
     loaded = threading.Event()
     monkeypatch.setattr(sqlite, "START_SECONDS", 0.0)
     monkeypatch.setattr(late_numpy, "load", loaded.set)
@@ -717,7 +712,7 @@ def test_who_asks_first_need_not_wait_for_numpy(tmp_path: Path, moving: Clock, m
 
 
 def test_the_mean_of_a_step_is_never_beside_what_was_least_and_most(
-    tmp_path: Path, moving: Clock, make_row: MakeRow
+    tmp_path: Path, moving: StillClock, make_row: MakeRow
 ) -> None:
     rng = random.Random(3)
     with closing(SqliteStore(tmp_path, clock=moving, keep=KEEP)) as store:

@@ -28,6 +28,7 @@ from cluster_dash_server.store import (
     Use,
     UseQuery,
 )
+from tests.clocks import StillClock
 
 BEGIN = 1_699_999_200.0
 """The start of an hour, two hours before the end of a day of UTC."""
@@ -38,26 +39,16 @@ MakeRow = Callable[..., Figures]
 MakeFleet = Callable[[int, int, float, float], list[Figures]]
 
 
-class Clock:
-    """A clock that a test moves by hand."""
-
-    def __init__(self) -> None:
-        self.now = BEGIN + 6 * HOUR
-
-    def __call__(self) -> float:
-        return self.now
-
-
 @pytest.fixture
-def moving() -> Clock:
-    return Clock()
+def moving() -> StillClock:
+    return StillClock(BEGIN + 6 * HOUR)
 
 
 Kind = MemoryStore | SqliteStore
 
 
 @pytest.fixture(params=["memory", "sqlite", "sqlite, sealed"])
-def store(request: pytest.FixtureRequest, tmp_path: Path, moving: Clock) -> Iterator[Kind]:
+def store(request: pytest.FixtureRequest, tmp_path: Path, moving: StillClock) -> Iterator[Kind]:
     if request.param == "memory":
         yield MemoryStore(moving)
         return
@@ -112,7 +103,7 @@ def test_unknown_stays_unknown(store: Kind, make_row: MakeRow) -> None:
     assert list(unknown.mean) == [None, None]
 
 
-def test_a_spike_of_one_round_is_in_the_most_of_a_month(store: Kind, make_row: MakeRow, moving: Clock) -> None:
+def test_a_spike_of_one_round_is_in_the_most_of_a_month(store: Kind, make_row: MakeRow, moving: StillClock) -> None:
     rows = [make_row(at=BEGIN + 5 * number, seq=number, temperature=60.0, interval=5.0) for number in range(1440)]
     rows[700] = make_row(at=rows[700].at, seq=700, temperature=95.0, interval=5.0)
     put(store, rows)
@@ -226,7 +217,7 @@ def test_the_running_hour_counts_up_to_now(store: Kind, make_row: MakeRow) -> No
 
 
 def test_the_running_hour_of_a_user_is_divided_by_what_has_passed_of_it(
-    store: Kind, make_row: MakeRow, moving: Clock
+    store: Kind, make_row: MakeRow, moving: StillClock
 ) -> None:
     moving.now = BEGIN + 5400
     put(store, [make_row(at=BEGIN + 60 * number, seq=number, gpus=2) for number in range(91)])
@@ -238,7 +229,7 @@ def test_the_running_hour_of_a_user_is_divided_by_what_has_passed_of_it(
 
 
 def test_an_hour_of_which_nothing_is_known_is_a_gap_for_users_too(
-    store: Kind, make_row: MakeRow, moving: Clock
+    store: Kind, make_row: MakeRow, moving: StillClock
 ) -> None:
     moving.now = BEGIN + 6 * HOUR
     for begin, user in ((BEGIN + HOUR, "alice"), (BEGIN + 3 * HOUR, "bob")):
@@ -257,7 +248,7 @@ def test_an_hour_of_which_nothing_is_known_is_a_gap_for_users_too(
 @pytest.mark.parametrize("step", [60, HOUR])
 @pytest.mark.parametrize("metric", ["total_gpus", "power_w"])
 def test_a_minute_in_which_measuring_began_or_ended_makes_no_count_low(
-    metric: str, step: float, store: Kind, make_row: MakeRow, moving: Clock
+    metric: str, step: float, store: Kind, make_row: MakeRow, moving: StillClock
 ) -> None:
     rows = [
         make_row(at=begin + 5 * number, seq=round(begin - BEGIN) + number, gpus=8, interval=5.0)
@@ -347,7 +338,7 @@ USED = [
     ],
 )
 def test_hours_whose_minutes_have_as_many_rows_are_told_as_others_are(
-    without: range, behind: float, tmp_path: Path, moving: Clock, make_row: MakeRow
+    without: range, behind: float, tmp_path: Path, moving: StillClock, make_row: MakeRow
 ) -> None:
     rng, rows = random.Random(1), []
     for number in (*range(4 * 240), 750.5, 880.5):
@@ -378,7 +369,7 @@ def test_hours_whose_minutes_have_as_many_rows_are_told_as_others_are(
 @pytest.mark.parametrize("is_sealed", [False, True])
 @pytest.mark.parametrize("cut", [range(0, 30), range(45, 60)])
 def test_what_was_there_only_outside_the_time_asked_for_is_not_told(
-    cut: range, is_sealed: bool, tmp_path: Path, moving: Clock, make_row: MakeRow
+    cut: range, is_sealed: bool, tmp_path: Path, moving: StillClock, make_row: MakeRow
 ) -> None:
     plain, store = MemoryStore(moving), SqliteStore(tmp_path, clock=moving, keep=KEEP)
     try:
@@ -405,7 +396,7 @@ def test_what_was_there_only_outside_the_time_asked_for_is_not_told(
 
 @pytest.mark.parametrize("seed", range(2))
 def test_sealed_late_and_reopened_answers_are_those_of_the_plainest_store(
-    seed: int, tmp_path: Path, moving: Clock, make_fleet: MakeFleet
+    seed: int, tmp_path: Path, moving: StillClock, make_fleet: MakeFleet
 ) -> None:
     rng = random.Random(seed)
     rows = make_fleet(seed + 6, 7, BEGIN, BEGIN + 4 * HOUR)  # of these the last to begin have no GPUs
