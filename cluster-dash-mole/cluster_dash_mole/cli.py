@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any
 
 from cluster_dash_mole import __version__, collectors, logs, parts, pick
 from cluster_dash_mole.collectors.gpu import GpuCollector
@@ -295,12 +295,14 @@ def _simulate(given: argparse.Namespace) -> int:
 
 def _end_on_signals(code: int) -> None:
     """End the main thread wherever it is; the others are daemons, and the NVML child ends by itself."""
+    is_ending = False
 
-    def stop(number: int, _: FrameType | None) -> NoReturn:
-        # a second signal while the first one is obeyed would print a trace
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        raise SystemExit(code)
+    def stop(number: int, _: FrameType | None) -> None:
+        # A second signal while the first one is obeyed would print a trace. So would SIG_IGN, where both came at once.
+        nonlocal is_ending
+        if not is_ending:
+            is_ending = True
+            raise SystemExit(code)
 
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)

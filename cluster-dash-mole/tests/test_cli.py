@@ -261,6 +261,16 @@ def test_a_mole_never_ends_because_of_what_a_server_says(tmp_path: Path, dash: D
     assert SECRET not in log
 
 
+def test_two_signals_at_once_are_one_end_without_a_trace(tmp_path: Path, dash: Dash) -> None:
+    config(tmp_path, dash.server_port)
+    with start(tmp_path, "-m", "cluster_dash_mole", "run") as mole:
+        eventually(lambda: dash.bodies)
+        for number in (signal.SIGSTOP, signal.SIGINT, signal.SIGTERM):  # Ctrl-C of `make run`: the shell's and its own
+            mole.send_signal(number)
+        log = ends_at_once(mole, signal.SIGCONT)
+    assert "Traceback" not in log
+
+
 def test_a_mole_ends_at_once_while_a_post_hangs(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         config(tmp_path, silent.getsockname()[1])
