@@ -135,6 +135,25 @@ def test_what_a_marked_block_types_is_there(block: Block) -> None:
             assert [each for each in unit.split() if not (TOP / "systemd" / f"{each}.service").exists()] == []
 
 
+def test_what_root_types_on_a_machine_that_was_set_up_so_is_on_its_path() -> None:
+    linked: set[str] = set()
+    for block in (block for block in SHELL if block.page == "setup.md" and block.mark and "as root" in block.mark):
+        for command in block.commands:
+            linked |= set(re.findall(r"^ln -sf /opt/(cluster-dash-\w+)/bin/\1 /usr/local/bin/$", command))
+            if typed := re.match(r"(?:[A-Z_]+=\S+ +)*(cluster-dash-(?:server|mole)) ", command):
+                assert typed[1] in linked, command
+
+
+def test_the_first_doctor_knows_the_passcode_that_was_just_made(tmp_path: Path) -> None:
+    typed = next(line for block in SHELL if block.page == "setup.md" for line in block.commands if " doctor" in line)
+    (tmp_path / "passcode").write_text("0123456789abcdef")
+    here = typed.replace("/etc/cluster-dash", str(tmp_path)).replace("/var/lib/cluster-dash", str(tmp_path))
+    environment = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}"}
+    said = subprocess.run(["sh", "-c", here], env=environment, capture_output=True, text=True, check=False).stdout
+    assert "✔ passcode: the site's own" in said
+    assert f"✔ data folder: {tmp_path} can be written" in said
+
+
 TOML = [block for block in BLOCKS if block.kind == "toml"]
 
 

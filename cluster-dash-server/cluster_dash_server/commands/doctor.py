@@ -191,7 +191,8 @@ def passcode(settings: Settings, file: Path | None) -> Iterator[Finding]:
             mark="✘" if far else "!",
             what="passcode",
             measured="none set: the shipped one is accepted from the server's own machine only",
-            cause="the site has not chosen one yet; the moles of other hosts are answered 401",
+            cause="the site has not chosen one yet, and the moles of other hosts are answered 401; "
+            "or the server's unit has one, which this shell was not told of",
             command="(umask 077; openssl rand -hex 24 > passcode); "
             "CLUSTER_DASH_INGEST__PASSCODE_FILE=passcode cluster-dash-server serve",
             code="CD204",
