@@ -5,6 +5,7 @@ from random import Random
 
 import pytest
 
+from cluster_dash_mole.delivery import BatchReceipt
 from cluster_dash_mole.mole import Row, SendError
 from cluster_dash_mole.simulate import past
 from cluster_dash_mole.simulate.fleet import Fleet
@@ -21,13 +22,15 @@ def fleet(hosts: int) -> Fleet:
 class Server:
     """Takes batches, or raises what it is told to, in turn."""
 
-    def __init__(self, *answers: SendError | None) -> None:
-        self.answers, self.lines = [*answers], 0
+    def __init__(self, *answers: SendError | None, rejected: Mapping[int, SendError] | None = None) -> None:
+        self.answers, self.rejected = [*answers], rejected or {}
+        self.lines: list[Mapping[str, object]] = []
 
-    def post_many(self, bodies: Sequence[tuple[bytes, Mapping[str, object]]]) -> None:
+    def post_many(self, bodies: Sequence[tuple[bytes, Mapping[str, object]]]) -> BatchReceipt:
         if self.answers and (error := self.answers.pop(0)):
             raise error
-        self.lines += len(bodies)
+        self.lines += [more for _, more in bodies]
+        return BatchReceipt(rejected=self.rejected, durable={})
 
 
 class Clock:
@@ -70,17 +73,35 @@ def test_a_notebook_is_nobodys_before_it_is_begun() -> None:
     assert -6 * 3600 <= job.started <= -3600
 
 
-def test_a_server_without_room_is_told_later() -> None:
-    server, clock = Server(None, SendError("full", row=Row.NOT_NOW, wait=30.0), None), Clock()
-    assert past.tell(server, past.snapshots(fleet(1), 8 * 3600.0), clock) == server.lines == 240
-    assert clock.slept == [1.0, 30.0, 1.0, 1.0]
+def test_a_server_without_room_or_that_does_not_answer_in_time_is_told_later() -> None:
+    trouble = SendError("CD102 no answer in time", row=Row.TROUBLE)
+    server, clock = Server(None, SendError("full", row=Row.NOT_NOW, wait=30.0), trouble, None), Clock()
+    told = past.tell(server, past.snapshots(fleet(1), 8 * 3600.0), clock)
+    assert (told.taken, told.refused, told.ended_by) == (len(server.lines), 0, None) == (240, 0, None)
+    assert clock.slept == [1.0, 30.0, 4.0, 1.0, 1.0]
+
+
+def test_it_is_marked_as_backlog_so_that_a_host_that_has_rebooted_since_is_no_twin() -> None:
+    server = Server()
+    past.tell(server, past.snapshots(fleet(1), 3600.0), Clock())
+    assert server.lines == [{"spool": {"backlog": True}}] * 30
+
+
+def test_what_is_refused_is_counted_with_the_first_reason() -> None:
+    server = Server(rejected={3: SendError("CD301 refused (400): cpu", row=Row.NEVER)})
+    told = past.tell(server, past.snapshots(fleet(1), 8 * 3600.0), Clock())
+    assert (told.taken, told.refused, str(told.such_as)) == (237, 3, "CD301 refused (400): cpu")
 
 
 @pytest.mark.parametrize(
     "answers",
-    [[SendError("who?", row=Row.WHO_ARE_YOU)], [SendError("full", row=Row.NOT_NOW)] * past.TRIES],
-    ids=["refuses", "is full for long"],
+    [
+        [SendError("who?", row=Row.WHO_ARE_YOU)],
+        [SendError("full", row=Row.NOT_NOW)] * past.TRIES,
+        [SendError("away", row=Row.TROUBLE)] * past.TRIES,
+    ],
+    ids=["refuses", "is full for long", "is away for long"],
 )
 def test_a_server_that_does_not_take_it_is_left_alone(answers: list[SendError]) -> None:
-    with pytest.raises(SendError):
-        past.tell(Server(*answers), past.snapshots(fleet(1), 8 * 3600.0), Clock())
+    told = past.tell(Server(None, *answers), past.snapshots(fleet(1), 8 * 3600.0), Clock())
+    assert (told.taken, told.ended_by) == (past.LINES, answers[-1])

@@ -172,12 +172,12 @@ def _tell_past(simulation: Simulation, fleet: Fleet, clock: SystemClock) -> None
     """Tell what was before the night, beside the live posts."""
     found = past.snapshots(fleet, simulation.past_seconds)
     hours = simulation.past_seconds / 3600
-    try:
-        told = past.tell(_sender(simulation, clock), found, clock)
-    except SendError as error:
-        _say(f"the past {hours:g} h are not in history: {error}")
+    told = past.tell(_sender(simulation, clock), found, clock)
+    refused = f"; {told.refused:,} were refused, such as {told.such_as}" if told.refused else ""
+    if told.ended_by is None:
+        _say(f"the past {hours:g} h are in history: {told.taken:,} snapshots{refused}")
     else:
-        _say(f"the past {hours:g} h are in history: {told:,} snapshots")
+        _say(f"the past {hours:g} h are not all in history, {told.taken:,} snapshots are: {told.ended_by}{refused}")
 
 
 def _sender(simulation: Simulation, clock: SystemClock) -> HttpSender:
