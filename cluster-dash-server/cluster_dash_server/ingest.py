@@ -265,8 +265,10 @@ class Ingest:
                 answers.append({"status": refusal.status, **refused(refusal.status, refusal.text).body})
         if relayed is None and len(rejected) == len(lines) and all(each["status"] == 429 for each in rejected):
             return refused(429, rejected[0]["msg"])
-        if rejected:
-            log.info("refused %d of %d lines from %s", len(rejected), len(lines), post.caller.peer)
+        if rejected and self._is_worth_a_line():
+            first, which = rejected[0], f"{len(rejected)} of {len(lines)} lines"
+            why = f"{first['status']}: {printable(first['msg'])}"
+            log.info("refused %s from %s, such as %s", which, post.caller.peer, why)
         body = {"accepted": len(lines) - len(rejected) - duplicates, "duplicates": duplicates, "rejected": rejected}
         if relayed is not None:
             return Answer(status=200, body={"success": True, **body, "answers": answers})

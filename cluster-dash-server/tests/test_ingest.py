@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from cluster_dash_server.access.auth import Auth, Caller, Passcode
 from cluster_dash_server.cluster import Cluster
-from cluster_dash_server.ingest import Answer, Ingest, Limits, Post, bearer, date
+from cluster_dash_server.ingest import LINES_A_MINUTE, Answer, Ingest, Limits, Post, bearer, date
 from cluster_dash_server.snapshot import checker
 from cluster_dash_server.states import Thresholds
 
@@ -219,6 +219,19 @@ def test_each_line_of_a_batch_is_taken_or_refused_for_itself(bench: Bench, examp
     assert [(each["line"], each["status"]) for each in answer.body["rejected"]] == [(1, 400), (3, 400), (4, 401)]
     assert answer.body["rejected"][1]["msg"] == "cpu: 5 is not of type object"
     assert [host for host, _ in bench.stored()] == ["a", "d", "gpu01"]
+
+
+def test_the_log_says_why_lines_of_a_batch_are_refused_so_often_a_minute(
+    bench: Bench, example: Snapshot, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    body = lines(example, {**example, "hostname": "b", "cpu": 5}, b"not json")
+    for _ in range(LINES_A_MINUTE + 5):
+        bench.batch(body)
+    assert len(caplog.messages) == LINES_A_MINUTE
+    (said,) = set(caplog.messages)
+    assert said.startswith("refused 2 of 3 lines from ")
+    assert said.endswith(", such as 400: cpu: 5 is not of type object")
 
 
 @pytest.mark.parametrize(
