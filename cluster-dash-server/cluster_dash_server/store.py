@@ -9,7 +9,8 @@ How to ask (all moments Unix s; unknown is None; every call may raise `StoreErro
   GPUs.
 - The cluster and each model: `by="cluster"` or `by="model"`, with one of `CLUSTER_METRICS`: read from roll-ups, so 30
   days cost a millisecond. `models=("…",)` chooses. Its newest two minutes are still being counted and not given.
-- A user over time: `by="user"`, `users=("alice",)`, with one of `USER_METRICS`; steps of an hour or more.
+- A user over time: `by="user"`, `users=("alice",)`, with one of `USER_METRICS`; steps of an hour or more, each
+  on average over the time of it that was measured.
 - Steps: `step_seconds=None` chooses the finest that gives at most `MOST_POINTS` points, from the finest tier that still
   is kept; `Series.step_seconds` says what it became. `t` are the starts of the steps, multiples of the step since 1970,
   all of them from the first to the last in range; where nothing was measured, min, mean and max are None. A spike

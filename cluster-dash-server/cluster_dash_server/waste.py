@@ -6,12 +6,12 @@ in the total each GPU counts once.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, tzinfo
 from typing import Literal, get_args
 
-from cluster_dash_server.store import Ledger, Series, SeriesQuery, Store, Usage, UsageQuery, Use, UseQuery
+from cluster_dash_server.store import MOST_POINTS, Ledger, Series, SeriesQuery, Store, Usage, UsageQuery, Use, UseQuery
 from cluster_dash_server.summary import model_by_name
 from cluster_dash_server.when import Span, step_seconds
 
@@ -156,7 +156,7 @@ def report(store: Store, ledger: Ledger, span: Span, zone: tzinfo, group_of: Cal
             )
             for by, found in lines.items()
         },
-        week=week(usage("hour"), zone),
+        week=week(usage("hour"), _gpus_of_hours(store, span), zone),
         supply=supply(store, span),
         free=next(iter(free.values()), None),
         held=next(iter(_held(store, span, "cluster").values()), None),
@@ -210,25 +210,44 @@ def _most(idles: Iterable[Idle]) -> Idle | None:
     return max(idles, key=lambda idle: idle.seconds, default=None)
 
 
-def week(hours: Iterable[Usage], zone: tzinfo) -> list[list[Hour | None]]:
-    """Return the mean of each hour of the week: 7 days from Monday on, 24 hours each; None where nothing was seen."""
+def week(hours: Iterable[Usage], gpus: Mapping[float, float], zone: tzinfo) -> list[list[Hour | None]]:
+    """Return the mean of each hour of the week: 7 days from Monday on, 24 hours each; None where nothing was seen.
+
+    Args:
+        hours: GPU-seconds by hour.
+        gpus: how many GPUs there were in each hour, while it was measured; no hour counts for longer than that.
+        zone: in which days and hours are counted.
+    """
     of_cell: dict[tuple[int, int], list[Usage]] = defaultdict(list)
     for each in hours:
         if each.hour is not None and each.seen_seconds > 0:
             then = datetime.fromtimestamp(each.hour, zone)
             of_cell[then.weekday(), then.hour].append(each)
-    return [[_hour(of_cell.get((day, hour), ())) for hour in range(24)] for day in range(7)]
+    return [[_hour(of_cell.get((day, hour), ()), gpus) for hour in range(24)] for day in range(7)]
 
 
-def _hour(found: Sequence[Usage]) -> Hour | None:
+def _hour(found: Sequence[Usage], gpus: Mapping[float, float]) -> Hour | None:
     if not found:
         return None
-    seconds = 3600 * len(found)
+    seconds = sum(min(3600.0, each.seen_seconds / gpus.get(each.hour or 0.0, 1e-9)) for each in found)
     return Hour(
         seen_gpus=sum(each.seen_seconds for each in found) / seconds,
         held_gpus=sum(each.held_seconds for each in found) / seconds,
         idle_gpus=sum(each.idle_seconds for each in found) / seconds,
     )
+
+
+def _gpus_of_hours(store: Store, span: Span) -> dict[float, float]:
+    """Return how many GPUs there were in each hour, as a mean over the time for which that is known."""
+    found: dict[float, float] = {}
+    begin, last = span.begin // 3600 * 3600, span.end
+    while begin <= last:
+        end = min(last, begin + (MOST_POINTS - 1) * 3600)
+        ask = SeriesQuery(metric="total_gpus", begin=begin, end=end, by="cluster", step_seconds=3600)
+        for each in store.series(ask):
+            found |= {at: mean for at, mean in zip(each.t, each.mean, strict=True) if mean}
+        begin += MOST_POINTS * 3600
+    return found
 
 
 # ------------------------------------------------------------------------------------------------- is there enough

@@ -18,7 +18,7 @@ GROUPS = {"alice": "vision", "bob": "vision", "carol": "speech"}
 
 def kept(rows: list[tuple[str, float, float, list[Card]]]) -> MemoryStore:
     """Keep what hosts did: (host, from which hour on, for how many hours, its GPUs), a snapshot every ten minutes."""
-    store = MemoryStore(lambda: MONDAY + 30 * DAY)
+    store = MemoryStore(lambda: MONDAY + 100 * DAY)
     for host, begin, hours, cards in rows:
         for step in range(int(hours * 6)):
             store.append(figures(host, MONDAY + begin * HOUR + step * 600, cards, interval_seconds=600))
@@ -149,6 +149,16 @@ def test_a_past_without_a_snapshot_tells_nothing() -> None:
     found = reported(kept([]))
     assert (found.total.held_seconds, found.total.idle_share, found.supply, found.free) == (0, None, [], None)
     assert all(not lines for lines in found.lines.values())
+
+
+def test_an_hour_of_the_week_is_told_for_the_time_that_was_measured() -> None:
+    store = kept([("gpu01", 7 * 24 * week + 10.5, 2, [busy("alice"), idle("bob"), Card()]) for week in range(12)])
+    found = reported(store, 12 * 7 * 24)
+    told = [found.week[0][hour] for hour in range(9, 14)]
+    assert told[0] is None
+    for each in told[1:4]:
+        assert each is not None
+        assert [each.seen_gpus, each.held_gpus, each.idle_gpus] == pytest.approx([3, 2, 1], abs=0.01)
 
 
 def test_any_split_of_the_time_adds_up_to_the_same_hours() -> None:

@@ -19,7 +19,7 @@ from cluster_dash_server.history.rollups import (
     uses,
     whole_minutes,
 )
-from cluster_dash_server.history.steps import SETTLING_SECONDS, Steps, steps_of, user_series
+from cluster_dash_server.history.steps import SETTLING_SECONDS, Steps, covered_seconds, hours_in, steps_of, user_series
 from cluster_dash_server.privacy import unnamed, without_user
 from cluster_dash_server.store import (
     CLUSTER_METRICS,
@@ -250,8 +250,9 @@ class MemoryStore:
         found = self.usage(
             UsageQuery(begin=steps.begin, end=steps.end, by=("user", "hour"), users=ask.users, hosts=ask.hosts)
         )
-        measured = self.usage(UsageQuery(begin=steps.begin, end=steps.end, by=("hour",), hosts=ask.hosts))
-        return user_series(found, measured, ask.metric, steps, self._clock())
+        measured = self.usage(UsageQuery(begin=steps.begin, end=steps.end, by=("hour",)))
+        total = self._cluster(replace(ask, metric="total_gpus", by="cluster"), hours_in(steps))
+        return user_series(found, covered_seconds(measured, total), ask.metric, steps)
 
 
 def _hours(rows: list[Figures]) -> list[tuple[int, list[Figures]]]:

@@ -41,6 +41,8 @@ SHARE = (
 _SHARE_BUSY, _SHARE_IDLE, _SHARE_UTIL = map(SHARE.index, ("busy", "idle", "util"))
 _SEEN = 1e-6
 """GPU-seconds; fewer are what rounding leaves where all was taken out again."""
+_NEARLY = 0.999
+"""GPUs of which so much was seen were there for all of a minute, but for rounding."""
 USAGE = ("held", "busy", "idle", "allocated", "util", "seen")
 """The columns of a usage, in GPU-seconds."""
 
@@ -193,27 +195,33 @@ class HourRows(NamedTuple):
 
     def covers(self, begin: float, end: float) -> "NDArray[np.float64]":
         """Return the `covers` of the rows."""
-        return covers(self.times, float(self.runs[-1].values[-1, _INTERVAL]), begin, end)
+        intervals = [each for run in self.runs for each in run.values[:, _INTERVAL].tolist()]
+        return covers(self.times, intervals, begin, end)
 
 
 def covers(
-    times: Sequence[float], interval: float, begin: float, end: float, next_at: float = inf
+    times: Sequence[float], intervals: Sequence[float], begin: float, end: float, next_at: float = inf
 ) -> "NDArray[np.float64]":
     """Return for how long each row holds within a stretch of time: a line a row, from and to.
 
     Args:
         times: when rows of one host were taken, oldest first, all within the stretch.
-        interval: the seconds between rows, as the newest of them says; NaN: it does not.
+        intervals: the seconds between rows, as each of them says, for its host may be set to another one meanwhile;
+            NaN: it does not.
         begin: the start of the stretch; the row before it holds up to here.
         end: its end.
         next_at: when the row behind these was taken, where that is known.
     """
-    if interval != interval:
-        interval = _usual_interval(times)
-    reach, late = 1.5 * interval, max(60.0, 3 * interval)
-    starts = [begin if times[0] - reach < begin else times[0], *times[1:]]
-    ends = [after if after - at <= late else at + reach for at, after in pairwise(times)]
-    ends.append(next_at if next_at - times[-1] <= late else min(end, times[-1] + reach))
+    if any(each != each for each in intervals):
+        usual = _usual_interval(times)
+        intervals = [usual if each != each else each for each in intervals]
+    starts = [begin if times[0] - 1.5 * intervals[0] < begin else times[0], *times[1:]]
+    ends = [
+        after if after - at <= 60.0 or after - at <= 3 * interval else at + 1.5 * interval
+        for at, after, interval in zip(times, times[1:], intervals, strict=False)
+    ]
+    last, interval = times[-1], intervals[-1]
+    ends.append(next_at if next_at - last <= max(60.0, 3 * interval) else min(end, last + 1.5 * interval))
     return np.array([starts, ends]).T
 
 
@@ -226,7 +234,7 @@ def _usual_interval(times: Sequence[float]) -> float:
 
 def covers_of(rows: Sequence[Figures], begin: float, end: float, next_at: float = inf) -> "NDArray[np.float64]":
     """Return `covers` of rows of one host, oldest first."""
-    return covers([row.at for row in rows], rows[-1].values[_INTERVAL], begin, end, next_at)
+    return covers([row.at for row in rows], [row.values[_INTERVAL] for row in rows], begin, end, next_at)
 
 
 def roll(rows: Sequence[Figures], begin: float, end: float, next_at: float = inf) -> Rolled:
@@ -579,20 +587,33 @@ def uses(host: str, found: Iterable[Stretch]) -> list[Use]:
 # ---------------------------------------------------------------------------------------- from shares to what is asked
 
 
-def whole_minutes(minutes: Minutes) -> list[tuple[int, str, Share]]:
+def whole_minutes(minutes: Minutes, known_to: float = inf) -> list[tuple[int, str, Share]]:
     """Return the minutes that rows cover to their ends, in order.
 
-    Where a minute has none before or after it within its hour, rows began or ended somewhere in it: told over 60 s, its
-    GPUs would be too few.
+    Where a minute has none before or after it, rows began or ended somewhere in it: told over 60 s, its GPUs would be
+    too few. So it is in the minute beside that one if not all hosts began or ended in the same: it is told where as
+    much was seen as in the next one. Of the hour before or after nothing may be known yet: the minute at its edge is
+    told, too, where as much was seen as in the whole one beside it.
 
     Args:
-        minutes: of whole hours, or with a minute more on either side.
+        minutes: of whole hours, or with two minutes more on either side.
+        known_to: from there on (Unix s) it is not known yet which minutes there are.
     """
+
+    def reaches(minute: int, model: str, step: int) -> bool:
+        """Say whether rows reach the end of a minute that lies towards `step`."""
+        next_, after = ((minute + far, model) in minutes or minute + far >= known_to for far in (step, 2 * step))
+        if next_ and after:
+            return True
+        is_edge_of_hour = (minute + step) // HOUR != minute // HOUR and (minute - 2 * step, model) in minutes
+        beside = minutes.get((minute - step, model))
+        is_full = beside is not None and minutes[minute, model][0] >= _NEARLY * beside[0]
+        return is_full and (next_ or is_edge_of_hour)
+
     return [
         (minute, model, share)
         for (minute, model), share in sorted(minutes.items())
-        if (minute % HOUR == 0 or (minute - 60, model) in minutes)
-        and ((minute + 60) % HOUR == 0 or (minute + 60, model) in minutes)
+        if reaches(minute, model, -60) and reaches(minute, model, 60)
     ]
 
 

@@ -1,7 +1,7 @@
 """How a question is cut into steps: pure; every kind of store answers with the same ones."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from cluster_dash_server.history.rollups import HOUR
@@ -72,32 +72,62 @@ def steps_of(ask: SeriesQuery) -> Steps:
     return Steps(first * least, least, last - first + 1)
 
 
-def user_series(
-    found: Iterable[Usage], measured: Iterable[Usage], metric: str, steps: Steps, counted_to: float
-) -> list[Series]:
+def hours_in(steps: Steps) -> Steps:
+    """Return the hours of steps, which are hours or longer."""
+    return Steps(steps.begin, HOUR, round(steps.count * steps.seconds / HOUR))
+
+
+def covered_seconds(measured: Iterable[Usage], total_gpus: Iterable[Series]) -> dict[float, float]:
+    """Return for how many seconds of each hour rows tell what GPUs did: with a gap in it, or running, less than 3600.
+
+    Args:
+        measured: GPU-seconds by hour.
+        total_gpus: how many GPUs there were, in steps of an hour, where that is known.
+    """
+    gpus = {at: mean for line in total_gpus for at, mean in zip(line.t, line.mean, strict=True) if mean}
+    return {
+        each.hour: min(HOUR, each.seen_seconds / gpus[each.hour])
+        for each in measured
+        if each.hour is not None and each.hour in gpus and each.seen_seconds
+    }
+
+
+def passed_seconds(measured: Iterable[Usage], counted_to: float) -> dict[float, float]:
+    """Return how many seconds of each hour in which GPUs were seen have passed, where no more is known of it.
+
+    Args:
+        measured: GPU-seconds by hour.
+        counted_to: up to which moment GPU-seconds are counted (Unix s).
+    """
+    return {
+        each.hour: passed if 0 < (passed := counted_to - each.hour) < HOUR else HOUR
+        for each in measured
+        if each.hour is not None and each.seen_seconds
+    }
+
+
+def user_series(found: Iterable[Usage], covered: Mapping[float, float], metric: str, steps: Steps) -> list[Series]:
     """Return how many GPUs each user had in each step, on average; None where nothing was measured.
 
     Args:
         found: GPU-seconds by user and hour.
-        measured: GPU-seconds by hour alone: an hour in which no GPU was seen is in no average.
+        covered: for how many seconds of each hour it is known what GPUs did; others are in no average.
         metric: one of USER_METRICS.
         steps: hours or longer.
-        counted_to: up to which moment GPU-seconds are counted (Unix s): no more of the running hour is in the average.
     """
 
-    def step_of(each: Usage) -> int:
-        return int(((each.hour or 0) - steps.begin) // steps.seconds)
+    def step_of(hour: float) -> int:
+        return int((hour - steps.begin) // steps.seconds)
 
     seconds = [0.0] * steps.count
-    for each in measured:
-        if each.seen_seconds and (place := step_of(each)) < steps.count:
-            counted = counted_to - (each.hour or 0)
-            seconds[place] += counted if 0 < counted < HOUR else HOUR
+    for hour, known in covered.items():
+        if 0 <= (place := step_of(hour)) < steps.count:
+            seconds[place] += known
     lines: dict[str, list[float | None]] = {}
     for each in found:
         held = dict(zip(USER_METRICS, (each.held_seconds, each.busy_seconds, each.idle_seconds), strict=True))
         line = lines.setdefault(str(each.user), [0.0 if known else None for known in seconds])
-        if (place := step_of(each)) < steps.count and seconds[place]:
+        if each.hour is not None and each.hour in covered and 0 <= (place := step_of(each.hour)) < steps.count:
             line[place] = (line[place] or 0.0) + held[metric] / seconds[place]
     return [
         Series(step_seconds=steps.seconds, t=steps.starts(), min=line, mean=line, max=line, user=user)

@@ -43,9 +43,9 @@ def test_what_an_hour_has_given_minute_by_minute_is_what_its_rows_add_up_to(
 
     assert_alike(opened.usage()[int(BEGIN)], wanted.by_user())
     assert_alike(opened.usage_of_hosts()[int(BEGIN), "gpu01"], wanted.by_user())
-    assert opened.minutes().keys() == wanted.by_minute().keys()
+    assert opened.minutes(0.0).keys() == wanted.by_minute().keys()
     for key, share in wanted.by_minute().items():
-        assert opened.minutes()[key] == pytest.approx(share, abs=1e-6), key
+        assert opened.minutes(0.0)[key] == pytest.approx(share, abs=1e-6), key
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -58,21 +58,21 @@ def test_rows_that_come_late_count_in_the_running_hour_once_it_is_added_up_anew(
 
     assert opened.take([row for row in rows if id(row) not in late]) == []
     assert opened.take([row for row in rows if id(row) in late]) == [("gpu01", hour)] * 20
-    assert opened.minutes() != in_order.minutes()
+    assert opened.minutes(0.0) != in_order.minutes(0.0)
     opened.anew("gpu01", hour, rows)
 
-    for mine, wanted in ((opened.minutes(), in_order.minutes()), (opened.usage(), in_order.usage())):
+    for mine, wanted in ((opened.minutes(0.0), in_order.minutes(0.0)), (opened.usage(), in_order.usage())):
         assert mine.keys() == wanted.keys()
     assert_alike(opened.usage()[hour], in_order.usage()[hour])
-    for key, share in in_order.minutes().items():
-        assert opened.minutes()[key] == pytest.approx(share, abs=1e-6), key
+    for key, share in in_order.minutes(0.0).items():
+        assert opened.minutes(0.0)[key] == pytest.approx(share, abs=1e-6), key
     after = make_row("gpu01", BEGIN + 1805.0, interval=15.0)
     for each in (in_order, opened):
         each.take([after])
     assert_alike(opened.usage()[hour], in_order.usage()[hour])
 
     opened.close("gpu01", hour)
-    assert (opened.minutes(), opened.usage()) == ({}, {})
+    assert (opened.minutes(0.0), opened.usage()) == ({}, {})
 
 
 def test_rows_of_an_hour_before_wait_for_its_sealing(make_row: MakeRow) -> None:
@@ -98,7 +98,7 @@ def test_hosts_without_gpus_give_nothing_and_end_no_hour_of_the_others(make_row:
     opened.close("gpu01", hour)
     for name in names[1:]:
         opened.close(name, hour)
-    assert (opened.minutes(), opened.usage()) == ({}, {})
+    assert (opened.minutes(0.0), opened.usage()) == ({}, {})
 
 
 def test_an_hour_ends_also_for_a_host_that_had_a_gpu_for_less_than_rounding_leaves(make_row: MakeRow) -> None:
@@ -109,7 +109,7 @@ def test_an_hour_ends_also_for_a_host_that_had_a_gpu_for_less_than_rounding_leav
 
     for name in ("gpu01", "gpu02", "gpu03"):
         opened.close(name, hour)
-    assert (opened.minutes(), opened.usage()) == ({}, {})
+    assert (opened.minutes(0.0), opened.usage()) == ({}, {})
 
 
 def test_hosts_may_come_while_somebody_asks_what_each_host_has_given(

@@ -264,6 +264,119 @@ def test_a_minute_in_which_measuring_began_or_ended_makes_no_count_low(
     assert len(known) in ((1,) if step == HOUR else (22, 23, 24))  # the newest two of a host are still being counted
 
 
+def put_in_time(store: Kind, rows: list[Figures], clock: StillClock) -> None:
+    """Put rows before their time is over, as hosts do: no minute is told before all of them have come."""
+    end, clock.now = clock.now, rows[0].at
+    for each in rows:
+        store.append(each)
+    clock.now = end
+    store.flush()
+
+
+def times(begin: float, end: float, every: float) -> list[float]:
+    return [begin + every * number for number in range(math.ceil((end - begin) / every))]
+
+
+@pytest.mark.parametrize("step", [60, 300, 600, HOUR])
+@pytest.mark.parametrize("by", ["cluster", "model"])
+@pytest.mark.parametrize(
+    ("ends", "begins"),
+    [(1500, 2000), (HOUR - 195, HOUR - 10), (HOUR - 40, HOUR + 200), (HOUR - 300, HOUR + 25), (2788, 3 * HOUR + 50)],
+)
+def test_no_count_falls_beside_a_gap_wherever_it_begins_and_ends(
+    ends: float, begins: float, by: By, step: float, store: Kind, make_row: MakeRow, moving: StillClock
+) -> None:
+    last = begins + 1900
+    moving.now = BEGIN + last + 1
+    put_in_time(
+        store,
+        [
+            make_row(f"gpu{host}", BEGIN + at + 4 * host, seq=round(at), gpus=8, interval=15.0)
+            for at in (*times(620, ends, 15), *times(begins, last, 15))
+            for host in range(4)
+        ],
+        moving,
+    )
+
+    for metric, there in (("total_gpus", 32), ("busy_gpus", 32), ("power_w", 32 * 300.5)):
+        ask = SeriesQuery(metric=metric, begin=BEGIN, end=moving.now, by=by, step_seconds=step)
+        (line,) = store.series(ask)
+        for told in (line.min, line.mean, line.max):
+            known = [each for each in told if each is not None]
+            assert known == pytest.approx([there] * len(known), rel=2e-3)
+            assert known
+
+
+@pytest.mark.parametrize("step", [60, HOUR])
+def test_a_host_that_is_set_to_another_interval_is_there_all_the_time(
+    step: float, store: Kind, make_row: MakeRow, moving: StillClock
+) -> None:
+    moving.now = BEGIN + 3 * HOUR
+    slow, quick = times(0, 1200, 120), times(1200, 2000, 5)
+    put(
+        store,
+        [
+            make_row(at=BEGIN + at, seq=number, gpus=8, interval=120.0 if at in slow else 5.0)
+            for number, at in enumerate((*slow, *quick, *times(2000, 2 * HOUR, 120)))
+        ],
+    )
+
+    (line,) = store.series(
+        SeriesQuery(metric="total_gpus", begin=BEGIN, end=BEGIN + 1900, by="cluster", step_seconds=step)
+    )
+    (use,) = store.uses(UseQuery(begin=BEGIN, end=BEGIN + 1900, gpus=(0,)))
+
+    assert list(line.min[:30]) == pytest.approx([8.0] * len(line.min[:30]))
+    assert use.from_at == BEGIN
+    assert use.to_at >= BEGIN + 2000
+
+
+@pytest.mark.parametrize("interval", [60.0, 300.0, math.nan])
+def test_hosts_that_post_seldom_are_all_there_up_to_now(
+    interval: float, tmp_path: Path, make_row: MakeRow, moving: StillClock
+) -> None:
+    """As the first agents do: what one says holds until the next, which is not there yet."""
+    every = 300.0 if interval != interval else interval
+    rows = [
+        make_row(f"gpu{host}", BEGIN + at + host * every / 5, seq=round(at), gpus=8, interval=interval)
+        for host in range(5)
+        for at in times(0, HOUR - every, every)
+    ]
+    rows.sort(key=lambda row: row.at)
+    for store in (MemoryStore(moving), SqliteStore(tmp_path, clock=moving, keep=KEEP)):
+        left = list(rows)
+        for now in times(BEGIN + 1500, BEGIN + 3000, 35):
+            moving.now = now
+            while left and left[0].at <= now:
+                store.append(left.pop(0))
+            store.flush()
+            ask = SeriesQuery(metric="total_gpus", begin=BEGIN + 600, end=now, by="cluster", step_seconds=60)
+            (line,) = store.series(ask)
+            known = [each for each in line.mean if each is not None]
+            assert known == pytest.approx([40] * len(known)), now - BEGIN
+            assert len(known) >= (now - BEGIN - 600) // 60 - 4
+        if isinstance(store, SqliteStore):
+            store.close()
+
+
+def test_what_users_have_is_told_for_the_time_that_was_measured(
+    store: Kind, make_row: MakeRow, moving: StillClock
+) -> None:
+    told = (*times(2405, 4 * HOUR - 2000, 15), *times(4 * HOUR - 700, 5 * HOUR + 1300, 15))
+    rows = [
+        make_row(f"gpu{host}", BEGIN + at + host, seq=round(at), gpus=4, interval=15.0, user=("alice", None)[host])
+        for at in told
+        for host in range(2)
+    ]
+    moving.now = rows[-1].at + 5
+    put_in_time(store, rows, moving)
+
+    for step in (HOUR, 2 * HOUR):
+        ask = SeriesQuery(metric="held_gpus", begin=BEGIN, end=moving.now, by="user", step_seconds=step)
+        (alice,) = store.series(ask)
+        assert list(alice.mean) == pytest.approx([4.0] * len(alice.t), abs=0.03), step
+
+
 def test_the_cluster_at_a_moment(store: Kind, make_row: MakeRow) -> None:
     put(
         store,

@@ -22,7 +22,7 @@ from cluster_dash_server.history.gpu_hours import (
 from cluster_dash_server.history.postgresql.numbered import KEPT_USAGE, PART, SCHEMA, USAGE, part_of
 from cluster_dash_server.history.postgresql.running import Sums
 from cluster_dash_server.history.rollups import HOUR, Share, Stretch, uses
-from cluster_dash_server.history.steps import steps_of, user_series
+from cluster_dash_server.history.steps import passed_seconds, steps_of, user_series
 from cluster_dash_server.hostlist import matcher
 from cluster_dash_server.inflate import pack, unpack
 from cluster_dash_server.postgresql import Database, PostgresqlError, Statements
@@ -107,7 +107,8 @@ class Questions:
         with Asking(), self._db.asking() as db:
             (counted_to,) = db.execute("SELECT COALESCE(MAX(counted_to), 0) FROM running").fetchone()
         now = self._clock()
-        return user_series(found, measured, ask.metric, steps, counted_to if now - counted_to < HOUR else now)
+        passed = passed_seconds(measured, counted_to if now - counted_to < HOUR else now)
+        return user_series(found, passed, ask.metric, steps)
 
     def usage(self, ask: UsageQuery) -> list[Usage]:
         """See `Ledger`."""

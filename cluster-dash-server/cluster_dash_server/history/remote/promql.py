@@ -18,7 +18,7 @@ from cluster_dash_server.history.remote.encoding import INFO, MIB, NAMES, PREFIX
 from cluster_dash_server.history.remote.engine import Access, Connection, EngineError, refusal
 from cluster_dash_server.history.remote.recording import OF_ALL, cluster_name, user_name
 from cluster_dash_server.history.rollups import HOUR
-from cluster_dash_server.history.steps import SETTLING_SECONDS, Steps, steps_of, user_series
+from cluster_dash_server.history.steps import Steps, steps_of, user_series
 from cluster_dash_server.store import (
     GPU_METRICS,
     HOST_METRICS,
@@ -189,21 +189,19 @@ class Asker:
     def _users(self, ask: SeriesQuery, steps: Steps) -> list[Series]:
         """Answer by the same sums of hours as other kinds: what a user had, and hours of which something is known."""
         where: Mapping[str, Sequence[str]] = {} if ask.users is None else {"user": ask.users}
-        now = self._clock()
         first, last = int(steps.begin // HOUR) * HOUR, -int(-steps.end // HOUR) * HOUR
-        found, measured = [], []
+        found, covered = [], dict[float, float]()
         for begin in range(first, last, MOST_STEPS * HOUR):
             hours = Steps(begin, HOUR, min(MOST_STEPS, (last - begin) // HOUR))
             held = f"sum_over_time({self._chosen(user_name(ask.metric), where)}{_window(HOUR)})"
             for line in self._ask(held, hours):
                 for at, value in line["values"]:
-                    found.append(_held(line["metric"]["user"], hours.begin, at, ask.metric, float(value) * 60))
+                    hour = _hour_of(hours, at)
+                    found.append(_held(line["metric"]["user"], hour, ask.metric, float(value) * 60))
             counted = self._chosen(cluster_name("total_gpus", by_model=False), {})
             for line in self._ask(f"count_over_time({counted}{_window(HOUR)})", hours):
-                for at, value in line["values"]:
-                    measured.append(_held(None, hours.begin, at, ask.metric, float(value) * 60))
-        settled = (now - SETTLING_SECONDS) // 60 * 60
-        return user_series(found, measured, ask.metric, steps, settled)
+                covered |= {_hour_of(hours, at): 60 * float(value) for at, value in line["values"]}
+        return user_series(found, covered, ask.metric, steps)
 
     def recorded(self, first: int, last: int) -> set[int]:
         """Return the minutes of the cluster that the engine has, of those from the first to the last.
@@ -454,12 +452,16 @@ def _series(
     )
 
 
-def _held(user: str | None, begin: float, at: float, metric: str, seconds: float) -> Usage:
-    """Return one figure of what a user had in an hour; of no user: that something is known of the hour."""
+def _hour_of(hours: Steps, at: float) -> float:
+    return hours.begin + (at - hours.begin) // HOUR * HOUR
+
+
+def _held(user: str, hour: float, metric: str, seconds: float) -> Usage:
+    """Return one figure of what a user had in an hour."""
     of = {name: seconds if name == metric else 0.0 for name in USER_METRICS}
     return Usage(
         user=user,
-        hour=begin + (at - begin) // HOUR * HOUR,
+        hour=hour,
         held_seconds=of["held_gpus"],
         busy_seconds=of["busy_gpus"],
         idle_seconds=of["idle_gpus"],

@@ -220,17 +220,19 @@ class Recorder:
         """
         if not minutes:
             return
-        known = {key for key in self._minutes if minutes[0] - 60 <= key[0] <= minutes[-1] + 60}
+        known = {key for key in self._minutes if minutes[0] - 120 <= key[0] <= minutes[-1] + 120}
         whole: dict[int, list[bytes]] = {}
-        for minute, model, share in whole_minutes({key: self._minutes[key] for key in known}):
+        for minute, model, share in whole_minutes({key: self._minutes[key] for key in known}, minutes[-1] + 120):
             whole.setdefault(minute, []).extend(self._of_all(minute, model, share))
         for minute in minutes:
             if minute not in but:
-                yield Recorded(minute, [*whole.get(minute, []), *self._of_users(minute)])
+                # what users had is divided by how many minutes are told
+                parts = [*whole[minute], *self._of_users(minute)] if minute in whole else []
+                yield Recorded(minute, parts)
             self._touched.pop(minute, None)
             self._users.pop(minute, None)
         self.newest = max(minutes[-1], minutes[-1] if self.newest is None else self.newest)
-        forgotten = min(self._touched, default=self.newest + 60) - 60  # each minute is judged by the one before it
+        forgotten = min(self._touched, default=self.newest + 60) - 120  # each minute is judged by the two before it
         for key in [key for key in self._minutes if key[0] < forgotten and key[0] not in self._touched]:
             del self._minutes[key]
 

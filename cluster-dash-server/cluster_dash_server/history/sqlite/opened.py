@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from math import inf
 
 from cluster_dash_server.history.rollups import HOUR, Minutes, Rolled, Share, UsageKey, covers_of, roll_all, runs_of
+from cluster_dash_server.history.steps import SETTLING_SECONDS
 from cluster_dash_server.privacy import without_user
 from cluster_dash_server.store import Figures
 
@@ -48,7 +49,6 @@ class OpenHours:
     def __init__(self) -> None:
         self._hosts: dict[str, _Host] = {}
         self._hours: dict[int, _Hour] = {}
-        self._counted_to = 0.0
         self._lock = threading.Lock()
 
     def take(self, rows: Iterable[Figures]) -> list[tuple[str, int]]:
@@ -106,11 +106,10 @@ class OpenHours:
         for given, rows, begin, next_at in due:
             end = given.hour + HOUR
             parts.append((runs_of(rows), covers_of(rows, begin, end, next_at if next_at < end else inf)))
-        for (given, _, _, next_at), new in zip(due, roll_all(parts), strict=True):
+        for (given, *_), new in zip(due, roll_all(parts), strict=True):
             with self._lock:
                 given.put(new)
                 self._hours[given.hour].rolled.put(new)
-                self._counted_to = max(self._counted_to, min(next_at, given.hour + HOUR))
 
     def _take_back(self, host: _Host, hour: int) -> None:
         """Take out all that an hour of a host has given; under the lock."""
@@ -142,15 +141,32 @@ class OpenHours:
                 for key in [key for key in rolled.users if key[0] == user]:
                     del rolled.users[key]
 
-    def counted_to(self) -> float:
-        """Return up to which moment rows were added up (Unix s); 0: none was yet."""
+    def minutes(self, now: float) -> Minutes:
+        """Return the shares of the cluster, by minute and model, whole up to what is told `now` (Unix s)."""
+        still = self._still((now - SETTLING_SECONDS) // 60 * 60)
         with self._lock:
-            return self._counted_to
+            for hour, of_all in self._hours.items():
+                rolled = still.setdefault(hour, Rolled(hour))
+                rolled.put(of_all.rolled)
+            return {key: share for rolled in still.values() for key, share in rolled.by_minute().items()}
 
-    def minutes(self) -> Minutes:
-        """Return the shares of the cluster, by minute and model."""
-        with self._lock:
-            return {key: share for hour in self._hours.values() for key, share in hour.rolled.by_minute().items()}
+    def _still(self, before: float) -> dict[int, Rolled]:
+        """Add up rows that wait although they are of minutes before a moment, by the hour.
+
+        Their hosts post less often than rows are added up, or no more: until the next one comes, the newest row holds.
+        """
+        parts = []
+        for host in list(self._hosts.values()):
+            rows = list(host.waiting)
+            if rows:
+                hour = rows[0].at // HOUR * HOUR
+                begin = rows[0].at if hour in host.given else hour
+                if begin < before:
+                    parts.append((runs_of(rows), covers_of(rows, begin, hour + HOUR)))
+        still: dict[int, Rolled] = {}
+        for rolled in roll_all(parts):
+            still.setdefault(rolled.hour, Rolled(rolled.hour)).put(rolled)
+        return still
 
     def usage(self) -> dict[int, dict[UsageKey, Share]]:
         """Return the usage of all hosts together: by hour, then by user and model."""

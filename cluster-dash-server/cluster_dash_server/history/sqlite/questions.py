@@ -6,6 +6,7 @@ from array import array
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from itertools import compress, groupby
 from operator import add, attrgetter
 from typing import TYPE_CHECKING, Any
@@ -37,7 +38,7 @@ from cluster_dash_server.history.rollups import (
 )
 from cluster_dash_server.history.sqlite.opened import OpenHours
 from cluster_dash_server.history.sqlite.sealing import USAGE_COLUMNS, Names, hot_rows
-from cluster_dash_server.history.steps import SETTLING_SECONDS, Steps, steps_of, user_series
+from cluster_dash_server.history.steps import SETTLING_SECONDS, Steps, covered_seconds, hours_in, steps_of, user_series
 from cluster_dash_server.store import (
     CLUSTER_METRICS,
     HOST_METRICS,
@@ -209,27 +210,33 @@ class Reader:
         found: defaultdict[str, list[_Point]] = defaultdict(list)
         models = ("",) if ask.by == "cluster" else ask.models
         wanted = None if models is None else set(models)
-        open_minutes = self._open.minutes()
+        open_minutes = self._open.minutes(now)
+        open_hours: set[int] | None
         if steps.seconds % HOUR == 0:
             # hours that are still open in part are made of their minutes
             open_hours = {minute // HOUR * HOUR for minute, _ in open_minutes}
             self._cluster_hours(steps, place, wanted, open_hours, found)
             minutes = {
-                key: share for hour in open_hours for key, share in self._cluster_minutes(hour, hour + HOUR, wanted)
+                key: share
+                for hour in open_hours
+                for key, share in self._cluster_minutes(hour - 120, hour + HOUR + 120, wanted)
             }
         else:
-            minutes = dict(self._cluster_minutes(steps.begin - 60, steps.end + 60, wanted))
+            open_hours = None
+            minutes = dict(self._cluster_minutes(steps.begin - 120, steps.end + 120, wanted))
             if not minutes or min(minutes)[0] > steps.begin + HOUR:  # older than minutes are kept
                 covered = {minute // HOUR * HOUR for minute, _ in minutes}
                 self._cluster_hours(steps, place, wanted, covered, found)
         for key, share in open_minutes.items():
-            if steps.begin - 60 <= key[0] < steps.end + 60 and (key[1] != "" if wanted is None else key[1] in wanted):
+            if steps.begin - 120 <= key[0] < steps.end + 120 and (key[1] != "" if wanted is None else key[1] in wanted):
                 was = minutes.get(key)
                 minutes[key] = share if was is None else tuple(map(add, was, share))
         settled = now - SETTLING_SECONDS - 60
         for minute, model, share in whole_minutes(minutes):
             if minute > settled or not steps.begin <= minute < steps.end:
                 continue
+            if open_hours is not None and minute // HOUR * HOUR not in open_hours:
+                continue  # it is in its hour
             points, value = found[model], cluster_figures(share, 60)[place]
             if value is not None:
                 points.append((int((minute - steps.begin) // steps.seconds), value, value * _FINEST, value, 1))
@@ -273,9 +280,10 @@ class Reader:
         found = self.usage(
             UsageQuery(begin=steps.begin, end=steps.end, by=("user", "hour"), users=ask.users, hosts=ask.hosts)
         )
-        measured = self.usage(UsageQuery(begin=steps.begin, end=steps.end, by=("hour",), hosts=ask.hosts))
-        counted_to = self._open.counted_to()
-        return user_series(found, measured, ask.metric, steps, counted_to if now - counted_to < HOUR else now)
+        measured = self.usage(UsageQuery(begin=steps.begin, end=steps.end, by=("hour",)))
+        total = replace(ask, metric="total_gpus", by="cluster")
+        covered = covered_seconds(measured, self._cluster(total, hours_in(steps), now))
+        return user_series(found, covered, ask.metric, steps)
 
     def usage(self, ask: UsageQuery) -> list[Usage]:
         """See `Ledger.usage`."""

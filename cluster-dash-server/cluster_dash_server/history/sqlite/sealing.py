@@ -34,6 +34,7 @@ from cluster_dash_server.history.rollups import (
     DAY,
     HOUR,
     HourRows,
+    Minutes,
     Rolled,
     Run,
     Share,
@@ -240,18 +241,22 @@ class Sums:
         """Write them."""
         hours: dict[tuple[int, str, str], Share] = {}
         days: dict[tuple[int, str, str], Share] = {}
+        told: set[tuple[int, str]] = set()
         for hour, rolled in self._hours.items():
             for model, shares in rolled.of_all().items():
                 self._write_minutes(hour, model, shares)
+                told |= {(hour + beside, model) for beside in (-HOUR, 0, HOUR)}
             usage = rolled.by_user()
             hours.update({(hour, *key): share for key, share in usage.items()})
             _gather(days, (((hour // DAY * DAY, *key), share) for key, share in usage.items()))
+        for hour, model in told:
+            self._tell_hour(hour, model)
         _add_usage(self._db, "user_hours", "hour, user, model", hours.items())
         _add_usage(self._db, "user_days", "day, user, model", days.items())
         _add_usage(self._db, "usage_days", "day, host, user, model", self._host_days.items())
 
     def _write_minutes(self, hour: int, model: str, shares: "NDArray[np.float64]") -> None:
-        """Add to the minutes of an hour, and tell the hour by them."""
+        """Add to the minutes of an hour."""
         db, total = self._db, shares.copy()
         for minute, share in db.execute(
             "SELECT minute, share FROM cluster_minutes WHERE minute >= ? AND minute < ? AND model = ?",
@@ -267,11 +272,22 @@ class Sums:
             "DELETE FROM cluster_minutes WHERE minute = ? AND model = ?",
             [(minute, model) for minute, share in changed if share[0] < _EPSILON],
         )
-        minutes = {(hour + 60 * place, model): tuple(share) for place, share in enumerate(total.tolist())}
-        seen = {key: share for key, share in minutes.items() if share[0] >= _EPSILON}
-        of_minutes = [cluster_figures(share, 60) for _, _, share in whole_minutes(seen)]
+
+    def _tell_hour(self, hour: int, model: str) -> None:
+        """Tell an hour by its minutes; whether those at its edges are whole, the hours beside it say."""
+        db = self._db
+        seen: Minutes = {
+            (minute, model): tuple(array("d", share))
+            for minute, share in db.execute(
+                "SELECT minute, share FROM cluster_minutes WHERE minute >= ? AND minute < ? AND model = ?",
+                (hour - 120, hour + HOUR + 120, model),
+            )
+        }
+        whole = [(minute, share) for minute, _, share in whole_minutes(seen) if hour <= minute < hour + HOUR]
+        of_minutes = [cluster_figures(share, 60) for _, share in whole]
         if not of_minutes:
-            db.execute("DELETE FROM cluster_hours WHERE hour = ? AND model = ?", (hour, model))
+            if hour in self._hours:  # of one beside it the minutes may be let go by their age
+                db.execute("DELETE FROM cluster_hours WHERE hour = ? AND model = ?", (hour, model))
             return
         figures = array("d")
         for column in zip(*of_minutes, strict=True):
