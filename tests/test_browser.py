@@ -291,12 +291,45 @@ def test_a_figure_is_saved_as_png_without_leaving_the_browser(seat: Seat) -> Non
     assert not [url for url in asked if not url.startswith((seat.site.url, "data:", "blob:"))]
 
 
-def test_more_gpus_than_bars_can_show_become_a_map(seat: Seat) -> None:
+def test_bars_of_figures_that_are_no_longer_true_are_grey_and_say_so(seat: Seat) -> None:
+    page = seat.open("/gpu-data")
+    page.wait_for_selector("[data-metric=gpu_util] .bars path")
+    bars = (
+        "(() => { const [trace] = document.querySelector('[data-metric=gpu_util]').data;"
+        " const { color, opacity } = trace.marker;"
+        " return trace.hovertext.map((text, place) => [text, color[place], opacity[place]]); })()"
+    )
+    drawn = {text.split(",")[0]: (text, colour, opacity) for text, colour, opacity in page.evaluate(bars)}
+    grey = page.evaluate("getComputedStyle(document.documentElement).getPropertyValue('--stale-ink')")
+    assert drawn["gpu07 GPU 0"] == ("gpu07 GPU 0, down, last known: busy 0 %", grey, 0.6)
+    assert drawn["gpu05 GPU 0"] == ("gpu05 GPU 0, stale, last known: busy 97 %", grey, 0.6)
+    assert drawn["gpu10 GPU 2"] == ("gpu10 GPU 2, unknown, last known: busy 97 %", grey, 0.6)  # read too long ago
+    assert drawn["gpu01 GPU 7"][0] == "gpu01 GPU 7, busy, busy 95 %"
+    assert drawn["gpu01 GPU 7"][1:] != (grey, 0.6)
+
+
+def test_more_gpus_than_bars_can_show_become_a_map_with_a_dash_where_no_figure_is_known(seat: Seat) -> None:
     for number in range(20):
         seat.site.post(snapshot(f"node{number:02}", [working(index, "zoe", util=5 * index) for index in range(8)]))
-    page = seat.open("/gpu-data")
-    page.wait_for_selector(".plot .heatmaplayer image")
+    seat.site.post(snapshot("quiet", [gpu(0, gpu_util=None), gpu(1)]))
+    page = seat.open("/gpu-data?q=quiet,gpu05,gpu07,node")
+    page.wait_for_selector("[data-metric=gpu_util] .heatmaplayer image")
     assert page.locator(".plot .main-svg").count() >= 4
+    map_ = "document.querySelector('[data-metric=gpu_util]')"
+    hosts = page.evaluate(f"{map_}.data[0].hovertext.map((texts) => texts[0].split(' ')[0])")
+    cells, dashes = page.evaluate(f"{map_}.data.map(({{z}}) => z)")
+    for host, wanted in (("gpu05", [None, None]), ("gpu07", [None, None]), ("quiet", [None, 0]), ("node00", [0, 5])):
+        place = hosts.index(host)
+        assert cells[place][:2] == wanted, host
+        assert dashes[place][:2] == [1 if value is None else None for value in wanted], host
+    for host, said in (("gpu05", "stale, last known: busy 97 %"), ("quiet", "free, not reported")):
+        left, top = page.evaluate(
+            f"(() => {{ const {{ _size, xaxis, yaxis }} = {map_}._fullLayout;"
+            f" const box = {map_}.getBoundingClientRect();"
+            f" return [box.left + _size.l + xaxis.c2p(0), box.top + _size.t + yaxis.c2p({hosts.index(host)})]; }})()"
+        )
+        page.mouse.move(left, top)
+        page.locator(".hovertext", has_text=f"{host} GPU 0, {said}").wait_for()
 
 
 def test_the_theme_can_be_chosen_on_a_page_that_is_not_live(seat: Seat) -> None:

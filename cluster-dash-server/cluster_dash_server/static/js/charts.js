@@ -80,6 +80,7 @@ const isDots = (trace) => trace.meta?.form === "dots";
 const isLabelled = (trace) => trace.orientation === "h" || isDots(trace);
 
 function paint(trace) {
+  if (trace.meta?.form === "dashes") return { ...trace, colorscale: [0, 1].map((end) => [end, colour("stale-ink")]), showscale: false };
   if (trace.type === "heatmap") return { ...trace, coloraxis: "coloraxis" };
   if (trace.meta && "band" in trace.meta) return { ...trace, line: { width: 0 }, fillcolor: hue(trace.meta.band) + BAND_ALPHA };
   if (trace.type === "scatter" && !isDots(trace)) return { ...trace, ...line(trace.meta.line) };

@@ -20,6 +20,8 @@ const MOST_LINES = 16;
 const MOST_POINTS = 800;
 const LABEL_PX = 32;
 const BARS_PX = 220;
+/** How much of the height of a cell its dash leaves free. */
+const DASH_GAP = 0.6;
 const PANEL_PX = 180;
 const PAST = "now-1h";
 const byId = (id) => document.getElementById(id);
@@ -58,6 +60,8 @@ const METRICS = {
 const sum = (values) => values.reduce((total, value) => total + value, 0);
 const mean = (values) => sum(values) / values.length;
 const nameOf = (gpu) => `${gpu.host} GPU ${gpu.index}`;
+/** Whether its figures are those of a silent host, or were read too long ago: they do not say what is. */
+const isPast = (gpu) => gpu.silent || gpu.read_at !== null;
 
 function top(found, words) {
   const { gpu, value } = found.reduce((best, each) => (each.value > best.value ? each : best));
@@ -131,7 +135,7 @@ function offer(place, figure) {
 
 function overall(place, gpus) {
   const metric = METRICS[place.dataset.metric];
-  const reporting = gpus.filter((gpu) => !gpu.silent);
+  const reporting = gpus.filter((gpu) => !isPast(gpu));
   const found = reporting.map((gpu) => ({ gpu, value: metric.value(gpu) })).filter(({ value }) => known(value));
   const unknown = reporting.length - found.length;
   const said = found.length ? metric.finding(found) : "No GPU that is live reports it.";
@@ -142,8 +146,10 @@ function overall(place, gpus) {
   else draw(place, shares(found, metric));
 }
 
-const hover = (gpu, metric) =>
-  escape(`${nameOf(gpu)}, ${gpu.state}, ${known(metric.value(gpu)) ? metric.words(gpu) : "not reported"}`);
+function hover(gpu, metric) {
+  const words = known(metric.value(gpu)) ? `${isPast(gpu) ? "last known: " : ""}${metric.words(gpu)}` : "not reported";
+  return escape(`${nameOf(gpu)}, ${gpu.state}, ${words}`);
+}
 
 /** A bar for each GPU, the hosts side by side with a gap between them. */
 function bars(gpus, metric, width) {
@@ -161,7 +167,7 @@ function bars(gpus, metric, width) {
     y: gpus.map(metric.value),
     hovertext: gpus.map((gpu) => hover(gpu, metric)),
     hoverinfo: "text",
-    customdata: gpus.map((gpu) => [gpu.state]),
+    customdata: gpus.map((gpu) => [isPast(gpu) ? "silent" : gpu.state]),
   };
   const labels = apart([...hosts].map(([host, places]) => ({ host, at: mean(places) })), (x.at(-1) * LABEL_PX) / width);
   const layout = {
@@ -192,24 +198,27 @@ function apart(labels, distance) {
 /** The top of a scale; a loop, for a call takes so many arguments only. */
 const most = (values) => values.reduce((best, value) => Math.max(best, value ?? 0), 1);
 
-/** A cell for each GPU, a line for each host: for more GPUs than bars can show. */
+/** A cell for each GPU, a line for each host: for more GPUs than bars can show. One without a figure of now has a dash. */
 function cells(gpus, metric) {
   const hosts = [...new Set(gpus.map((gpu) => gpu.host))];
   const places = new Map(hosts.map((host, place) => [host, place]));
   const width = most(gpus.map((gpu) => gpu.index)) + 1;
   const grid = (value) => hosts.map(() => Array(width).fill(value));
   const z = grid(null);
+  const dashes = grid(null);
   const text = grid("");
   for (const gpu of gpus) {
-    z[places.get(gpu.host)][gpu.index] = metric.value(gpu);
+    const value = isPast(gpu) ? null : metric.value(gpu);
+    (known(value) ? z : dashes)[places.get(gpu.host)][gpu.index] = value ?? 1;
     text[places.get(gpu.host)][gpu.index] = hover(gpu, metric);
   }
   const step = Math.ceil(hosts.length / MOST_LABELS);
   const labels = hosts.map((host, place) => [host, place]).filter(([, place]) => place % step === 0);
-  const trace = { type: "heatmap", z, hovertext: text, hoverinfo: "text", hoverongaps: false, xgap: 1, ygap: 1 };
-  const [cmin, cmax] = metric.range ?? [0, most(gpus.map(metric.value))];
+  const height = Math.min(640, Math.max(BARS_PX, 12 * hosts.length));
+  const trace = { type: "heatmap", hovertext: text, hoverinfo: "text", hoverongaps: false, xgap: 1, ygap: 1 };
+  const [cmin, cmax] = metric.range ?? [0, most(z.flat())];
   const layout = {
-    height: Math.min(640, Math.max(BARS_PX, 12 * hosts.length)),
+    height,
     xaxis: { showgrid: false, zeroline: false, title: { text: "GPU" } },
     yaxis: {
       autorange: "reversed",
@@ -222,7 +231,8 @@ function cells(gpus, metric) {
     coloraxis: { cmin, cmax },
     meta: { ramp: metric.ramp },
   };
-  return { data: [trace], layout };
+  const dash = { ...trace, z: dashes, ygap: (DASH_GAP * height) / hosts.length, meta: { form: "dashes" } };
+  return { data: [{ ...trace, z }, dash], layout };
 }
 
 /** How many GPUs of each model have which figure: for more GPUs than cells can show. */
@@ -292,7 +302,7 @@ function remember(gpus) {
     if (lines.t.at(-1) >= at) continue;
     lines.t.push(at);
     // a silent host's last figures are not what is: the line has a gap
-    for (const [name, { value }] of Object.entries(METRICS)) lines[name].push(gpu.silent || gpu.read_at !== null ? null : value(gpu));
+    for (const [name, { value }] of Object.entries(METRICS)) lines[name].push(isPast(gpu) ? null : value(gpu));
     if (lines.t.length > MOST_POINTS) for (const column of Object.values(lines)) column.shift();
   }
 }
@@ -316,7 +326,7 @@ function drawPanels(gpus) {
 }
 
 function panel(host, gpus, metric) {
-  const found = gpus.map((gpu) => ({ gpu, value: gpu.silent ? null : metric.value(gpu) })).filter(({ value }) => known(value));
+  const found = gpus.map((gpu) => ({ gpu, value: isPast(gpu) ? null : metric.value(gpu) })).filter(({ value }) => known(value));
   const said = found.length ? metric.finding(found).replaceAll(`${host} `, "") : "Reports nothing now.";
   return h(
     "figure",
