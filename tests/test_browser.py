@@ -1,6 +1,7 @@
 """The pages in a real Chromium: they draw, stay live, keep what a reader holds, and run nothing from outside."""
 
 import json
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -330,6 +331,16 @@ def test_more_gpus_than_bars_can_show_become_a_map_with_a_dash_where_no_figure_i
         )
         page.mouse.move(left, top)
         page.locator(".hovertext", has_text=f"{host} GPU 0, {said}").wait_for()
+
+
+def test_a_panel_of_one_moment_says_times_as_everywhere(seat: Seat) -> None:
+    seat.site.now += 0.25
+    page = seat.open("/gpu-data?q=gpu01")
+    page.locator("#panels").scroll_into_view_if_needed()
+    page.wait_for_selector("#panel-list .main-svg .points path")
+    ticks = page.locator("#panel-list .xtick").all_text_contents()
+    assert len(ticks) > 1, ticks
+    assert all(re.fullmatch(r"\d\d:\d\d(\d+ [A-Z][a-z]+)?", text) for text in ticks), ticks
 
 
 def test_the_theme_can_be_chosen_on_a_page_that_is_not_live(seat: Seat) -> None:

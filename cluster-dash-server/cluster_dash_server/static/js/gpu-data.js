@@ -9,6 +9,7 @@ import { drawFrame, drawLegend, drawScope, startBox } from "./filter.js";
 import { cut, gib, known, percent, plural, short, unit } from "./format.js";
 import { live } from "./frame.js";
 import { gpuRow, icon, iconLink, stateCounts } from "./rows.js";
+import { TICKS } from "./timeline.js";
 
 const MIB_PER_GIB = 1024;
 const MOST_BARS = 160;
@@ -24,6 +25,8 @@ const BARS_PX = 220;
 const DASH_GAP = 0.6;
 const PANEL_PX = 180;
 const PAST = "now-1h";
+/** What the axis of a panel shows at least, before more was seen: of one moment alone Plotly would show milliseconds. */
+const LEAST_MS = 300_000;
 const byId = (id) => document.getElementById(id);
 let cluster = new Cluster();
 let facets = null;
@@ -349,13 +352,20 @@ function lines(place, gpus, metric) {
       name: `GPU ${gpu.index}`,
       hovertemplate: `GPU ${gpu.index}: %{y:.0f}<extra></extra>`,
       connectgaps: false,
+      cliponaxis: false, // the newest point stands at the end
       meta: { line: gpu.index },
     };
   });
   const range = METRICS[metric].range;
   const layout = {
     height: PANEL_PX,
-    xaxis: { type: "date", nticks: 4 },
+    xaxis: {
+      type: "date",
+      nticks: 4,
+      tickangle: 0,
+      tickformatstops: TICKS,
+      autorangeoptions: { include: [cluster.at * 1000 - LEAST_MS, cluster.at * 1000] },
+    },
     yaxis: { rangemode: "tozero", fixedrange: true, nticks: 4, ...(range && { range }) },
     hovermode: "closest",
   };

@@ -17,7 +17,7 @@ const LEFT_PX = 48;
 const TICK_PX = 90;
 const NARROW_PX = 600;
 /** A moment on an axis, by how far (ms) its ticks are apart; as the sentences write it. */
-const TICKS = [
+export const TICKS = [
   { dtickrange: [null, 59_999], value: "%H:%M:%S\n%-d %b" },
   { dtickrange: [60_000, 86_399_999], value: "%H:%M\n%-d %b" },
   { dtickrange: [86_400_000, "M1"], value: "%-d %b\n%Y" },
