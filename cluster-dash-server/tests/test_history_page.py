@@ -23,7 +23,7 @@ from cluster_dash_server.history.memory import MemoryStore
 from cluster_dash_server.settings import ServerSettings, Settings, SiteSettings
 from cluster_dash_server.states import Thresholds
 from cluster_dash_server.store import Event, EventQuery, KeptEvent, SeriesQuery, StoreError
-from cluster_dash_server.web import first_history, history, timelines
+from cluster_dash_server.web import first_history, history, timelines, words
 from cluster_dash_server.web.answers import failure
 from cluster_dash_server.web.parameters import QueryError
 from cluster_dash_server.web.past import Past
@@ -478,6 +478,24 @@ def test_a_host_page_tells_who_had_which_gpu_and_when_it_was_heard_of(pages: Pag
     assert "alice: 30 min, 80 % busy" in text
     assert "&lt;b&gt;bob&lt;/b&gt;: " in text
     assert "<b>bob" not in text
+
+
+def test_a_host_page_says_when_the_day_was_below_the_beats_and_below_who_had_which_gpu(
+    pages: Pages, make_gpu: Any
+) -> None:
+    fill(pages, make_gpu, 30, user="alice")
+    pages.clock.now += 2 * HOUR
+    text = pages.open("/host/gpu01")
+    axes = re.findall(r'<div class="axis".*?</div>', text, re.DOTALL)
+    assert len(axes) == 2
+    assert axes[0] == axes[1]
+    ticks = re.findall(r'--share:([\d.]+)%"><time data-at="(\d+)\.0"', axes[0])
+    assert len(ticks) == 4
+    assert all(int(at) % (6 * HOUR) == 0 for _, at in ticks)
+    # where a beat of that very moment stands
+    beats = re.findall(r'<span(?: data-beat="\w+")? title="([^":]+:[^":]+:\d\d UTC)', text)
+    for left, at in ticks:
+        assert float(left) == pytest.approx(100 * beats.index(words.stamp(int(at))) / len(beats), abs=0.01)
 
 
 def test_a_host_whose_agent_is_of_the_first_version_was_heard_of_too(

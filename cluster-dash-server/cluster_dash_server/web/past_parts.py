@@ -1,5 +1,6 @@
 """What pages of the live view say of the past: a host's last day, a user's GPU-hours. Asked for by their templates."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -13,6 +14,8 @@ from cluster_dash_server.web.past import Past
 
 DAY = 86_400.0
 BEAT_SECONDS = 900.0
+TICK_SECONDS = 21_600.0
+"""How far the moments on the axis of a day are apart: so few fit on a phone."""
 CAME_BY = ("interval_seconds", "cpu_percent")
 """A snapshot of today tells the first, one of the first version the second: with either of them one came."""
 MOST_USES = 200
@@ -27,6 +30,13 @@ class Beat(NamedTuple):
 
     at: float
     came: bool | None
+
+
+class Tick(NamedTuple):
+    """A moment on the axis of the day: how far along it is, in percent."""
+
+    at: float
+    left: float
 
 
 class Stay(NamedTuple):
@@ -45,11 +55,12 @@ class LastDay:
 
     Attributes:
         beats: a cell for each quarter of an hour, and what they say together.
+        ticks: the axis, of the beats and of who had which GPU.
         gpus: each GPU that somebody had, by index, with who had it when.
     """
 
-    begin: float
     beats: Sequence[Beat]
+    ticks: Sequence[Tick]
     said: str
     gpus: Sequence[tuple[int, Sequence[Stay]]]
 
@@ -68,19 +79,21 @@ def blueprint(past: Past) -> Blueprint:
 def last_day(past: Past, host: str) -> LastDay | None:
     """Return the last 24 hours of a host; None: nothing is kept of it."""
     now = past.clock()
-    begin = now - DAY
     try:
         lines = [
             line
             for metric in CAME_BY
             for line in past.store.series(
-                SeriesQuery(metric=metric, by="host", begin=begin, end=now, step_seconds=BEAT_SECONDS, hosts=(host,))
+                SeriesQuery(
+                    metric=metric, by="host", begin=now - DAY, end=now, step_seconds=BEAT_SECONDS, hosts=(host,)
+                )
             )
         ]
+        if not lines:
+            return None
+        begin, end = lines[0].t[0], lines[0].t[-1] + BEAT_SECONDS
         uses = past.ledger.uses(UseQuery(begin=begin, end=now, hosts=(host,)))
     except StoreError:
-        return None
-    if not lines:
         return None
     came = [any(mean is not None for mean in means) for means in zip(*(line.mean for line in lines), strict=True)]
     first = came.index(True) if True in came else len(came)
@@ -93,10 +106,19 @@ def last_day(past: Past, host: str) -> LastDay | None:
     )
     of_gpu: dict[int, list[Stay]] = {}
     for use in uses:
-        of_gpu.setdefault(use.gpu, []).append(_stay(use, begin, now))
+        of_gpu.setdefault(use.gpu, []).append(_stay(use, begin, end))
     return LastDay(
-        begin=begin, beats=beats, said=said, gpus=[(gpu, stays[-MOST_USES:]) for gpu, stays in sorted(of_gpu.items())]
+        beats=beats,
+        ticks=_ticks(begin, end),
+        said=said,
+        gpus=[(gpu, stays[-MOST_USES:]) for gpu, stays in sorted(of_gpu.items())],
     )
+
+
+def _ticks(begin: float, end: float) -> list[Tick]:
+    first, last = math.ceil(begin / TICK_SECONDS), math.floor(end / TICK_SECONDS)
+    moments = [number * TICK_SECONDS for number in range(first, last + 1)]
+    return [Tick(at, round(100 * (at - begin) / (end - begin), 2)) for at in moments]
 
 
 def _stay(use: Use, begin: float, end: float) -> Stay:
