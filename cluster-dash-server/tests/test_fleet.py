@@ -62,16 +62,16 @@ def test_hosts_are_put_in_order_and_what_is_not_known_comes_last(hosts: list[Hos
 
 
 def test_every_order_can_be_asked_for(hosts: list[HostView]) -> None:
-    for sort in fleet.sorts():
+    for sort in fleet.ORDERS.choices():
         assert len(fleet.order(hosts, sort)) == len(hosts)
 
 
 def test_a_column_is_sorted_by_its_useful_end_then_the_other_then_not(hosts: list[HostView]) -> None:
     clicks = ["worst"]
     for _ in range(3):
-        clicks.append(fleet.next_sort("free", clicks[-1]))
+        clicks.append(fleet.ORDERS.next("free", clicks[-1]))
     assert clicks == ["worst", "-free", "free", "worst"]
-    assert fleet.next_sort("host", "-free") == "host"
+    assert fleet.ORDERS.next("host", "-free") == "host"
 
 
 @given(st.integers(0, 5000), st.text(max_size=8) | st.integers(-5, 200).map(str))

@@ -419,6 +419,28 @@ def test_waste_is_told_by_user_as_page_json_and_csv(pages: Pages, make_gpu: Any)
     assert pages.client.get("/api/v1/waste?by=rack").status_code == 400
 
 
+def test_the_table_of_waste_is_put_in_order_by_any_column_as_a_page_and_as_csv(pages: Pages, make_gpu: Any) -> None:
+    for minute in range(130):
+        late = [working(make_gpu, 2, "carol", 50.0)] if minute >= 60 else []
+        pages.post("gpu01", [working(make_gpu, 0, "alice", 80.0), working(make_gpu, 1, "bob", 0.0), *late])
+        pages.clock.now += MINUTE
+
+    def order(sort: str) -> list[str]:
+        text = pages.open(f"/waste?from=now-1d&sort={sort}")
+        names = re.findall(r'<tr data-key="(\w+)">\s*<th scope="row" class="name"><a href="/user', text)
+        rows = csv.reader(io.StringIO(pages.open(f"/waste?from=now-1d&format=csv&sort={sort}")))
+        assert [row[0] for row in list(rows)[2:]] == names
+        (head,) = re.findall(r'data-sort="(\w+)" aria-sort="(\w+)"', text)
+        assert head == (sort.removeprefix("-"), "descending" if sort.startswith("-") else "ascending")
+        return names
+
+    assert order("-idle")[0] == order("-share")[0] == order("-longest")[0] == "bob"
+    assert (order("name"), order("-name")) == (["alice", "bob", "carol"], ["carol", "bob", "alice"])
+    assert (order("held")[0], order("-busy")[0]) == ("carol", "alice")
+    assert 'data-sort="held"><a href="/waste?from=now-1d&amp;sort=-held#who-title">' in pages.open("/waste?from=now-1d")
+    assert pages.client.get("/waste?sort=colour").status_code == 400
+
+
 # ----------------------------------------------------------------------------------------------- figures, as such
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 from typing import Any
 
 import pytest
@@ -141,6 +142,16 @@ def test_the_overview_shows_what_is_allocated_what_waits_and_what_is_shut(asked:
     assert "waits for what it asked for to become free" in page
     assert "bad DIMM" in page
     assert "IDLE +DRAIN" in page
+
+
+@pytest.mark.parametrize(
+    ("sort", "names"), [("-gpus", "alice bob"), ("gpus", "bob alice"), ("-wanted", "bob alice"), ("-name", "bob alice")]
+)
+def test_who_has_what_is_put_in_order_by_any_column(asked: FlaskClient, sort: str, names: str) -> None:
+    by_user = asked.get(f"/slurm?sort={sort}").text.partition('id="users-title"')[2].partition("</section>")[0]
+    assert re.findall(r'<tr data-key="(\w+)">', by_user) == names.split()
+    assert by_user.count("aria-sort") == 1
+    assert 'href="/slurm?sort=-pending#users-title"' in by_user
 
 
 def test_a_drained_node_a_gpu_given_away_and_one_used_past_slurm_are_told(client: FlaskClient) -> None:

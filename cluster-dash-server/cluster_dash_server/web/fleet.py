@@ -13,6 +13,7 @@ from cluster_dash_server.hostlist import natural
 from cluster_dash_server.states import STATES
 from cluster_dash_server.summary import model
 from cluster_dash_server.web import rows, words
+from cluster_dash_server.web.sorting import Orders
 
 ALL_AT_ONCE = 100
 """Up to so many hosts stand on one page …"""
@@ -23,7 +24,6 @@ GROUPED_FROM = 200
 TOP_USERS = 3
 MOST_GROUPS = 100
 
-Key = Callable[[HostView], object | None]
 Row = TypeVar("Row")
 
 
@@ -46,44 +46,29 @@ def _users(host: HostView) -> int:
     return len({user for gpu in host.gpus for user in users_of(gpu)})
 
 
-SORTS: Mapping[str, tuple[Key, bool]] = {
-    "host": (lambda host: natural(host.host), False),
-    "state": (rows.order, False),
-    "model": (lambda host: model(host.gpus[0].gpu).lower() if host.gpus else None, False),
-    "free": (_free, True),
-    "users": (_users, True),
-    "busy": (_busy, True),
-    "mem": (_memory, True),
-    "cpu": (lambda host: host.seen.cpu_percent, True),
-    "load": (lambda host: host.seen.load_avg_1, True),
-    "seen": (lambda host: -host.seen.received_at, True),
-}
-"""What hosts can be put in order by, as the columns are called, and whether the largest comes first at first."""
-WORST = "worst"
-"""The order that the overview has by itself: what is wrong first, then the most free."""
+ORDERS: Orders[HostView] = Orders(
+    {
+        "host": (lambda host: natural(host.host), False),
+        "state": (rows.order, False),
+        "model": (lambda host: model(host.gpus[0].gpu).lower() if host.gpus else None, False),
+        "free": (_free, True),
+        "users": (_users, True),
+        "busy": (_busy, True),
+        "mem": (_memory, True),
+        "cpu": (lambda host: host.seen.cpu_percent, True),
+        "load": (lambda host: host.seen.load_avg_1, True),
+        "seen": (lambda host: -host.seen.received_at, True),
+    },
+    usual="worst",
+)
+"""What hosts can be put in order by, as the columns are called; by itself, what is wrong first, then the most free."""
 
 
 def order(hosts: Sequence[HostView], sort: str) -> list[HostView]:
-    """Put hosts in order: by `worst`, by a name of SORTS, or by its reverse, `-free`; what is not known comes last."""
-    if sort == WORST:
+    """Put hosts in an order of ORDERS; equal ones by their names."""
+    if sort == ORDERS.usual:
         return sorted(hosts, key=rows.order)
-    key, _ = SORTS[sort.removeprefix("-")]
-    keyed = [(key(host), host) for host in sorted(hosts, key=lambda each: natural(each.host))]
-    known = [each for each in keyed if each[0] is not None]
-    known.sort(key=lambda each: each[0], reverse=sort.startswith("-"))  # type: ignore[arg-type, return-value]
-    return [host for _, host in known] + [host for value, host in keyed if value is None]
-
-
-def sorts() -> tuple[str, ...]:
-    """Return every order that can be asked for, the usual one first."""
-    return (WORST, *(f"{sign}{name}" for name in SORTS for sign in ("", "-")))
-
-
-def next_sort(name: str, sort: str) -> str:
-    """Return the order that a click on a column gives: its useful end first, then the other, then the usual order."""
-    first = f"-{name}" if SORTS[name][1] else name
-    other = name if SORTS[name][1] else f"-{name}"
-    return other if sort == first else WORST if sort == other else first
+    return ORDERS.of(sorted(hosts, key=lambda each: natural(each.host)), sort)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

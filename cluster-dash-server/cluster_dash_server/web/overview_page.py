@@ -123,7 +123,7 @@ def said_count(part: Page, sort: str) -> str:
     which = words.plural(part.total, "host")
     if part.pages > 1:
         which = f"hosts {part.first}–{part.last} of {part.total}"
-    if sort == fleet.WORST:
+    if sort == fleet.ORDERS.usual:
         return f"{which}, worst first"
     heads = {name: head for name, head, _ in COLUMNS}
     return f"{which}, by {heads[sort.removeprefix('-')].lower()}"

@@ -61,7 +61,7 @@ def blueprint(
         view, form = asked() if not at else (bygone(at), choice("format", export.FORMS))
         if form != "html":
             return export.answer(form, export.hosts(view), view, site)
-        sort = choice("sort", fleet.sorts())
+        sort = choice("sort", fleet.ORDERS.choices())
         part = fleet.page(len(view.hosts), request.args.get("page", ""))
         shown = part.of(fleet.order(view.hosts, sort))
         grouped_by = fleet.grouping(request.args.get("group"), len(view.every), view.wish)
@@ -74,7 +74,7 @@ def blueprint(
             view=view,
             part=part,
             sort=sort,
-            next_sort=fleet.next_sort,
+            orders=fleet.ORDERS,
             grouped_by=grouped_by,
             groups=[] if grouped_by is None else fleet.groups(view.narrowed, grouped_by, view.wish),
             title=rows.title(view.narrowed, site),

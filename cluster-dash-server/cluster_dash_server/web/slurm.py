@@ -100,6 +100,9 @@ def blueprint(slurm: Slurm, cluster: Cluster, clock: Callable[[], float], name: 
         form = choice("format", export.FORMS)
         if form != "html":
             return taken(form, CLUSTER_COLUMNS, [cluster_row(each, now) for each in pictures], now)
+        orders, sort = slurm_words.SHARE_ORDERS, choice("sort", slurm_words.SHARE_ORDERS.choices())
+        found = counted(picture, now)
+        ordered = {name: orders.of(found[name], sort)[:MOST_SHARES] for name in ("users", "accounts")}
         return page(
             "slurm.html",
             picture,
@@ -108,7 +111,9 @@ def blueprint(slurm: Slurm, cluster: Cluster, clock: Callable[[], float], name: 
             tab="",
             has_forms=True,
             json_path="api/v1/slurm",
-            **counted(picture, now),
+            orders=orders,
+            sort=sort,
+            **{**found, **ordered},
         )
 
     def taken(form: str, columns: Sequence[str], table: Sequence[Sequence[object]], now: float) -> Response:
@@ -230,8 +235,8 @@ def _counted(picture: Picture, slurm: Slurm, cluster: Cluster, now: float) -> Js
         "shut": shut[:MOST_SHUT],
         "shut_more": max(0, len(shut) - MOST_SHUT),
         "waiting": slurm_words.waiting(picture),
-        "users": slurm_words.shares(jobs, views, cluster.thresholds, by="user")[:MOST_SHARES],
-        "accounts": slurm_words.shares(jobs, views, cluster.thresholds, by="account")[:MOST_SHARES],
+        "users": slurm_words.shares(jobs, views, cluster.thresholds, by="user"),
+        "accounts": slurm_words.shares(jobs, views, cluster.thresholds, by="account"),
         "outside": outside[:MOST_SHUT],
         "outside_count": len(outside),
         "host_of": host_of,

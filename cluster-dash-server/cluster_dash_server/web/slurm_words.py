@@ -5,9 +5,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from cluster_dash_server.cluster import GpuView, HostView
+from cluster_dash_server.hostlist import natural
 from cluster_dash_server.slurm import Job, Node, Picture, base_and_flags, gpus_of, is_down, is_drained, word
 from cluster_dash_server.states import Thresholds
 from cluster_dash_server.web import words
+from cluster_dash_server.web.sorting import Orders
 
 REASONS = {
     "Resources": "waits for what it asked for to become free",
@@ -157,6 +159,20 @@ class Share:
     seen: int = 0
     at_work: int = 0
     no_process: int = 0
+
+
+SHARE_ORDERS: Orders[Share] = Orders(
+    {
+        "name": (lambda share: natural(share.name), False),
+        "running": (lambda share: share.running, True),
+        "pending": (lambda share: share.pending, True),
+        "gpus": (lambda share: share.gpus, True),
+        "at_work": (lambda share: share.at_work if share.seen else None, True),
+        "no_process": (lambda share: share.no_process if share.seen else None, True),
+        "wanted": (lambda share: share.pending_gpus, True),
+    },
+    usual="-gpus",
+)
 
 
 def shares(jobs: Iterable[Job], on: Mapping[int, Sequence[GpuView]], thresholds: Thresholds, *, by: str) -> list[Share]:

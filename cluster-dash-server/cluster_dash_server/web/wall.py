@@ -91,7 +91,7 @@ def blueprint(cluster: Cluster, clock: Callable[[], float], site: str, frames: F
 def _overview(view: View, site: str) -> dict[str, object]:
     """Return what a wall screen and an embedded overview say."""
     shows_groups = len(view.hosts) > MOST_TILES
-    ordered: list[HostView] = [] if shows_groups else fleet.order(view.hosts, fleet.WORST)
+    ordered: list[HostView] = [] if shows_groups else fleet.order(view.hosts, fleet.ORDERS.usual)
     return {
         "now": view.now,
         "view": view,

@@ -7,6 +7,7 @@ from flask import Blueprint, Response, request
 
 from cluster_dash_server import waste
 from cluster_dash_server.access.viewers import needs
+from cluster_dash_server.hostlist import natural
 from cluster_dash_server.snapshot import Json
 from cluster_dash_server.waste import BYS, By, Hour, Line, Report
 from cluster_dash_server.web import export, timelines, words
@@ -14,6 +15,7 @@ from cluster_dash_server.web.answers import html, json_response
 from cluster_dash_server.web.export import csv_response
 from cluster_dash_server.web.parameters import choice
 from cluster_dash_server.web.past import Past, say_what_fails
+from cluster_dash_server.web.sorting import Orders
 
 DEFAULT_FROM = "now-7d"
 PRESETS = (
@@ -28,6 +30,17 @@ BYS_IN_WORDS: dict[By, str] = {"user": "User", "group": "Group", "host": "Host",
 COLUMNS = (
     *("name", "held_gpu_hours", "busy_gpu_hours", "idle_gpu_hours", "allocated_gpu_hours", "idle_percent"),
     *("longest_idle_seconds", "longest_idle_user", "longest_idle_host", "longest_idle_gpu"),
+)
+ORDERS: Orders[Line] = Orders(
+    {
+        "name": (lambda line: natural(line.name), False),
+        "idle": (lambda line: line.idle_seconds, True),
+        "share": (lambda line: line.idle_share, True),
+        "busy": (lambda line: line.busy_seconds, True),
+        "held": (lambda line: line.held_seconds, True),
+        "longest": (lambda line: None if line.longest is None else line.longest.seconds, True),
+    },
+    usual="-idle",
 )
 DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
 MOST_ROWS = 200
@@ -84,8 +97,9 @@ def blueprint(past: Past, group_of: Callable[[str], str | None], name: str) -> B
     @needs("history:read")
     def page() -> Response:
         form, by = choice("format", export.FORMS), choice("by", BYS)
+        sort = choice("sort", ORDERS.choices())
         found = reported()
-        lines = found.lines[by]
+        lines = ORDERS.of(found.lines[by], sort)
         if form != "html":
             table = export.Table(columns=COLUMNS, rows=[list(row(line).values()) for line in lines])
             return export.of_asked(form, table, past.clock(), name, asked={"by": by}, span=found.span)
@@ -111,6 +125,8 @@ def blueprint(past: Past, group_of: Callable[[str], str | None], name: str) -> B
             days=DAYS,
             zone=str(past.zone),
             by=by,
+            sort=sort,
+            orders=ORDERS,
             bys=BYS_IN_WORDS.items(),
             lines=lines[:MOST_ROWS],
             more=max(0, len(lines) - MOST_ROWS),
