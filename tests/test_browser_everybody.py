@@ -237,6 +237,48 @@ def test_the_page_of_each_hostile_name_is_found_and_runs_nothing(
         assert seat.wrong == []
 
 
+# a host of one word of as many letters as the schema takes, as have all that is on it
+LONG_HOST, LONG, LONG_PATH = "host" * 63, "w" * 256, "/" + "w" * 4095
+
+
+def test_names_as_long_as_can_be_widen_no_page(browser: Browser) -> None:
+    process = {"mem": 61500, "time": 84_211.4, "name": LONG_PATH, "command": LONG_PATH, "type": "C"}
+    busy = gpu(0, name=LONG, used_mem=62000.0, gpu_util=97, users={LONG: {"4000": process}})
+    sent = snapshot(
+        LONG_HOST,
+        [busy, gpu(1, name=LONG, error=LONG_PATH), gpu(2, name=LONG)],
+        general=dict.fromkeys(("os", "kernel", "driver_version", "cuda_version", "mole_version"), LONG),
+        disk={LONG_PATH: {"mount_point": LONG_PATH, "device": LONG_PATH, "total_gb": 10.0, "used_gb": 9.9}},
+        network={"interfaces": {LONG: {"rx_bytes": 1, "tx_bytes": 2}}},
+        collectors={"gpu": {"ok": False, "error": LONG_PATH}},
+    )
+    own = [f"/host/{LONG_HOST}", f"/embed/host/{LONG_HOST}", f"/user/{LONG}", "/embed/overview", "/?view=map"]
+    with serving(filled=False) as site, opened(browser, site, 1280) as seat:
+        site.post(sent)
+        for path in [*PAGES.values(), *own]:
+            page = seat.open(path)
+            for width in (1280, 400):
+                page.set_viewport_size({"width": width, "height": 800})
+                until(page, f"document.documentElement.scrollWidth <= {width}")
+        page = seat.open("/tv")
+        page.set_viewport_size({"width": 1280, "height": 800})
+        assert page.evaluate(
+            "[...document.querySelectorAll('.sides > *')].every((each) => each.scrollWidth <= each.clientWidth)"
+        )
+
+
+def test_mig_instances_whose_numbers_are_not_known_stay_all_on_a_live_page(browser: Browser) -> None:
+    instances = [{"gi": None, "ci": None, "uuid": f"MIG-{number}"} for number in range(3)]
+    instances += [{"profile": "1g.10gb"}, {"profile": "2g.20gb"}]
+    with serving(filled=False) as site, opened(browser, site, 1280) as seat:
+        site.post(snapshot("gpu01", [gpu(0, mig={"instances": instances})]))
+        page = seat.open("/host/gpu01")
+        page.locator("#freshness[data-freshness=live]").wait_for()
+        for _ in range(2):
+            seat.tick(lambda: site.post(snapshot("gpu01", [gpu(0, mig={"instances": instances})])))
+        assert page.locator("[aria-labelledby=mig-title] tbody tr").count() == 5
+
+
 def test_a_name_that_turns_the_line_turns_no_other(calm_seat: Seat) -> None:
     page = calm_seat.open(f"/host/{quote(HOSTILE, safe='')}")
     assert page.locator("h1").evaluate("(each) => getComputedStyle(each).unicodeBidi") == "isolate"
