@@ -43,6 +43,7 @@ FIRST = {
     "tests/test_browser_history.py": 2,
     "tests/test_hostile.py": 1,
     "tests/test_setup_walk.py": 1,
+    "tests/test_links.py": 1,
     "tests/test_containers.py": 1,
     "tests/test_docs.py": 1,
     "tests/test_browser.py": 2,
