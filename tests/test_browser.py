@@ -226,6 +226,17 @@ def test_the_notes_of_a_gpu_have_room_where_the_table_is_wider_than_the_window(s
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
 
 
+def test_on_a_phone_what_is_free_stands_before_what_is_wrong(seat: Seat) -> None:
+    page = seat.open("/")
+    top = "(id) => document.getElementById(id).getBoundingClientRect().top"
+    for width, is_first in ((1280, False), (400, True)):
+        page.set_viewport_size({"width": width, "height": 900})
+        tops = [page.evaluate(top, each) for each in ("free-now", "attention")]
+        assert page.locator("#attention").is_visible()
+        assert (tops[0] < tops[1]) is is_first
+        assert min(tops) < 400
+
+
 def test_the_keyboard_reaches_everything_and_a_strip_is_one_stop(seat: Seat) -> None:
     page = seat.open("/")
     page.keyboard.press("Tab")
