@@ -85,6 +85,8 @@ def test_many_users_take_one_line_and_all_of_them_are_said_to_who_cannot_see_it(
     line = "(document.querySelector('[data-key=gpu03]').getBoundingClientRect().height)"
     assert page.evaluate(line) <= 37
     page.set_viewport_size({"width": 360, "height": 800})
+    label = "getComputedStyle(document.querySelector('[data-key=gpu04] td.users'), '::before').content"
+    assert page.evaluate(label) == '"users "', "who has no head of a column reads what there is none of"
     assert more.is_hidden()
     assert cell.inner_text() == every
     assert page.evaluate("document.documentElement.scrollWidth") <= 360

@@ -102,6 +102,8 @@ def test_an_empty_overview_says_which_lines_to_paste(client: FlaskClient) -> Non
     text = get(client, "/").text
     assert 'curl -d "@etc/example_data1.json" -H "Content-Type: application/json" -X POST http://localhost' in text
     assert "uv run python smart_startup.py" in text
+    assert "a server with a passcode refuses it" in text
+    assert "auth_code its passcode, if it has one" in text
 
 
 def test_a_cell_is_named_with_all_it_shows(
