@@ -76,7 +76,7 @@ class Parts:
             from cluster_dash_server.sharing.settled import SharedSettled
 
             clock = engine_clock = EngineClock(clock)
-            settled = SharedSettled()
+            settled = SharedSettled(clock)
         self.clock = clock
         # what is for viewers is of the moment for which the live view speaks
         self.view_clock = clock if engine_clock is None else engine_clock.of_view

@@ -1,7 +1,7 @@
 """The seam to what keeps the shared live view: rows by key, each with an order and a version.
 
-A key is a host's name, or holds a slash: `slurm/<cluster>`, `errand/<id>`, and `settled/<host>/<boot_id>`. Of most keys
-the newest row is kept; those of the last kind are joined.
+A key is a host's name, or holds a slash: `slurm/<cluster>`, `errand/<id>`, and `settled/<life>/<group>`. Of each the
+newest row is kept.
 """
 
 from collections.abc import Mapping, Sequence
@@ -81,7 +81,7 @@ class Answer:
         at: the engine's clock (Unix s).
         changes: rows with versions after `since`, in that order, those that this exchange put left out.
         is_all: there are no more of them; else nothing was put.
-        taken: the version of each offer; None: the engine has a newer row, or knows all that it tells.
+        taken: the version of each offer; None: the engine has that row, or a newer one.
     """
 
     epoch: str

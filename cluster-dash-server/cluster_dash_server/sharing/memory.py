@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 
 from cluster_dash_server.sharing.engine import MOST_CHANGES, Answer, Away, Change, Offer, Order, is_newer
-from cluster_dash_server.sharing.settled import OF_SETTLED, joined
 
 
 class MemoryEngine:
@@ -58,16 +57,11 @@ class MemoryEngine:
         )
 
     def _put(self, offer: Offer) -> int | None:
-        known, row = self._rows.get(offer.key), offer.row
-        if offer.key.startswith(OF_SETTLED):
-            told = joined(None if known is None else known[2], row)
-            if told is None:
-                return None
-            row = told
-        elif known is not None and not is_newer(offer.order, known[1]):
+        known = self._rows.get(offer.key)
+        if known is not None and not is_newer(offer.order, known[1]):
             return None
         self._version += 1
-        self._rows[offer.key] = self._version, offer.order, row
+        self._rows[offer.key] = self._version, offer.order, offer.row
         return self._version
 
     def drop(self, orders: Mapping[str, Order]) -> None:

@@ -27,7 +27,6 @@ from cluster_dash_server.sharing.engine import (
     Order,
     text_of,
 )
-from cluster_dash_server.sharing.settled import MOST_RANGES, OF_SETTLED
 
 SECONDS = 2.0
 """How long Redis may take to answer, and to be connected to."""
@@ -60,46 +59,7 @@ local function is_newer(one, other)
   return above(edition, other_edition)
 end
 
--- see settled.joined: what two rows tell together; nil where the second tells nothing new
-local function joined(known, told, most)
-  if not known then return told end
-  -- nearly always both are one range, and the second holds the first
-  local first, last = string.match(known, '^%d+ (%d+)%-(%d+)$')
-  local from, to = string.match(told, '^%d+ (%d+)%-(%d+)$')
-  if first and from and not above(from, first) and not above(last, to) then
-    if first == from and last == to then return nil end
-    return told
-  end
-  local at, new = string.match(told, '^(%d+) (.*)$')
-  local old = string.match(known, '^%d+ (.*)$')
-  if new == old then return nil end
-  local ranges = {}
-  for _, text in ipairs({old, new}) do
-    for first, last in string.gmatch(text, '(%d+)-(%d+)') do
-      ranges[#ranges + 1] = {tonumber(first), tonumber(last)}
-    end
-  end
-  table.sort(ranges, function(a, b) return a[1] < b[1] end)
-  local found = {}
-  for _, range in ipairs(ranges) do
-    local before = found[#found]
-    if before and range[1] <= before[2] + 1 then
-      before[2] = math.max(before[2], range[2])
-    else
-      found[#found + 1] = range
-    end
-  end
-  local texts = {}
-  for place = math.max(1, #found - most + 1), #found do
-    texts[#texts + 1] = string.format('%.0f-%.0f', found[place][1], found[place][2])
-  end
-  local together = table.concat(texts, ',')
-  if together == old then return nil end
-  return at .. ' ' .. together
-end
-
 local new_epoch, epoch, since, most = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
-local settled, most_ranges = ARGV[5], tonumber(ARGV[6])
 local time = redis.call('TIME')
 local rows_kept = redis.call('HLEN', KEYS[2])
 local is_torn = redis.call('HLEN', KEYS[3]) ~= rows_kept or redis.call('ZCARD', KEYS[4]) ~= rows_kept
@@ -123,30 +83,15 @@ if since < version then
 end
 
 local taken = {}
-if #ARGV > 6 then
+if #ARGV > 4 then
   local keys = {}
-  for place = 7, #ARGV, 3 do keys[#keys + 1] = ARGV[place] end
+  for place = 5, #ARGV, 3 do keys[#keys + 1] = ARGV[place] end
   local orders = redis.call('HMGET', KEYS[3], unpack(keys))
-  local to_join = {}
-  for _, key in ipairs(keys) do
-    if string.sub(key, 1, #settled) == settled then to_join[#to_join + 1] = key end
-  end
-  local known = {}
-  if #to_join > 0 then
-    for number, row in ipairs(redis.call('HMGET', KEYS[2], unpack(to_join))) do known[to_join[number]] = row end
-  end
   local new_orders, new_rows, scores = {}, {}, {}
   for number, key in ipairs(keys) do
-    local place = 4 + 3 * number
+    local place = 2 + 3 * number
     local order, row = ARGV[place + 1], ARGV[place + 2]
-    local is_taken
-    if known[key] ~= nil then  -- false: there is none yet
-      row = joined(known[key], row, most_ranges)
-      is_taken = row ~= nil
-    else
-      is_taken = not orders[number] or is_newer(order, orders[number])
-    end
-    if is_taken then
+    if not orders[number] or is_newer(order, orders[number]) then
       version = version + 1
       taken[number] = version
       local last = #new_orders
@@ -267,7 +212,7 @@ class RedisEngine:
 
     def exchange(self, epoch: str, since: int, offers: Sequence[Offer]) -> Answer:
         """See `Engine`."""
-        said: list[Any] = [secrets.token_hex(6), epoch, since, MOST_CHANGES, OF_SETTLED, MOST_RANGES]
+        said: list[Any] = [secrets.token_hex(6), epoch, since, MOST_CHANGES]
         for offer in offers[:MOST_OFFERS]:
             said += (offer.key, text_of(offer.order), offer.row)
         answer = self._asked(lambda: self._exchange(keys=_KEYS, args=said))

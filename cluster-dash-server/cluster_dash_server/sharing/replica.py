@@ -20,7 +20,7 @@ from cluster_dash_server.inflate import InflateError, unpack
 from cluster_dash_server.sharing import rows
 from cluster_dash_server.sharing.clock import LATE_SECONDS, EngineClock
 from cluster_dash_server.sharing.engine import MOST_OFFERS, Away, Change, Engine, Offer, Order, is_newer
-from cluster_dash_server.sharing.settled import OF_SETTLED, SharedSettled
+from cluster_dash_server.sharing.settled import OF_SETTLED, SharedSettled, from_bytes, life_of, to_bytes
 from cluster_dash_server.slurm import Slurm, Told
 from cluster_dash_server.snapshot import Json, loads, printable
 
@@ -31,6 +31,11 @@ OF_SLURM, OF_ERRAND = "slurm/", "errand/"
 FORGOTTEN_SECONDS = 90 * 86_400.0
 """For so long a host stays forgotten though a replica comes back that was away and knows it."""
 DEPARTED_SECONDS, ERRAND_SECONDS = 86_400.0, 3600.0
+SETTLED_TOLD_SECONDS = 2.0
+"""From one telling of what is settled to the next: it comes in many small parts, and of each group of hosts all is told
+again."""
+TAKEN_OVER_SECONDS = 300.0
+"""A replica that has told nothing new of a group of hosts for so long may have ended: another one tells it."""
 SWEEP_SECONDS = 10.0
 WARN_SECONDS = 60.0
 AT_ONCE = 16
@@ -133,7 +138,7 @@ class Replica:
         self.forgets: list[Callable[[Sequence[str]], None]] = []
         self.errands: dict[str, Callable[[str], object]] = {}
         self._engine = engine
-        self._settled = settled or SharedSettled()
+        self._settled = settled or SharedSettled(clock)
         self._cluster = cluster
         self._slurm = slurm
         self.clock = clock
@@ -152,7 +157,7 @@ class Replica:
         self._due: dict[str, None] = {}
         self._looked_at_change = 0
         self._seen_forgets = 0
-        self._swept_at = self._warned_at = float("-inf")
+        self._swept_at = self._warned_at = self._told_settled_at = float("-inf")
         self._marks: deque[Mark] = deque(maxlen=KEPT_MARKS)
         self._obeys = threading.local()
         self._stops = threading.Event()
@@ -253,8 +258,11 @@ class Replica:
         self._versions.clear()
         self._gone_versions.clear()
         self._slurm_rows.clear()
-        self._due = dict.fromkeys((*self._cluster.names(), *self._gone, *self._errands, *self._settled.keys()))
+        self._due = dict.fromkeys((*self._cluster.names(), *self._gone, *self._errands))
+        self._settled.tell_all()
+        self._told_settled_at = float("-inf")
         self._marks.clear()
+        self._look_at_settled()
         self._look_at_slurm()
 
     def _look_around(self) -> None:
@@ -265,8 +273,15 @@ class Replica:
         if self._cluster.forgets != self._seen_forgets:
             self._seen_forgets = self._cluster.forgets
             self._miss(is_forgotten=True)
-        self._due.update(self._settled.changed())
+        self._look_at_settled()
         self._look_at_slurm()
+
+    def _look_at_settled(self) -> None:
+        now = self.clock()
+        is_due = not 0 <= now - self._told_settled_at < SETTLED_TOLD_SECONDS or self._stops.is_set()
+        if is_due and (changed := self._settled.changed()):
+            self._told_settled_at = now
+            self._due.update(dict.fromkeys(changed))
 
     def _look_at_slurm(self) -> None:
         for cluster, told in self._slurm.told().items():
@@ -302,8 +317,8 @@ class Replica:
             errand = self._errands[key]
             return Offer(key, Order("", None, errand.at, 0), rows.errand_to_bytes(*errand))
         if key.startswith(OF_SETTLED):
-            row = self._settled.row(key, now := self.clock())
-            return None if row is None else Offer(key, Order("", None, now, 0), row)
+            row = self._settled.row(key, self.clock())
+            return None if row is None else Offer(key, Order(life_of(key), row.edition, row.at, 0), to_bytes(row))
         for known in self._cluster.known((key,)):
             self._gone.pop(key, None)
             order = order_of(known)
@@ -375,7 +390,9 @@ class Replica:
                 elif change.key.startswith(OF_ERRAND):
                     self._adopt_errand(change)
                 elif change.key.startswith(OF_SETTLED):
-                    self._orders[change.key] = Order("", None, self._settled.join(change.key, change.row), 0)
+                    settled = from_bytes(change.row)
+                    self._settled.join(settled)
+                    self._orders[change.key] = Order(life_of(change.key), settled.edition, settled.at, 0)
                 elif (left := rows.gone_from_bytes(change.row)) is not None:
                     gone[change.key] = Gone(*left)
                     self._orders[change.key] = Order("", None, gone[change.key].at, 0)
@@ -470,11 +487,8 @@ class Replica:
             if now - left.at > (FORGOTTEN_SECONDS if left.is_forgotten else DEPARTED_SECONDS)
         ]
         old += [key for key, errand in self._errands.items() if now - errand.at > ERRAND_SECONDS]
-        old += [
-            key
-            for key, order in self._orders.items()
-            if key.startswith(OF_SETTLED) and now - order.at > SETTLED_SECONDS
-        ]
+        self._settled.forget_before(now - SETTLED_SECONDS)
+        old += self._taken_over(now)
         if old:
             self._engine.drop({key: self._orders[key] for key in old if key in self._orders})
         for key in old:
@@ -482,16 +496,16 @@ class Replica:
             self._gone_versions.pop(key, None)
             self._errands.pop(key, None)
             self._orders.pop(key, None)
-            self._settled.forget(key)
-        self._drop_boots()
 
-    def _drop_boots(self) -> None:
-        """Drop what was settled of boots of which their host has too many newer ones: it can invent any number."""
-        dropped = {key: self._orders[key] for key in self._settled.dropped() if key in self._orders}
-        if dropped:
-            self._engine.drop(dropped)  # where it is away they go once they are old
-        for key in dropped:
-            del self._orders[key]
+    def _taken_over(self, now: float) -> list[str]:
+        """Have what others told be told here who may have ended; return the keys of which that is done."""
+        done = []
+        for key, order in self._orders.items():
+            if key.startswith(OF_SETTLED) and now - order.at > TAKEN_OVER_SECONDS and not self._settled.is_own(key):
+                own = self._settled.take_over(key)
+                if own is None or (own in self._orders and self._orders[own].at - order.at > TAKEN_OVER_SECONDS):
+                    done.append(key)
+        return done
 
     # -------------------------------------------------------------------------------------------------- viewers
 

@@ -64,7 +64,7 @@ class Server:
         self.slurm = Slurm(place=self.cluster.place)
         self.slurm.known_by(self.cluster.knows)
         self.clock = EngineClock(clock, monotonic)
-        self.settled = SharedSettled()
+        self.settled = SharedSettled(self.clock)
         self.replica = Replica(
             engine,
             self.cluster,

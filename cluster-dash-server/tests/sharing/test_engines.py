@@ -151,9 +151,9 @@ def test_rows_are_dropped_while_nobody_has_put_another(kind: Any) -> None:
 
 def test_of_what_is_no_host_nobody_needs_to_know_that_it_was_dropped(kind: Any) -> None:
     engine = kind.open()
-    put(engine, row("a"), Offer("settled/a/boot", Order("", None, NOW, 0), b"1 5-5"))
+    put(engine, row("a"), row("settled/life/5"))
 
-    engine.drop({"settled/a/boot": Order("", None, NOW, 0)})
+    engine.drop({"settled/life/5": row("settled/life/5").order})
 
     answer = engine.exchange(epoch_of(engine), 0, ())
     assert ([each.key for each in answer.changes], answer.whole_from) == (["a"], 0)

@@ -15,11 +15,13 @@ from cluster_dash_server.history.remote.engine import Access, Answer, EngineErro
 from cluster_dash_server.history.remote.sending import Item, Sender, Snapshot
 from cluster_dash_server.history.seqs import Seqs
 from cluster_dash_server.history.settled import Identity
-from cluster_dash_server.sharing.engine import Offer, Order
-from cluster_dash_server.sharing.settled import MOST_RANGES, MOST_SEQ, from_row, joined, to_row
+from cluster_dash_server.sharing.replica import TAKEN_OVER_SECONDS
+from cluster_dash_server.sharing.settled import GROUPS, MOST_RANGES, Row, Told, from_bytes, to_bytes
 from cluster_dash_server.store import Figures
 
-NUMBERS = st.lists(st.integers(0, 90) | st.integers(MOST_SEQ - 9, MOST_SEQ - 1), min_size=1, max_size=60)
+LONG_SEQ = 2**60
+"""More than JSON has in other languages."""
+NUMBERS = st.lists(st.integers(0, 90) | st.integers(LONG_SEQ - 9, LONG_SEQ), min_size=1, max_size=60)
 
 
 def ranges_of(numbers: Iterable[int]) -> list[tuple[int, int]]:
@@ -34,34 +36,55 @@ def test_ranges_joined_hold_the_numbers_of_both(one: list[int], other: list[int]
     seqs = Seqs(ranges_of(one))
     seqs.join(ranges_of(other))
     assert seqs.ranges() == ranges_of([*one, *other])
-    row = joined(to_row(1.0, ranges_of(one)), to_row(2.5, ranges_of(other)))
-    if row is None:
-        assert set(other) <= set(one) or len(ranges_of([*one, *other])) > MOST_RANGES
-    else:
-        assert from_row(row) == (2.5, ranges_of([*one, *other])[-MOST_RANGES:])
+
+
+@given(
+    st.lists(
+        st.builds(Told, st.text(), st.text(), st.integers(0, 2**33), NUMBERS.map(lambda numbers: ranges_of(numbers)))
+    )
+)
+def test_a_row_is_read_as_it_was_told(told: list[Told]) -> None:
+    row = Row(7, 1_700_000_000.000001, told)
+    assert from_bytes(to_bytes(row)) == row
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        *(b"", b"1700000000000000 1-5,7-9", b"null", b"[1,2]", b"[1,2,[[]]]", b'[1,2,[["a","b",3,[4]]]]', b"\xff"),
+        *(b"[Infinity,2,[]]", b'[1,2,[["a","b",NaN,[]]]]', b'{"a":1}', b'[1,2,[["a","b",3,[[4,null]]]]]'),
+    ],
+)
+def test_bytes_that_are_no_row_are_a_value_error(row: bytes) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        from_bytes(row)
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40)
-@given(st.lists(NUMBERS, min_size=1, max_size=5))
-def test_engines_join_what_is_told(kind: Any, told: list[list[int]]) -> None:
+@given(st.lists(st.tuples(st.integers(0, 2), st.sampled_from(["gpu01", "gpu02", "\ud800"]), NUMBERS), max_size=6))
+def test_replicas_know_all_that_any_of_them_settled(
+    make_server: Any, kind: Any, told: list[tuple[int, str, list[int]]]
+) -> None:
     kind.lose_all()
-    engine = kind.open()
-    epoch = engine.exchange("", 0, ()).epoch
-    since, row = 0, None
-    for at, numbers in enumerate(told):
-        new = to_row(1.0 + at, ranges_of(numbers))
-        answer = engine.exchange(epoch, since, [Offer("settled/gpu01/b", Order("", None, 1.0 + at, 0), new)])
-        together = joined(row, new)
-        assert (answer.taken == [None]) is (together is None)
-        since, row = answer.version, together or row
-    assert [each.row for each in engine.exchange(epoch, 0, ()).changes] == [row]
-    engine.close()
+    servers = [make_server() for _ in range(3)]
+    for who, host, numbers in told:
+        servers[who].settled.add([Identity(host, "b", number) for number in numbers])
+        servers[who].replica.tick()
+        make_server.now.now += 3
+    for _ in range(2):
+        for server in servers:
+            server.replica.tick()
+        make_server.now.now += 3
+    for server in servers:
+        for _, host, numbers in told:
+            known = ranges_of(number for _, name, those in told if name == host for number in those)
+            assert all(server.settled.knows(host, "b", number) for number in numbers), known
 
 
 def test_what_one_replica_settled_all_claim_and_one_that_comes_later(make_server: Any) -> None:
     one, other = make_server(), make_server()
     one.settled.add([Identity("gpu01", "b", seq) for seq in (5, 7)])
-    other.settled.add([Identity("gpu01", "b", seq) for seq in (6, MOST_SEQ + 5)])
+    other.settled.add([Identity("gpu01", "b", seq) for seq in (6, LONG_SEQ)])
     for server in (one, other, one):
         server.replica.tick()
     late = make_server()
@@ -69,7 +92,7 @@ def test_what_one_replica_settled_all_claim_and_one_that_comes_later(make_server
     assert [each.settled.last_from("gpu01", "b", 5) for each in (one, other, late)] == [7, 7, 7]
     assert late.settled.last_from("gpu01", "b", 4) is None
     assert late.settled.last_from("gpu01", "another", 5) is None
-    assert other.settled.last_from("gpu01", "b", MOST_SEQ + 5) == MOST_SEQ + 5
+    assert [each.settled.last_from("gpu01", "b", LONG_SEQ) for each in (one, other, late)] == 3 * [LONG_SEQ]
     for server in (one, other, late):
         server.replica.tick()
         assert server.replica.status()["waiting"] == 0
@@ -102,8 +125,10 @@ def test_boots_that_a_host_invents_leave_all_replicas_and_the_engine_but_for_the
     one, other = make_server(), make_server()
     for number in range(3 * MOST_BOOTS):
         one.settled.add([Identity("gpu01", f"boot{number}", number)])
+        make_server.now.now += 1
         if number % MOST_BOOTS == 0:
             one.replica.tick()
+            other.replica.tick()
     for server in (one, other):
         server.replica.tick()
     make_server.now.now += 60
@@ -119,8 +144,77 @@ def test_boots_that_a_host_invents_leave_all_replicas_and_the_engine_but_for_the
     assert one.replica.versions(2**40).whole_from == 0  # viewers know of hosts what they knew
     engine = make_server.kind.open()
     answer = engine.exchange(engine.exchange("", 0, ()).epoch, 0, ())
-    assert len(answer.changes) == MOST_BOOTS
+    assert [len(from_bytes(each.row).told) for each in answer.changes] == [MOST_BOOTS]
     engine.close()
+
+
+def rows_of(engine: Any) -> dict[str, Row]:
+    """Return all rows that an engine has."""
+    answer = engine.exchange(engine.exchange("", 0, ()).epoch, 0, ())
+    return {each.key: from_bytes(each.row) for each in answer.changes}
+
+
+def test_of_any_number_of_hosts_a_replica_tells_in_some_rows_and_each_no_sooner_than_after_a_while(
+    make_server: Any,
+) -> None:
+    """An engine does as much for a row as for a post."""
+    one, other = make_server(), make_server()
+    for seq in range(12):
+        one.settled.add([Identity(f"gpu{number:04}", "b", seq) for number in range(400)])
+        one.replica.tick()
+        make_server.now.now += 0.25
+    assert one.replica.status()["version"] == 2 * GROUPS
+    make_server.now.now += 2
+    for server in (one, other):
+        server.replica.tick()
+    assert {other.settled.last_from(f"gpu{number:04}", "b", 0) for number in range(400)} == {11}
+    engine = make_server.kind.open()
+    assert len(rows_of(engine)) == GROUPS
+    engine.close()
+
+
+def test_what_was_settled_last_is_told_by_a_replica_that_ends(make_server: Any) -> None:
+    one, other = make_server(), make_server()
+    for seq in (1, 2):
+        one.settled.add([Identity("gpu01", "b", seq)])
+        if seq == 1:
+            one.replica.tick()
+    one.replica.stop()
+    other.replica.tick()
+    assert other.settled.last_from("gpu01", "b", 1) == 2
+
+
+def test_what_a_replica_told_that_ended_another_one_tells_and_its_rows_go(make_server: Any) -> None:
+    """A server that is started anew all day must not fill the engine; nor may what it settled be lost with it."""
+    ended = make_server()
+    ended.settled.add([Identity(f"gpu{number:02}", "b", number) for number in range(9)])
+    ended.replica.tick()
+    left = make_server()
+    engine = make_server.kind.open()
+    before = rows_of(engine)
+    for _ in range(4):
+        make_server.now.now += TAKEN_OVER_SECONDS / 2
+        left.replica.tick()
+        after = rows_of(engine)  # all of it is there at any moment
+        assert {told.host for row in after.values() for told in row.told} == {f"gpu{number:02}" for number in range(9)}
+    engine.close()
+    assert len(after) == len(before)
+    assert not after.keys() & before.keys()
+    late = make_server()
+    late.replica.tick()
+    assert all(late.settled.knows(f"gpu{number:02}", "b", number) for number in range(9))
+
+
+def test_an_engine_that_lost_what_was_told_is_told_it_again_by_who_knows_it(make_server: Any, kind: Any) -> None:
+    one, other = make_server(), make_server()
+    one.settled.add([Identity("gpu01", "b", 5)])
+    for server in (one, other):
+        server.replica.tick()
+    kind.lose_all()
+    other.replica.tick()
+    late = make_server()
+    late.replica.tick()
+    assert late.settled.knows("gpu01", "b", 5)
 
 
 def test_a_boot_that_was_dropped_and_is_heard_of_again_claims_what_came_since(make_server: Any) -> None:
