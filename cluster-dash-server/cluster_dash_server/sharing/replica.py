@@ -20,7 +20,7 @@ from cluster_dash_server.inflate import InflateError, unpack
 from cluster_dash_server.sharing import rows
 from cluster_dash_server.sharing.clock import LATE_SECONDS, EngineClock
 from cluster_dash_server.sharing.engine import MOST_OFFERS, Away, Change, Engine, Offer, Order, is_newer
-from cluster_dash_server.sharing.settled import OF_SETTLED, SharedSettled, from_bytes, life_of, to_bytes
+from cluster_dash_server.sharing.settled import GROUPS, OF_SETTLED, SharedSettled, from_bytes, life_of, to_bytes
 from cluster_dash_server.slurm import Slurm, Told
 from cluster_dash_server.snapshot import Json, loads, printable
 
@@ -31,9 +31,9 @@ OF_SLURM, OF_ERRAND = "slurm/", "errand/"
 FORGOTTEN_SECONDS = 90 * 86_400.0
 """For so long a host stays forgotten though a replica comes back that was away and knows it."""
 DEPARTED_SECONDS, ERRAND_SECONDS = 86_400.0, 3600.0
-SETTLED_TOLD_SECONDS = 2.0
-"""From one telling of what is settled to the next: it comes in many small parts, and of each group of hosts all is told
-again."""
+SETTLED_A_TICK = 3
+"""Rows of what is settled that a tick puts: it comes in many small parts and of each group of hosts all is told again,
+so each is told every four seconds at most, and no tick takes long."""
 TAKEN_OVER_SECONDS = 300.0
 """A replica that has told nothing new of a group of hosts for so long may have ended: another one tells it."""
 SWEEP_SECONDS = 10.0
@@ -157,7 +157,7 @@ class Replica:
         self._due: dict[str, None] = {}
         self._looked_at_change = 0
         self._seen_forgets = 0
-        self._swept_at = self._warned_at = self._told_settled_at = float("-inf")
+        self._swept_at = self._warned_at = float("-inf")
         self._marks: deque[Mark] = deque(maxlen=KEPT_MARKS)
         self._obeys = threading.local()
         self._stops = threading.Event()
@@ -260,7 +260,6 @@ class Replica:
         self._slurm_rows.clear()
         self._due = dict.fromkeys((*self._cluster.names(), *self._gone, *self._errands))
         self._settled.tell_all()
-        self._told_settled_at = float("-inf")
         self._marks.clear()
         self._look_at_settled()
         self._look_at_slurm()
@@ -277,11 +276,8 @@ class Replica:
         self._look_at_slurm()
 
     def _look_at_settled(self) -> None:
-        now = self.clock()
-        is_due = not 0 <= now - self._told_settled_at < SETTLED_TOLD_SECONDS or self._stops.is_set()
-        if is_due and (changed := self._settled.changed()):
-            self._told_settled_at = now
-            self._due.update(dict.fromkeys(changed))
+        most = GROUPS if self._stops.is_set() else SETTLED_A_TICK
+        self._due.update(dict.fromkeys(self._settled.changed(most)))
 
     def _look_at_slurm(self) -> None:
         for cluster, told in self._slurm.told().items():

@@ -92,7 +92,7 @@ class SharedSettled:
         self._life = secrets.token_hex(4)
         self._groups: list[dict[str, dict[str, _Boot]]] = [{} for _ in range(GROUPS)]
         self._editions = [0] * GROUPS
-        self._changed: set[int] = set()
+        self._changed: dict[int, None] = {}  # those told longest ago stand first
 
     # ------------------------------------------------------------------------------------------------- history
 
@@ -105,7 +105,7 @@ class SharedSettled:
                 boot = self._heard_of(group, host, boot_id, now)
                 if boot is not None and boot.seqs.add(seq):
                     _trim(boot.seqs)
-                    self._changed.add(group)
+                    self._changed[group] = None
 
     def knows(self, host: str, boot_id: str, seq: int) -> bool:
         """See `Settled`."""
@@ -132,18 +132,19 @@ class SharedSettled:
 
     # ------------------------------------------------------------------------------------------------- sharing
 
-    def changed(self) -> list[str]:
-        """Return the keys of which there is more to tell since the last call."""
+    def changed(self, most: int = GROUPS) -> list[str]:
+        """Return the keys of which there is more to tell, at most so many; each once."""
         with self._lock:
-            changed, self._changed = self._changed, set()
+            changed = list(self._changed)[:most]
             for group in changed:
+                del self._changed[group]
                 self._editions[group] += 1
             return [self._key(group) for group in changed]
 
     def tell_all(self) -> None:
         """Have all that is known told again: an engine may have lost it."""
         with self._lock:
-            self._changed.update(group for group, hosts in enumerate(self._groups) if hosts)
+            self._changed.update(dict.fromkeys(group for group, hosts in enumerate(self._groups) if hosts))
 
     def take_over(self, key: str) -> str | None:
         """Have that told by this life which another one has told; return under which key, None: nothing is left."""
@@ -151,7 +152,7 @@ class SharedSettled:
         with self._lock:
             if not self._groups[group]:
                 return None
-            self._changed.add(group)
+            self._changed[group] = None
             return self._key(group)
 
     def row(self, key: str, at: float) -> Row | None:
