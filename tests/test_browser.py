@@ -306,6 +306,9 @@ def test_a_figure_is_saved_as_png_without_leaving_the_browser(seat: Seat) -> Non
 
 
 def test_bars_of_figures_that_are_no_longer_true_are_grey_and_say_so(seat: Seat) -> None:
+    both = [working(index, "zoe", util=90) for index in range(2)]
+    for gpus in (both, both[:1]):
+        seat.site.post(snapshot("torn", gpus))
     page = seat.open("/gpu-data")
     page.wait_for_selector("[data-metric=gpu_util] .bars path")
     bars = (
@@ -314,10 +317,16 @@ def test_bars_of_figures_that_are_no_longer_true_are_grey_and_say_so(seat: Seat)
         " return trace.hovertext.map((text, place) => [text, color[place], opacity[place]]); })()"
     )
     drawn = {text.split(",")[0]: (text, colour, opacity) for text, colour, opacity in page.evaluate(bars)}
+    shapes = "document.querySelector('[data-metric=gpu_util]').data[0].marker.pattern.shape"
+    hatches = dict(zip(drawn, page.evaluate(shapes), strict=True))  # nor are those of a state told by their hue alone
+    wanted = {"gpu07 GPU 0": ".", "gpu05 GPU 0": ".", "torn GPU 1": "x", "gpu02 GPU 4": "/", "gpu01 GPU 7": ""}
+    assert {name: hatches[name] for name in wanted} == wanted
     grey = page.evaluate("getComputedStyle(document.documentElement).getPropertyValue('--stale-ink')")
     assert drawn["gpu07 GPU 0"] == ("gpu07 GPU 0, down, last known: busy 0 %", grey, 0.6)
     assert drawn["gpu05 GPU 0"] == ("gpu05 GPU 0, stale, last known: busy 97 %", grey, 0.6)
     assert drawn["gpu10 GPU 2"] == ("gpu10 GPU 2, unknown, last known: busy 97 %", grey, 0.6)  # read too long ago
+    assert drawn["torn GPU 1"][0] == "torn GPU 1, error, last known: busy 90 %"
+    assert drawn["torn GPU 1"][1] != grey  # an error is one, whatever it did before
     assert drawn["gpu01 GPU 7"][0] == "gpu01 GPU 7, busy, busy 95 %"
     assert drawn["gpu01 GPU 7"][1:] != (grey, 0.6)
 

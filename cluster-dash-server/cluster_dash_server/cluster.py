@@ -101,6 +101,11 @@ class GpuView:
     slurm: Allotment | None = None
 
     @property
+    def is_past(self) -> bool:
+        """Whether its figures do not say what is: they are old, or those from before it was missing."""
+        return self.old or self.missing_since is not None
+
+    @property
     def since(self) -> float | None:
         """Since when it is missing, held or free (Unix s); None: it is none of these, or nobody knows."""
         if self.missing_since is not None:

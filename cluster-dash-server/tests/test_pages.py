@@ -156,6 +156,20 @@ def test_a_missing_gpu_keeps_its_cell(client: FlaskClient, post: Post, make_snap
     assert "missing for 0 s: the last snapshot does not hold it" in get(client, "/host/gpu01").text
 
 
+def test_figures_of_a_missing_gpu_stand_in_brackets_and_in_no_sum(
+    client: FlaskClient, post: Post, make_snapshot: Any, make_gpu: Any
+) -> None:
+    both = [make_gpu(0, gpu_util=20.0), make_gpu(1, gpu_util=90.0, used_mem=40_000.0)]
+    for host, left in (("gpu01", both[:1]), ("gpu02", [])):
+        post(make_snapshot(host, both if left else both[1:]))
+        post(make_snapshot(host, left))
+    row = row_of(client, "gpu01")
+    for title, text in (("mean of 1 GPU", "20 %"), ("0 of 80 GiB on 1 GPU", "0 %")):
+        assert re.search(rf'title="{title}; 1 of 2 reporting">\s*<span class="figure">{text}<', row)
+    assert re.search(r'title="last known">\s*<span class="figure">\(90 %\)<', row_of(client, "gpu02"))
+    assert client.get("/gpu-data").text.count("(90 %)") == 2
+
+
 def test_a_silent_host_stays_with_its_last_figures_in_brackets(
     client: FlaskClient, post: Post, make_snapshot: Any, clock: Any
 ) -> None:

@@ -342,7 +342,7 @@ def _known(hosts: Iterable[HostView]) -> dict[str, tuple[GpuView, float]]:
             continue
         head, received_at = f'{{host="{escape(host.host)}",gpu="', host.seen.received_at
         for gpu in host.gpus:
-            if gpu.missing_since is None and not gpu.old:
+            if not gpu.is_past:
                 card = gpu.gpu
                 uuid = "" if card.uuid is None else f',uuid="{escape(card.uuid)}"'
                 # two cards of one index and no uuid are one to Prometheus, and to us

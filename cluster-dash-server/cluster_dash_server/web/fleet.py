@@ -32,12 +32,13 @@ def _free(host: HostView) -> int | None:
 
 
 def _busy(host: HostView) -> float | None:
-    values = [gpu.gpu.gpu_util for gpu in host.gpus if gpu.gpu.gpu_util is not None and not gpu.old]
+    values = [gpu.gpu.gpu_util for gpu in host.gpus if gpu.gpu.gpu_util is not None and not gpu.is_past]
     return sum(values) / len(values) if values else None
 
 
 def _memory(host: HostView) -> float | None:
-    known = [gpu.gpu for gpu in host.gpus if gpu.gpu.used_mem is not None and gpu.gpu.total_mem is not None]
+    current = [gpu.gpu for gpu in host.gpus if not gpu.is_past]
+    known = [gpu for gpu in current if gpu.used_mem is not None and gpu.total_mem is not None]
     total = sum([gpu.total_mem or 0 for gpu in known])
     return sum([gpu.used_mem or 0 for gpu in known]) / total if total else None
 

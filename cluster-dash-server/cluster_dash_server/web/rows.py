@@ -141,6 +141,7 @@ def badge(host: HostView) -> tuple[str, str]:
 def _row(host: HostView, now: float, marks: Sequence[bool]) -> Row:
     seen = host.seen
     silent = host.silent is not None
+    last = silent or all(gpu.is_past for gpu in host.gpus)
     glyph, headline = badge(host)
     models = Counter(model(gpu.gpu) for gpu in host.gpus)
     return Row(
@@ -154,8 +155,8 @@ def _row(host: HostView, now: float, marks: Sequence[bool]) -> Row:
         no_gpu="" if host.gpus else no_gpu(host),
         free=str(sum(gpu.state == "free" for gpu in host.gpus)) if host.gpus else words.DASH,
         users=_users(host.gpus),
-        busy=_last_known(_busy(host.gpus), silent),
-        memory=_last_known(_memory(host.gpus), silent),
+        busy=_last_known(_busy(host.gpus), last),
+        memory=_last_known(_memory(host.gpus), last),
         cpu=_last_known(cpu(seen.cpu_percent, seen.num_cpus), silent),
         load=_last_known(_load(seen.load_avg_1, seen.num_cpus), silent),
         seen=words.age(now - seen.received_at),
@@ -164,7 +165,7 @@ def _row(host: HostView, now: float, marks: Sequence[bool]) -> Row:
 
 def _gpu_row(host: HostView, gpu: GpuView) -> GpuRow:
     silent = host.silent is not None
-    last = silent or gpu.old
+    last = silent or gpu.is_past
     facts = gpu.gpu
     return GpuRow(
         host=host.host,
@@ -194,7 +195,7 @@ def _measured(value: float | None, unit: str, name: str) -> Figure:
 
 
 def _last_known(figure: Figure, silent: bool) -> Figure:
-    """Put figures of a silent host, and those read too long ago, in brackets: the last ones, which warn of nothing."""
+    """Put figures in brackets that do not say what is: those of a silent host, for one. They warn of nothing."""
     if not silent or figure.text == words.DASH:
         return figure
     said = f"last known: {figure.title}" if figure.title else "last known"
@@ -271,8 +272,8 @@ def _bar(value: float | None) -> str | None:
 
 
 def _fresh(gpus: Sequence[GpuView]) -> Sequence[GpuView]:
-    """Return those whose figures go into a sum: of several, the ones that were not read too long ago."""
-    return gpus if len(gpus) == 1 else [gpu for gpu in gpus if not gpu.old]
+    """Return those whose figures go into a sum: the ones that say what is, or all where none does."""
+    return [gpu for gpu in gpus if not gpu.is_past] or gpus
 
 
 def _busy(gpus: Sequence[GpuView]) -> Figure:

@@ -189,7 +189,7 @@ def shares(jobs: Iterable[Job], on: Mapping[int, Sequence[GpuView]], thresholds:
         share.running += 1
         share.gpus += gpus
         for view in on.get(job.id, ()):
-            if view.gpu.gpu_util is None or view.old:
+            if view.gpu.gpu_util is None or view.is_past:
                 continue
             share.seen += 1
             share.at_work += view.gpu.gpu_util >= thresholds.busy_percent

@@ -51,7 +51,7 @@ def sentence(gpus: Sequence[tuple[HostView, GpuView]], thresholds: Thresholds, n
     live = [view for host, view in gpus if host.silent is None]
     on = len({host.host for host, _ in gpus})
     said = [f"On {words.plural(len(gpus), 'GPU')} of {words.plural(on, 'host')}"]
-    known = [view.gpu.gpu_util for view in live if view.gpu.gpu_util is not None and not view.old]
+    known = [view.gpu.gpu_util for view in live if view.gpu.gpu_util is not None and not view.is_past]
     idle = sum(util < thresholds.busy_percent for util in known)
     if known:
         said.append(f"{idle} of {len(known)} idle now ({words.percent(100 * idle / len(known))})")

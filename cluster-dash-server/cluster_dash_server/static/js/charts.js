@@ -75,6 +75,9 @@ function paintMark(each) {
   return { ...each, font: { color: ink, size: 12 } };
 }
 
+/** A hue alone tells too few people which bar is which. */
+const HATCHES = { held: "/", drained: "\\", error: "x", silent: "." };
+
 /** A dot for each of many hosts, of which the highest have a name and a label. */
 const isDots = (trace) => trace.meta?.form === "dots";
 const isLabelled = (trace) => trace.orientation === "h" || isDots(trace);
@@ -88,7 +91,11 @@ function paint(trace) {
   const names = trace.customdata.map(([says]) => COLOURS_OF_BARS[says] ?? `${says}-ink`);
   return {
     ...trace,
-    marker: { color: names.map(colour), opacity: trace.customdata.map(([says]) => (says === "silent" ? 0.6 : 1)) },
+    marker: {
+      color: names.map(colour),
+      opacity: trace.customdata.map(([says]) => (says === "silent" ? 0.6 : 1)),
+      ...(trace.type === "bar" && { pattern: { shape: trace.customdata.map(([says]) => HATCHES[says] ?? ""), size: 4, solidity: 0.5 } }),
+    },
     text: labelled && narrow.matches ? trace.text.map((text, place) => text && trace.customdata[place][1]) : trace.text,
     textposition: isDots(trace) ? trace.textposition : labelled ? "outside" : "none",
     cliponaxis: false,

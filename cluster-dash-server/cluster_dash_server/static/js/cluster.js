@@ -6,6 +6,10 @@ const SILENT = ["down", "stale"];
 const CALM = ["free", "busy", "unknown"];
 
 export const isSilent = (host) => SILENT.includes(host.state);
+/** Whether the snapshots of its host do not hold it any more. */
+export const isMissing = (gpu) => gpu.since !== null && gpu.state !== "held" && gpu.state !== "free";
+/** Whether its figures do not say what is: they are old, or those from before it was missing. */
+export const isPast = (gpu) => gpu.read_at !== null || isMissing(gpu);
 
 /** @template T @param {T[]} list @param {(each: T) => boolean} test */
 export const count = (list, test) => list.reduce((sum, each) => sum + (test(each) ? 1 : 0), 0);

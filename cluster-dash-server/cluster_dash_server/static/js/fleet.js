@@ -1,6 +1,6 @@
 // Many hosts on one page: their order, the part that is shown, and groups of them. `web/fleet.py` in the browser.
 
-import { count } from "./cluster.js";
+import { count, isPast } from "./cluster.js";
 import { STATES, compare, cut, known, natural } from "./format.js";
 
 const TOP_USERS = 3;
@@ -11,12 +11,12 @@ const mean = (values) => values.reduce((sum, value) => sum + value, 0) / values.
 const onAny = (host) => new Set(host.gpus.flatMap((gpu) => Object.keys(gpu.users ?? {})));
 
 function busy(host) {
-  const values = host.gpus.filter((gpu) => gpu.gpu_util !== null && gpu.read_at === null).map((gpu) => gpu.gpu_util);
+  const values = host.gpus.filter((gpu) => gpu.gpu_util !== null && !isPast(gpu)).map((gpu) => gpu.gpu_util);
   return values.length ? mean(values) : null;
 }
 
 function memory(host) {
-  const telling = host.gpus.filter((gpu) => known(gpu.used_mem) && known(gpu.total_mem));
+  const telling = host.gpus.filter((gpu) => !isPast(gpu) && known(gpu.used_mem) && known(gpu.total_mem));
   const sum = (name) => telling.reduce((total, gpu) => total + gpu[name], 0);
   return sum("total_mem") ? sum("used_mem") / sum("total_mem") : null;
 }

@@ -3,7 +3,7 @@
 
 import { base, hostLink } from "./api.js";
 import { here } from "./address.js";
-import { count, isSilent } from "./cluster.js";
+import { count, isMissing, isPast, isSilent } from "./cluster.js";
 import { h } from "./dom.js";
 import * as format from "./format.js";
 
@@ -11,13 +11,12 @@ const { DASH, GLYPHS, age, compare, cut, known, percent, plural, share, short, u
   format;
 const NAMED = 3;
 
-const missing = (gpu) => gpu.since !== null && gpu.state !== "held" && gpu.state !== "free";
-
 // ------------------------------------------------------------------------------------------------- one row
 
 /** @param {import("./cluster.js").Host} host @param {number} now */
 export function hostRow(host, now) {
   const silent = isSilent(host);
+  const lastOf = (figure) => lastKnown(figure, silent || host.gpus.every(isPast));
   const [glyph, headline] = badgeOf(host);
   const last = (figure) => lastKnown(figure, silent);
   const strip = host.gpus.length
@@ -32,8 +31,8 @@ export function hostRow(host, now) {
     h("td", { role: "cell", class: "gpus" }, strip),
     textCell("free", host.gpus.length ? String(count(host.gpus, (gpu) => gpu.state === "free")) : DASH),
     figureCell("users", users(host.gpus)),
-    figureCell("busy", last(busy(host.gpus))),
-    figureCell("mem", last(memory(host.gpus))),
+    figureCell("busy", lastOf(busy(host.gpus))),
+    figureCell("mem", lastOf(memory(host.gpus))),
     figureCell("cpu", last(cpu(host.cpu_percent, host.num_cpus))),
     figureCell("load", last(load(host.load_avg_1, host.num_cpus))),
     textCell("seen", age(now - host.last_at)),
@@ -42,7 +41,7 @@ export function hostRow(host, now) {
 
 /** One row of the table below the GPU charts; the GPU as `Cluster.gpus` gives it. */
 export function gpuRow(gpu) {
-  const last = (figure) => lastKnown(figure, gpu.silent || gpu.read_at !== null);
+  const last = (figure) => lastKnown(figure, gpu.silent || isPast(gpu));
   const used = {
     text: usedOf(gpu.used_mem, gpu.total_mem),
     title: known(gpu.used_mem) ? "" : "memory: not reported",
@@ -114,7 +113,7 @@ export function cellLabel(host, gpu, now) {
   parts.push(gpu.used_mem === null ? "memory not reported" : usedOf(gpu.used_mem, gpu.total_mem));
   const idle = gpu.state === "held" && gpu.since !== null ? ` for ${age(now - gpu.since)}` : "";
   parts.push(gpu.gpu_util === null ? "busy % not reported" : `busy ${percent(gpu.gpu_util)}${idle}`);
-  if (missing(gpu)) parts.push(`missing for ${age(now - gpu.since)}`);
+  if (isMissing(gpu)) parts.push(`missing for ${age(now - gpu.since)}`);
   else if (gpu.error !== null) parts.push(cut(gpu.error));
   if (gpu.read_at !== null) parts.push(`figures of ${age(now - gpu.read_at)} ago`);
   if (gpu.slurm !== null) parts.push(cut(gpu.slurm));
@@ -146,7 +145,7 @@ function cell(host, gpu, now) {
 
 // -------------------------------------------------------------------------------------------------- figures
 
-/** Put figures of a silent host, and those read too long ago, in brackets: the last ones, which warn of nothing. */
+/** Put figures in brackets that do not say what is: those of a silent host, for one. They warn of nothing. */
 function lastKnown(figure, silent) {
   if (!silent || figure.text === DASH) return figure;
   const title = figure.title ? `last known: ${figure.title}` : "last known";
@@ -178,8 +177,11 @@ function users(gpus) {
 const bar = (value) => (value === null ? null : whole(value));
 const lacking = (some, all) => (some === all ? "" : `; ${some} of ${all} reporting`);
 
-/** Those whose figures go into a sum: of several, the ones that were not read too long ago. */
-const fresh = (gpus) => (gpus.length === 1 ? gpus : gpus.filter((gpu) => gpu.read_at === null));
+/** Those whose figures go into a sum: the ones that say what is, or all where none does. */
+function fresh(gpus) {
+  const current = gpus.filter((gpu) => !isPast(gpu));
+  return current.length ? current : gpus;
+}
 
 function busy(gpus) {
   if (!gpus.length) return { text: DASH, title: "no GPU" };
@@ -278,13 +280,13 @@ export function attention(hosts, now) {
 function brokenGpus(gpus, now, everywhere) {
   const alone = ({ host, gpu }) => {
     const name = `${host.host} GPU ${gpu.index}`;
-    const text = missing(gpu) ? `${name} missing for ${age(now - gpu.since)}` : `${name}: ${cut(gpu.error || "error")}`;
+    const text = isMissing(gpu) ? `${name} missing for ${age(now - gpu.since)}` : `${name}: ${cut(gpu.error || "error")}`;
     return { state: "error", text, href: `${hostLink(host.host)}#gpu-${gpu.index}` };
   };
   if (gpus.length <= NAMED) return gpus.map(alone);
   const alike = new Map();
   for (const each of gpus) {
-    const reason = missing(each.gpu) ? "missing" : cut(each.gpu.error || "error");
+    const reason = isMissing(each.gpu) ? "missing" : cut(each.gpu.error || "error");
     if (!alike.has(reason)) alike.set(reason, []);
     alike.get(reason).push(each);
   }
