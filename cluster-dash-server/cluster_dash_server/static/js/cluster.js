@@ -10,6 +10,8 @@ export const isSilent = (host) => SILENT.includes(host.state);
 export const isMissing = (gpu) => gpu.since !== null && gpu.state !== "held" && gpu.state !== "free";
 /** Whether its figures do not say what is: they are old, or those from before it was missing. */
 export const isPast = (gpu) => gpu.read_at !== null || isMissing(gpu);
+/** The same of a GPU as `Cluster.gpus` gives it, whose host may be silent. */
+export const isLastKnown = (gpu) => gpu.silent || isPast(gpu);
 
 /** @template T @param {T[]} list @param {(each: T) => boolean} test */
 export const count = (list, test) => list.reduce((sum, each) => sum + (test(each) ? 1 : 0), 0);

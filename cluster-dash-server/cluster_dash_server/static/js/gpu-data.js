@@ -3,7 +3,7 @@
 import * as api from "./api.js";
 import { asked, here, listen } from "./address.js";
 import { draw, escape, save } from "./charts.js";
-import { Cluster, isMissing, isPast } from "./cluster.js";
+import { Cluster, isLastKnown, isMissing } from "./cluster.js";
 import { h, patchChildren, say } from "./dom.js";
 import { drawFrame, drawLegend, drawScope, startBox } from "./filter.js";
 import { cut, gib, known, percent, plural, short, unit } from "./format.js";
@@ -63,8 +63,6 @@ const METRICS = {
 const sum = (values) => values.reduce((total, value) => total + value, 0);
 const mean = (values) => sum(values) / values.length;
 const nameOf = (gpu) => `${gpu.host} GPU ${gpu.index}`;
-/** Whether its figures do not say what is, as those of a silent host. */
-const isLast = (gpu) => gpu.silent || isPast(gpu);
 
 function top(found, words) {
   const { gpu, value } = found.reduce((best, each) => (each.value > best.value ? each : best));
@@ -138,7 +136,7 @@ function offer(place, figure) {
 
 function overall(place, gpus) {
   const metric = METRICS[place.dataset.metric];
-  const reporting = gpus.filter((gpu) => !isLast(gpu));
+  const reporting = gpus.filter((gpu) => !isLastKnown(gpu));
   const found = reporting.map((gpu) => ({ gpu, value: metric.value(gpu) })).filter(({ value }) => known(value));
   const unknown = reporting.length - found.length;
   const said = found.length ? metric.finding(found) : "No GPU that is live reports it.";
@@ -150,7 +148,7 @@ function overall(place, gpus) {
 }
 
 function hover(gpu, metric) {
-  const words = known(metric.value(gpu)) ? `${isLast(gpu) ? "last known: " : ""}${metric.words(gpu)}` : "not reported";
+  const words = known(metric.value(gpu)) ? `${isLastKnown(gpu) ? "last known: " : ""}${metric.words(gpu)}` : "not reported";
   return escape(`${nameOf(gpu)}, ${gpu.state}, ${words}`);
 }
 
@@ -170,7 +168,7 @@ function bars(gpus, metric, width) {
     y: gpus.map(metric.value),
     hovertext: gpus.map((gpu) => hover(gpu, metric)),
     hoverinfo: "text",
-    customdata: gpus.map((gpu) => [isLast(gpu) && !isMissing(gpu) ? "silent" : gpu.state]),
+    customdata: gpus.map((gpu) => [isLastKnown(gpu) && !isMissing(gpu) ? "silent" : gpu.state]),
   };
   const labels = apart([...hosts].map(([host, places]) => ({ host, at: mean(places) })), (x.at(-1) * LABEL_PX) / width);
   const layout = {
@@ -211,7 +209,7 @@ function cells(gpus, metric) {
   const dashes = grid(null);
   const text = grid("");
   for (const gpu of gpus) {
-    const value = isLast(gpu) ? null : metric.value(gpu);
+    const value = isLastKnown(gpu) ? null : metric.value(gpu);
     (known(value) ? z : dashes)[places.get(gpu.host)][gpu.index] = value ?? 1;
     text[places.get(gpu.host)][gpu.index] = hover(gpu, metric);
   }
@@ -305,7 +303,7 @@ function remember(gpus) {
     if (lines.t.at(-1) >= at) continue;
     lines.t.push(at);
     // a silent host's last figures are not what is: the line has a gap
-    for (const [name, { value }] of Object.entries(METRICS)) lines[name].push(isLast(gpu) ? null : value(gpu));
+    for (const [name, { value }] of Object.entries(METRICS)) lines[name].push(isLastKnown(gpu) ? null : value(gpu));
     if (lines.t.length > MOST_POINTS) for (const column of Object.values(lines)) column.shift();
   }
 }
@@ -329,7 +327,7 @@ function drawPanels(gpus) {
 }
 
 function panel(host, gpus, metric) {
-  const found = gpus.map((gpu) => ({ gpu, value: isLast(gpu) ? null : metric.value(gpu) })).filter(({ value }) => known(value));
+  const found = gpus.map((gpu) => ({ gpu, value: isLastKnown(gpu) ? null : metric.value(gpu) })).filter(({ value }) => known(value));
   const said = found.length ? metric.finding(found).replaceAll(`${host} `, "") : "Reports nothing now.";
   return h(
     "figure",

@@ -3,7 +3,7 @@
 
 import { base, hostLink } from "./api.js";
 import { here } from "./address.js";
-import { count, isMissing, isPast, isSilent } from "./cluster.js";
+import { count, isLastKnown, isMissing, isPast, isSilent } from "./cluster.js";
 import { h } from "./dom.js";
 import * as format from "./format.js";
 
@@ -41,7 +41,7 @@ export function hostRow(host, now) {
 
 /** One row of the table below the GPU charts; the GPU as `Cluster.gpus` gives it. */
 export function gpuRow(gpu) {
-  const last = (figure) => lastKnown(figure, gpu.silent || isPast(gpu));
+  const last = (figure) => lastKnown(figure, isLastKnown(gpu));
   const used = {
     text: usedOf(gpu.used_mem, gpu.total_mem),
     title: known(gpu.used_mem) ? "" : "memory: not reported",
