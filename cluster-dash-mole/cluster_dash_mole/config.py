@@ -135,6 +135,8 @@ SECTIONS: dict[str, type] = {
 LABELS = "Labels"
 OF_SERVERS = {("Slurm", "hosts")}
 """Keys that the server reads in a section of the same name: as variables, both may stand in one environment."""
+OF_THE_UNIT = Path("/etc/cluster-dash/mole.toml")
+"""The file that the unit names: what is typed on its host means it, too."""
 ALONE_SECONDS = 5.0
 """Between two looks of a mole that has no file: what every file we ship says."""
 
@@ -212,12 +214,13 @@ def for_listening(address: str, path: Path | None, environ: Mapping[str, str], *
 
 
 def find(folder: Path, hostname: str) -> Path:
-    """Return the configuration file of a host in a folder: of its full name, its short name, or of all."""
+    """Return the file of a host: in a folder, of its full name, its short name, or of all; else that of its unit."""
     names = dict.fromkeys([f"config_{hostname}.toml", f"config_{hostname.partition('.')[0]}.toml", "config.toml"])
-    for name in names:
-        if (folder / name).is_file():
-            return folder / name
-    raise ConfigError(f"no configuration in {folder.resolve()}: expected {' or '.join(names)}, or -c FILE")
+    for file in (*(folder / name for name in names), OF_THE_UNIT):
+        if file.is_file():
+            return file
+    expected = " or ".join([*names, str(OF_THE_UNIT)])
+    raise ConfigError(f"no configuration in {folder.resolve()}: expected {expected}, or -c FILE")
 
 
 class _FromEnvironment(str):

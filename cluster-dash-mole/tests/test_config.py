@@ -162,6 +162,18 @@ def test_the_file_of_the_full_name_goes_before_the_short_ones_and_the_common_one
         assert find(tmp_path, "gpu01.lab") == tmp_path / name
 
 
+def test_what_is_typed_on_a_host_means_the_file_of_its_unit_unless_the_folder_has_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of_the_unit = tmp_path / "etc" / "mole.toml"
+    of_the_unit.parent.mkdir()
+    of_the_unit.write_text("")
+    monkeypatch.setattr("cluster_dash_mole.config.OF_THE_UNIT", of_the_unit)
+    assert find(tmp_path, "gpu01.lab") == of_the_unit
+    (tmp_path / "config.toml").write_text("")
+    assert find(tmp_path, "gpu01.lab") == tmp_path / "config.toml"
+
+
 def test_without_a_file_the_names_looked_for_are_told(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"config_gpu01\.lab\.toml or config_gpu01\.toml or config\.toml"):
         find(tmp_path, "gpu01.lab")

@@ -24,7 +24,7 @@ from cluster_dash_server.commands import summary as summary_command
 from cluster_dash_server.commands import token as token_command
 from cluster_dash_server.commands import user as user_command
 from cluster_dash_server.lasting import made_to_last
-from cluster_dash_server.settings import SERVERS, ConfigError, Reading, Settings
+from cluster_dash_server.settings import SERVERS, ConfigError, Reading, Settings, read_server
 
 log = logging.getLogger(__name__)
 
@@ -207,14 +207,14 @@ def examine(options: argparse.Namespace) -> int:
 def forget(options: argparse.Namespace) -> int:
     """Forget hosts or a user, and print which."""
     settings = _load_settings(options)
-    forget_command.run(options, settings, past_command.folder_of(options, settings))
+    forget_command.run(options, settings, past_command.folder_of(options, settings.server))
     return EXIT_DONE
 
 
 def token(options: argparse.Namespace) -> int:
     """Make, list, rotate or revoke tokens."""
     settings = _load_settings(options)
-    token_command.run(options, settings, past_command.folder_of(options, settings))
+    token_command.run(options, settings, past_command.folder_of(options, settings.server))
     return EXIT_DONE
 
 
@@ -222,26 +222,26 @@ def maintenance(options: argparse.Namespace) -> int:
     """Note that somebody works on hosts, or say on which."""
     wish = alert_commands.wish_of(options)
     settings = _load_settings(options)
-    alert_commands.maintain(wish, settings, past_command.folder_of(options, settings))
+    alert_commands.maintain(wish, settings, past_command.folder_of(options, settings.server))
     return EXIT_DONE
 
 
 def reload(options: argparse.Namespace) -> int:
     """Have the rules of alerts taken up anew."""
-    alert_commands.reload(past_command.folder_of(options, _load_settings(options)))
+    alert_commands.reload(past_command.folder_of(options, read_server(options.config)))
     return EXIT_DONE
 
 
 def notify_test(options: argparse.Namespace) -> int:
     """Have the running server send a test message, and print what became of it."""
-    is_with_all = notify_command.run(options, past_command.folder_of(options, _load_settings(options)))
+    is_with_all = notify_command.run(options, past_command.folder_of(options, read_server(options.config)))
     return EXIT_DONE if is_with_all else EXIT_PROBLEM
 
 
 def past(options: argparse.Namespace) -> int:
     """Export, back up, restore or prune what a server keeps."""
     settings = _load_settings(options)
-    folder = past_command.folder_of(options, settings)
+    folder = past_command.folder_of(options, settings.server)
     match options.command:
         case "export":
             past_command.export(options, settings, folder)
@@ -257,19 +257,19 @@ def past(options: argparse.Namespace) -> int:
 def move(options: argparse.Namespace) -> int:
     """Take the site from files to engines, or back."""
     settings, target = _load_settings(options), site.load_settings(options.to)
-    move_command.run(options, settings, target, past_command.folder_of(options, settings))
+    move_command.run(options, settings, target, past_command.folder_of(options, settings.server))
     return EXIT_DONE
 
 
 def summary(options: argparse.Namespace) -> int:
     """Print what is free and what is wrong."""
-    summary_command.run(past_command.folder_of(options, _load_settings(options)))
+    summary_command.run(past_command.folder_of(options, read_server(options.config)))
     return EXIT_DONE
 
 
 def digest(options: argparse.Namespace) -> int:
     """Print what happened last night."""
-    digest_command.run(options, past_command.folder_of(options, _load_settings(options)))
+    digest_command.run(options, past_command.folder_of(options, read_server(options.config)))
     return EXIT_DONE
 
 

@@ -256,10 +256,7 @@ def read(
     """
     environment = os.environ if environment is None else environment
     file = find_file(environment) if file is None else file
-    raw: dict[str, dict[str, object]] = {}
-    source = str(file)
-    if file is not None:
-        raw = _sections(_read_toml(file), source)
+    source, raw = str(file), _raw(file)
     values: dict[str, Any] = {}
     origins: dict[str, str] = {}
     for section in dataclasses.fields(Settings):
@@ -286,6 +283,22 @@ def read(
     if ingest.passcode != settings.ingest.passcode:
         origins["ingest.passcode"] = site_file if ingest.passcode_file is None else str(ingest.passcode_file)
     return Reading(settings=dataclasses.replace(settings, ingest=ingest), file=file, origins=origins)
+
+
+def read_server(file: Path | None = None, *, environment: Mapping[str, str] | None = None) -> ServerSettings:
+    """Read the section `[server]` alone, by the same rules: for who asks a running server, and needs no secret for it.
+
+    systemd before 254 gives `ExecReload=` no credentials: it cannot read the secrets of its own unit.
+    """
+    environment = os.environ if environment is None else environment
+    file = find_file(environment) if file is None else file
+    section = _section(ServerSettings, "server", _raw(file).get("server", {}), str(file), environment, {})
+    return typing.cast(ServerSettings, section)
+
+
+def _raw(file: Path | None) -> dict[str, dict[str, object]]:
+    """Return the sections of a settings file as they stand in it."""
+    return {} if file is None else _sections(_read_toml(file), str(file))
 
 
 _T = typing.TypeVar("_T", AlertSettings, Receiver, LiveSettings, LedgerSettings)

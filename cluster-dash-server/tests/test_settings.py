@@ -8,7 +8,7 @@ import pytest
 
 from cluster_dash_server import app, site
 from cluster_dash_server.history.remote.engine import access_of
-from cluster_dash_server.settings import ConfigError, Settings, find_file, load
+from cluster_dash_server.settings import ConfigError, Settings, find_file, load, read_server
 
 
 @pytest.fixture
@@ -394,3 +394,12 @@ def test_the_address_of_a_database_may_come_from_a_file(server_toml: Path, tmp_p
     (tmp_path / "url").write_text("")
     with pytest.raises(ConfigError, match=r"ledger\.url_file: .*is empty"):
         load(server_toml, environment={})
+
+
+def test_who_asks_a_running_server_needs_none_of_its_secrets(tmp_path: Path) -> None:
+    file = tmp_path / "server.toml"
+    file.write_text('[server]\ndata = "/srv/dash"\n[ingest]\npasscode_file = "/nowhere/passcode"\n')
+    with pytest.raises(ConfigError, match=r"ingest\.passcode_file"):
+        load(file, environment={})
+    assert read_server(file, environment={}).data == "/srv/dash"
+    assert read_server(file, environment={"CLUSTER_DASH_SERVER__DATA": "/else"}).data == "/else"

@@ -17,7 +17,7 @@ from cluster_dash_server.history import backups, exports
 from cluster_dash_server.history.exports import COLUMNS, ExportError, Wish
 from cluster_dash_server.history.history import History
 from cluster_dash_server.hostlist import HostlistError
-from cluster_dash_server.settings import ConfigError, Settings
+from cluster_dash_server.settings import ConfigError, ServerSettings, Settings
 from cluster_dash_server.store import StoreError
 from cluster_dash_server.when import GRAMMAR, WhenError, span, zone
 
@@ -175,6 +175,6 @@ def prune(settings: Settings, folder: Path) -> None:
         history.close()
 
 
-def folder_of(options: argparse.Namespace, settings: Settings) -> Path:
+def folder_of(options: argparse.Namespace, server: ServerSettings) -> Path:
     """Return the data folder that a command is about."""
-    return control.find_data_folder(options.data or settings.server.data, os.environ)
+    return control.find_data_folder(options.data or server.data, os.environ)
