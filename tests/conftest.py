@@ -1,14 +1,14 @@
 """What tests of both halves share: parts that a machine may lack, servers and moles as real processes."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import hypothesis
 import pytest
 
-from tests import databases, templates, workers
+from tests import databases, machines, templates, workers
 from tests.processes import Listening, start_server
 
 hypothesis.settings.register_profile("ours", deadline=None)  # time says nothing on a loaded machine
@@ -46,9 +46,10 @@ PARTS = {
 }
 """Programs that a package brings: with CI=true a missing one is a failure."""
 
-FORBIDDEN = {
+FORBIDDEN: dict[str, Callable[[], bool]] = {
     "a GPU": lambda: Path("/dev/nvidiactl").exists(),
     "root": lambda: os.geteuid() == 0,
+    "machines of its own": machines.can_be_made,
 }
 """What a machine has or has not, whatever is installed: tests of it are skipped and named."""
 

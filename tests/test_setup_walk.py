@@ -11,7 +11,6 @@ import re
 import shlex
 import subprocess
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -22,52 +21,14 @@ from cluster_dash_server import settings
 from cluster_dash_server.alerts import rules
 from cluster_dash_server.notices.receivers import Receiver
 from cluster_dash_server.settings import Settings
+from tests.blocks import BLOCKS, PAGES, SHELL, Block
 from tests.processes import BIN, TOP, Listening, start_server
 
-PAGES = [
-    "setup.md",
-    "README.md",
-    "SECURITY.md",
-    "CONTRIBUTING.md",
-    *(f"docs/{p.name}" for p in (TOP / "docs").glob("*.md")),
-]
 WHY_NOT_HERE = ("as root", "with internet", "GPU host", "systemd of your own login")
-FENCED = re.compile(r"(?:^\*(?P<mark>[^*\n]+):\*\n\n?)?^```(?P<kind>\w*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
-INDENTED = re.compile(r"(?<=\n\n)(?:^    \S.*\n)+", re.MULTILINE)
 PROVED = (TOP / "tests" / "test_commands.py").read_text()
 """Starts what serves or sets up in a fresh clone, line by line."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Block:
-    """A block of code of a page; `mark` is the line in italics above it."""
-
-    page: str
-    kind: str
-    mark: str | None
-    text: str
-
-    def __str__(self) -> str:
-        return f"{self.page}:{self.text.splitlines()[0][:40]}"
-
-    @property
-    def commands(self) -> list[str]:
-        """Its commands, each in one line, without comments."""
-        lines = self.text.replace("\\\n", " ").splitlines()
-        return [line for line in (re.sub(r"(^|\s+)# .*", "", line).strip() for line in lines) if line]
-
-
-def blocks() -> Iterator[Block]:
-    for page in PAGES:
-        text = (TOP / page).read_text()
-        for found in FENCED.finditer(text):
-            yield Block(page=page, kind=found["kind"], mark=found["mark"], text=found["text"])
-        for found in INDENTED.finditer(FENCED.sub("", text)):
-            yield Block(page=page, kind="sh", mark=None, text=re.sub("^    ", "", found[0], flags=re.MULTILINE))
-
-
-BLOCKS = list(blocks())
-SHELL = [block for block in BLOCKS if block.kind == "sh"]
 RUN = [block for block in SHELL if block.mark is None]
 
 

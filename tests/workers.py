@@ -36,6 +36,7 @@ WAITING = (
 FIRST = {
     "tests/test_slurm_end_to_end.py": 1,
     "tests/test_dist.py": 1,
+    "tests/test_machines_set_up.py": 1,
     "tests/test_commands.py": 1,
     "tests/test_browser_long.py": 1,
     "tests/test_browser_everybody.py": 4,
