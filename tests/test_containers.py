@@ -3,6 +3,7 @@
 import dataclasses
 import fnmatch
 import importlib.util
+import ipaddress
 import json
 import os
 import re
@@ -75,6 +76,21 @@ def test_two_replicas_know_the_same_engines_and_trust_nginx_which_knows_both() -
         assert urlsplit(settings[0][f"CLUSTER_DASH_{key}"]).hostname == section
     environment = {name: value for name, value in settings[0].items() if name.startswith("CLUSTER_DASH_")}
     assert server_settings.load(None, environment=environment).live.kind == "redis"
+
+
+@pytest.mark.parametrize("file", COMPOSE)
+def test_an_address_that_is_fixed_is_none_that_a_service_gets_which_starts_before(file: str) -> None:
+    done = compose("--profile", "demo", "config", "--format", "json", file=file, **SECRETS, NETWORK="10.7.7")
+    said = json.loads(done.stdout)
+    (pool,) = said["networks"]["inside"]["ipam"]["config"]
+    net, given_away = ipaddress.ip_network(pool["subnet"]), ipaddress.ip_network(pool["ip_range"])
+    fixed = [
+        ipaddress.ip_address(each["networks"]["inside"]["ipv4_address"])
+        for each in said["services"].values()
+        if each["networks"]["inside"]
+    ]
+    assert fixed
+    assert all(address in net and address not in given_away for address in fixed)
 
 
 def test_ports_and_addresses_of_the_compose_file_are_variables() -> None:
