@@ -86,6 +86,19 @@ def test_a_port_in_use_is_said_by_both(kind: str, either: Listening) -> None:
         start_server("--server", kind, "--port", port)
 
 
+@pytest.mark.parametrize("kind", ["waitress", "granian"])
+def test_what_is_found_wrong_while_it_starts_is_one_line_and_78_that_no_unit_restarts(
+    kind: str, tmp_path: Path
+) -> None:
+    users = {"CLUSTER_DASH_VIEWERS__MODE": "basic", "CLUSTER_DASH_VIEWERS__USERS_FILE": str(tmp_path / "users")}
+    command: list[str | Path] = [BIN / "cluster-dash-server", "serve", "--port", "0", "--server", kind]
+    environment = {**os.environ, **users, "XDG_STATE_HOME": str(tmp_path)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 78
+    assert f"viewers.users_file: {tmp_path}/users: cannot be read" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_granian_that_is_not_installed_is_said_with_its_mend() -> None:
     code = "import sys; sys.modules['granian'] = None; from cluster_dash_server.cli import main; sys.exit(main())"
     done = subprocess.run(

@@ -6,6 +6,7 @@ import functools
 import logging
 import os
 import resource
+import select
 import signal
 import socket
 import ssl
@@ -66,7 +67,8 @@ def by_granian(settings: Settings, log_options: LogOptions) -> None:
     """Serve by granian until SIGTERM or SIGINT: its main process, and one worker that holds the live view.
 
     Raises:
-        ConfigError: granian is not installed, the certificate cannot be used, or the address not be listened on.
+        ConfigError: granian is not installed, the certificate cannot be used, the address not be listened on, or a
+            setting that the worker needs not be used.
     """
     try:
         granian = import_module("granian")
@@ -102,7 +104,15 @@ def by_granian(settings: Settings, log_options: LogOptions) -> None:
         after=functools.partial(os.read, loaded, 1),
         is_secure=settings.server.speaks_tls,
     )
-    server.serve(target_loader=functools.partial(_load, settings, log_options, tell_loaded), wrap_loader=False)
+    fault, tell_fault = os.pipe2(os.O_NONBLOCK)
+    load = functools.partial(_load, settings, log_options, tell_loaded, tell_fault)
+    try:
+        server.serve(target_loader=load, wrap_loader=False)
+    except SystemExit:
+        with contextlib.suppress(BlockingIOError):
+            if why := os.read(fault, select.PIPE_BUF):
+                raise ConfigError(why.decode(errors="replace")) from None
+        raise
 
 
 SERVERS: dict[str, Callable[[Settings, LogOptions], None]] = {"waitress": by_waitress, "granian": by_granian}
@@ -141,12 +151,16 @@ def allow_open_files(hosts: int) -> None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
-def _load(settings: Settings, log_options: LogOptions, tell_loaded: int) -> "WSGIApplication":
-    """Build the application in granian's worker, and tell its main process that it is there."""
+def _load(settings: Settings, log_options: LogOptions, tell_loaded: int, tell_fault: int) -> "WSGIApplication":
+    """Build the application in granian's worker, and tell its main process that it is there, or why it cannot be."""
     logs.setup(log_options)
-    with made_to_last():
-        site = _site(settings)
-        site.start()
+    try:
+        with made_to_last():
+            site = _site(settings)
+            site.start()
+    except ConfigError as error:
+        os.write(tell_fault, str(error).encode()[: select.PIPE_BUF])
+        raise SystemExit(1) from None
     site.load_pages()
     os.write(tell_loaded, b"1")
     return site.answer
