@@ -122,6 +122,7 @@ def _show(app: Flask, front: Front) -> None:
     site = frame.Site(
         name=settings.site.name,
         version=VERSION,
+        public_url=settings.server.public_url,
         notices=lambda: parts.notices(from_afar=reached.from_afar),
         keeps_history=lambda: parts.history.keeps,
     )

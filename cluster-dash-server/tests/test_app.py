@@ -1,5 +1,6 @@
 """What `create_app` wires: scopes, headers, one shape of errors."""
 
+import html
 from collections.abc import Callable
 from importlib.metadata import version
 from typing import Any
@@ -126,6 +127,9 @@ def test_it_lives_under_a_path_whether_the_proxy_cuts_it_off_or_not(clock: Calla
         page = client.get(f"{prefix}/")
         assert 'href="/dash/' in page.text
         assert 'href="/static' not in page.text
+        # what is copied or printed from a page behind a proxy that ends TLS
+        assert "curl -s 'https://lab.example/dash/api/v1/free?" in html.unescape(page.text)
+        assert '<p class="printed">https://lab.example/dash/?q=gpu01, ' in client.get(f"{prefix}/?q=gpu01").text
     assert client.get("/dash").status_code == 200
 
 

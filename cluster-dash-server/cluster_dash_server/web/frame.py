@@ -26,12 +26,14 @@ class Site:
     """What every page says of this site.
 
     Attributes:
+        public_url: where people reach it; None: where they just did.
         notices: what people must know who look here: an open viewer, a shared passcode. Asked on each page.
         keeps_history: whether figures of the past can be asked for.
     """
 
     name: str
     version: str
+    public_url: str | None = None
     notices: Callable[[], tuple[str, ...]] = tuple
     keeps_history: Callable[[], bool] = bool
 
@@ -58,10 +60,13 @@ def blueprint(site: Site, hosts: Callable[[], int], clock: Callable[[], float]) 
     def of_every_page() -> dict[str, object]:
         """Give every template, the error page too, what the frame needs."""
         base = url_for("pages.overview")
+        # what a proxy that ends TLS hands on came by http, and what is copied from a page must not
+        root = request.root_url if site.public_url is None else f"{site.public_url.rstrip('/')}/"
         return {
             "site": site,
             "base": base,
-            "root": request.root_url,
+            "root": root,
+            "address": root + request.full_path.lstrip("/").rstrip("?"),
             "nav": NAV,
             "page": None,
             "now": clock(),
