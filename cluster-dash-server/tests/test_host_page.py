@@ -51,6 +51,17 @@ def view(make_seen: MakeSeen) -> Callable[[Json], GpuView]:
     return make
 
 
+def test_how_many_gpus_are_free_or_busy_is_said_once(
+    client: FlaskClient, post: Callable[..., None], make_gpu: Any
+) -> None:
+    post("gpu01", [make_gpu(0, gpu_util=90.0), make_gpu(1, gpu_util=90.0)])
+
+    text = text_of(client)
+
+    assert "All 2 GPUs busy. 2 GPUs " in text
+    assert "free" not in text.partition("Notes")[0]
+
+
 @pytest.mark.parametrize(
     ("fields", "said"),
     [

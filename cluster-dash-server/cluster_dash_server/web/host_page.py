@@ -10,7 +10,7 @@ from cluster_dash_server.cluster import GpuView, HostView
 from cluster_dash_server.hostlist import natural
 from cluster_dash_server.states import SKEW_SECONDS, Thresholds, counts_as_use
 from cluster_dash_server.store import Event
-from cluster_dash_server.summary import sentence_of, standing
+from cluster_dash_server.summary import standing
 from cluster_dash_server.web import rows, slurm_words, words
 
 MOST_EVENTS = 50
@@ -71,7 +71,7 @@ def words_of(view: HostView, events: Sequence[Event], thresholds: Thresholds, no
         "icon": rows.icon([view]),
         "standing": said.text,
         "standing_at": said.at,
-        "sentence": _gpus_in_words(view),
+        "gpus_title": _gpus_title(view),
         "no_gpu": rows.no_gpu(view),
         "age_seconds": now - view.seen.received_at,
         "skewed": skew is not None and abs(skew) > SKEW_SECONDS,
@@ -133,10 +133,10 @@ def neighbours(host: str, names: Iterable[str]) -> tuple[str | None, str | None]
     return before[1], after[1]
 
 
-def _gpus_in_words(view: HostView) -> str:
+def _gpus_title(view: HostView) -> str:
     if not view.gpus:
         return "GPUs"
-    return sentence_of([view]) if view.silent is None else f"{words.plural(len(view.gpus), 'GPU')}, as last seen"
+    return words.plural(len(view.gpus), "GPU") + ("" if view.silent is None else ", as last seen")
 
 
 def _anchors(view: HostView) -> list[str | None]:
