@@ -35,16 +35,17 @@ def block(at: float) -> dict[str, Any]:
         },
         "scheduler": {"server_threads": 3, "main_mean_us": 2400, "backfill_mean_us": 38_000},
         "partitions": [{"name": HOSTILE, "state": "up", "default": True, "nodes": 2, "max_time_seconds": 86400}],
-        "strings": ["", "mixed", "idle+drain", HOSTILE, "running", "pending", "Resources", "erin"],
+        "strings": ["", "mixed", "idle+drain", HOSTILE, "running", "pending", "Resources", "erin", "gpu", "h100:8"],
         "nodes": {
             "name": ["n1", "n2"],
             "state": [1, 2],
             "reason": [0, 3],
             "gpus": [8, 8],
             "gpus_allocated": [3, 0],
+            "gpu": [9, 3],
             "gpu_index": ["0-2", ""],
             "features": [3, 3],
-            "partitions": [3, 3],
+            "partitions": [8, 3],
         },
         "jobs": {
             "id": list(range(7, 7 + count)),
@@ -99,11 +100,14 @@ def test_a_page_on_slurm_is_for_everybody_and_no_text_runs(seat: Seat, path: str
 
 
 def test_scripts_say_of_slurm_what_the_server_says(seat: Seat, browser: Browser, site: Site) -> None:
-    page = seat.open("/")
+    drawn = ("#hosts .gpu", "#notes li", "#cards li", "#group-rows th")
+    page = seat.open("/?group=part")
     until(page, "document.querySelector('#freshness').dataset.freshness === 'live'")
+    page.evaluate("document.querySelector('#cards').replaceChildren()")
     seat.tick()
-    ours = [skeleton(page, selector) for selector in ("#hosts .gpu", "#notes li")]
-    assert ours == without_scripts(browser, site, "/", "#hosts .gpu", "#notes li")
+    ours = [skeleton(page, selector) for selector in drawn]
+    assert ours == without_scripts(browser, site, "/?group=part", *drawn)
+    assert page.locator("#cards code").last.inner_text() == "srun -p gpu --gres=gpu:h100:1 --pty bash"
     labels = page.locator("[data-key=n1] .gpu").evaluate_all("cells => cells.map(cell => cell.ariaLabel)")
     assert labels[0].endswith("job 7 of erin")
     assert labels[2].endswith("job 7 of erin, no process")

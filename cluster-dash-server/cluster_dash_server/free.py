@@ -1,7 +1,9 @@
 """Finding free GPUs: which hosts have enough of them, best fit first. Pure; the pages and the API ask here."""
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 from cluster_dash_server.cluster import GpuView, HostView
 from cluster_dash_server.hostlist import compress, natural
@@ -72,19 +74,32 @@ def _size(view: GpuView) -> tuple[float, int]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Card:
-    """The free GPUs of one model: how many, and on which hosts."""
+    """The free GPUs of one model: how many, and on which hosts.
+
+    Attributes:
+        asks: how a job asks Slurm for one of them, as most of them are asked for; None where one is not Slurm's.
+    """
 
     model: str
     count: int
     hosts: str
+    asks: str | None = None
 
 
 def cards(hosts: Iterable[HostView]) -> list[Card]:
     """Return a card for each model of which a GPU is free, the most first; hosts as a hostlist."""
-    free: dict[str, list[str]] = {}
+    free: dict[str, list[HostView]] = {}
     for host in hosts:
         for view in host.gpus:
             if view.state == "free":
-                free.setdefault(model(view.gpu), []).append(host.host)
+                free.setdefault(model(view.gpu), []).append(host)
     by_count = sorted(free.items(), key=lambda each: (-len(each[1]), each[0]))
-    return [Card(model=name, count=len(names), hosts=compress(names)) for name, names in by_count]
+    return [
+        Card(model=name, count=len(on), hosts=compress([host.host for host in on]), asks=_asks(on))
+        for name, on in by_count
+    ]
+
+
+def _asks(hosts: Iterable[HostView]) -> str | None:
+    said = [() if host.place is None else host.place.asks for host in hosts]
+    return Counter(chain.from_iterable(said)).most_common(1)[0][0] if all(said) else None

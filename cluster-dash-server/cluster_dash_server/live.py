@@ -18,6 +18,7 @@ from operator import itemgetter
 from typing import Any, Literal, NamedTuple
 
 from cluster_dash_server.cluster import Cluster, GpuView, HostView
+from cluster_dash_server.filters import partitions
 from cluster_dash_server.snapshot import Json, dumps
 from cluster_dash_server.summary import Tally, model_of, sentence, tally
 
@@ -39,7 +40,7 @@ KEPT_BODIES = 24
 HOST_COLUMNS = (
     *("host", "state", "state_count", "last_at", "interval_seconds", "cpu_percent", "num_cpus", "load_avg_1"),
     *("memory_total_gb", "memory_used_gb", "gpu_error", "gpu_note", "mole_version", "skew_seconds", "labels"),
-    "drained",
+    *("drained", "partitions", "asks"),
 )
 """The columns of `hosts`; `_of_host` says what stands in them."""
 
@@ -70,6 +71,8 @@ def _of_host(view: HostView) -> tuple[object, ...]:
         seen.skew_seconds,
         seen.labels,
         view.drained,
+        partitions(view),
+        () if view.place is None else view.place.asks,
     )
 
 

@@ -4,8 +4,9 @@ A node is a host by name; a job is on a GPU by the index that Slurm gave it, whi
 """
 
 import logging
+import re
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -226,6 +227,7 @@ class Place:
 
     Attributes:
         gpus: how many GPUs Slurm knows there.
+        asks: how a job asks Slurm for one GPU there, the options of `srun` by partition; empty where nobody can.
         allotments: by the number of the device; `other` is that of devices with no word of Slurm.
     """
 
@@ -236,6 +238,7 @@ class Place:
     gpus: int
     allotments: Mapping[int, Allotment]
     other: Allotment
+    asks: tuple[str, ...] = ()
 
     @property
     def is_drained(self) -> bool:
@@ -315,15 +318,30 @@ def _place(node: Node, jobs: Mapping[int, Sequence[JobOnGpu]]) -> Place:
             jobs=tuple(jobs.get(number, ())),
         )
 
+    partitions = tuple(each for each in node.partitions.split(",") if each)
     return Place(
         node=node.name,
         state=node.state,
         reason=node.reason,
-        partitions=tuple(each for each in node.partitions.split(",") if each),
+        partitions=partitions,
+        asks=tuple(_asks(partitions, node.gpu)),
         gpus=gpus,
         allotments={number: allotment(number) for number in range(gpus)} | {each: allotment(each) for each in taken},
         other=Allotment(drained=drained, reserved=reserved, allocated=None, jobs=()),
     )
+
+
+_PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*")
+"""A name that is one word to every shell, and no option."""
+
+
+def _asks(partitions: Sequence[str], gpus: str) -> Iterator[str]:
+    """Return how a job asks for one GPU of `h100:8`; without a type where Slurm names none (`8`) or several."""
+    kind, colon, rest = gpus.partition(":")
+    wanted = f"gpu:{kind}:1" if colon and "," not in rest else "gpu:1"
+    for name in partitions:
+        if _PLAIN.fullmatch(name) and _PLAIN.fullmatch(kind or "0"):
+            yield f"-p {name} --gres={wanted}"
 
 
 def short(name: str) -> str:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from cluster_dash_server.cluster import Cluster, HostView
 from cluster_dash_server.free import Card, Wish, cards, find, free_mem
+from cluster_dash_server.slurm import Slurm
 from cluster_dash_server.snapshot import Seen, read
 from cluster_dash_server.states import Thresholds
 
@@ -80,6 +81,40 @@ def test_a_card_counts_the_free_gpus_of_a_model(fleet: list[HostView]) -> None:
         Card(model="GB10", count=1, hosts="spark"),
     ]
     assert cards([]) == []
+
+
+@pytest.mark.parametrize(
+    ("nodes", "asks"),
+    [
+        ({"gpu2": ("all,gpu", "h100:8"), "gpu10": ("gpu", "h100:8")}, "-p gpu --gres=gpu:h100:1"),
+        ({"gpu2": ("a,b", "8"), "gpu10": ("a,b", "8")}, "-p a --gres=gpu:1"),
+        ({"gpu2": ("a", "h100:4,a100:4"), "gpu10": ("a", "h100:4,a100:4")}, "-p a --gres=gpu:1"),
+        ({"gpu2": ("gpu", "8")}, None),  # the other one is not Slurm's
+        ({"gpu2": ("gpu; ls", "8"), "gpu10": ("gpu", "$(ls):8")}, None),
+        ({"gpu2": ("", "8"), "gpu10": ("gpu", "8")}, None),
+    ],
+)
+def test_a_card_asks_slurm_where_slurm_gives_all_of_its_gpus(
+    make_seen: MakeSeen, make_gpu: MakeGpu, nodes: dict[str, tuple[str, str]], asks: str | None
+) -> None:
+    block = {
+        "sources": {"nodes": {"ok": True, "at": NOW}},
+        "strings": ["idle", *(text for each in nodes.values() for text in each)],
+        "nodes": {
+            "name": list(nodes),
+            "state": [0] * len(nodes),
+            "partitions": [1 + 2 * place for place in range(len(nodes))],
+            "gpu": [2 + 2 * place for place in range(len(nodes))],
+            "gpus": [8] * len(nodes),
+            "gpu_index": [""] * len(nodes),
+        },
+    }
+    cluster = Cluster(Thresholds())
+    slurm = Slurm(place=cluster.place)
+    slurm.offer("head", block, NOW)
+    for host in ("gpu2", "gpu10"):
+        cluster.offer(make_seen(host, [make_gpu(index) for index in range(8)], interval_seconds=5, received_at=NOW))
+    assert [card.asks for card in cards(cluster.hosts(NOW))] == [asks]
 
 
 sizes = st.lists(st.sampled_from([None, 8192.0, 24_576.0, 81_559.0]), max_size=6)

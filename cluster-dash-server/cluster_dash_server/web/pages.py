@@ -52,7 +52,7 @@ def blueprint(
         bygone: the cluster as it stood at a moment, in a text that the request gave.
     """
     pages = Blueprint("pages", __name__, template_folder="../templates")
-    pages.add_app_template_filter(curl)
+    pages.add_app_template_filter(line)
 
     @pages.get("/")
     @needs("state:read")
@@ -209,7 +209,12 @@ def counts(view: View) -> Counter[str]:
     return Counter({each.value: each.count for each in view.facets.choices["state"]})
 
 
-def curl(card: free.Card, root: str) -> str:
-    """Return the line that says in a terminal which GPUs of a card are free; names in it are a mole's: none ends it."""
+def line(card: free.Card, root: str) -> str:
+    """Return the line of a card for a terminal: it takes a GPU where Slurm gives them, else says which are free.
+
+    Names in it are a mole's: none ends it.
+    """
+    if card.asks is not None:
+        return f"srun {card.asks} --pty bash"
     wanted = words.segment(card.model).replace("'", "%27")
     return f"curl -s '{root}api/v1/free?model={wanted}&format=text'"

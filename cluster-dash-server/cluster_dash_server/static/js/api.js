@@ -28,7 +28,7 @@ async function get(url, read, signal) {
 /** What the overview draws, and what the GPU charts draw besides: with all columns the bytes would be five times as many. */
 export const OVERVIEW = [
   ...["state", "state_count", "last_at", "cpu_percent", "num_cpus", "load_avg_1", "gpu_error", "gpu_note", "labels"],
-  ...["drained", "index", "model", "since", "gpu_util", "used_mem", "total_mem", "users", "error", "read_at", "slurm"],
+  ...["drained", "partitions", "asks", "index", "model", "since", "gpu_util", "used_mem", "total_mem", "users", "error", "read_at", "slurm"],
 ];
 export const CHARTS = [...OVERVIEW, "key", "temperature_c", "power_w"];
 export const NAMES = ["model", "users"];

@@ -96,7 +96,6 @@ function objects(columns) {
 /** Say once a change what puts a host in order: what is wrong first, then the most free, then its name. */
 function placed(host) {
   host.name = natural(host.host);
-  host.partitions = [...new Set((host.labels.partition ?? "").split(",").map((part) => part.trim()))].filter(Boolean);
   const free = count(host.gpus, (gpu) => gpu.state === "free");
   const rank = CALM.includes(host.state) ? STATES.length : STATES.indexOf(host.state);
   host.worst = host.state === null ? [STATES.length + 1, 0] : [rank, -free];

@@ -1,4 +1,4 @@
-// The cards "Free now": which models are free, how many, where, and the line that asks for them in a terminal.
+// The cards "Free now": which models are free, how many, where, and the line for a terminal.
 
 import { h, patchChildren } from "./dom.js";
 import { compare, cut } from "./format.js";
@@ -13,8 +13,8 @@ const list = document.getElementById("cards");
 /** @param {import("./cluster.js").Host[]} hosts by name */
 export function drawFree(hosts) {
   const free = new Map();
-  for (const { host, gpus } of hosts) {
-    for (const { model, state } of gpus) {
+  for (const host of hosts) {
+    for (const { model, state } of host.gpus) {
       if (state !== "free") continue;
       if (!free.has(model)) free.set(model, []);
       free.get(model).push(host);
@@ -22,24 +22,35 @@ export function drawFree(hosts) {
   }
   const byCount = [...free].sort(([one, many], [other, more]) => more.length - many.length || compare(one, other));
   section.hidden = byCount.length === 0;
-  patchChildren(list, byCount.slice(0, MOST_CARDS).map(([model, names]) => standing(model, names) ?? card(model, names)));
+  patchChildren(list, byCount.slice(0, MOST_CARDS).map(([model, on]) => standing(model, on) ?? card(model, on)));
 }
 
 /** What the cards that stand there were drawn from. */
 const drawn = new Map();
 
 /** The card that stands there, where it says the same. */
-function standing(model, names) {
-  const text = names.join("\n");
+function standing(model, on) {
+  const text = on.map(({ host, asks }) => [host, ...asks].join("\t")).join("\n");
   const isSame = drawn.get(model) === text;
   drawn.set(model, text);
   return isSame ? [...list.children].find((each) => each.dataset.key === model) : undefined;
 }
 
-function card(model, names) {
-  const hosts = compress(names);
+/** The line for a terminal: it takes a GPU where Slurm gives them, else says which are free. */
+function lineOf(model, on) {
+  if (on.every(({ asks }) => asks.length)) return `srun ${mostCommon(on.flatMap(({ asks }) => asks))} --pty bash`;
   const wanted = encodeURIComponent(model).replaceAll("'", "%27");
-  const line = `curl -s '${document.documentElement.dataset.root}api/v1/free?model=${wanted}&format=text'`;
+  return `curl -s '${document.documentElement.dataset.root}api/v1/free?model=${wanted}&format=text'`;
+}
+
+function mostCommon(texts) {
+  const counts = new Map();
+  for (const text of texts) counts.set(text, (counts.get(text) ?? 0) + 1);
+  return [...counts].reduce((best, each) => (each[1] > best[1] ? each : best))[0];
+}
+
+function card(model, on) {
+  const hosts = compress(on.map(({ host }) => host));
   return h(
     "li",
     { "data-key": model },
@@ -48,14 +59,14 @@ function card(model, names) {
       { class: "card" },
       h("b", {}, cut(model, 40)),
       " ",
-      h("span", { class: "count" }, `×${names.length}`),
+      h("span", { class: "count" }, `×${on.length}`),
       " ",
       h("code", { class: "where", tabindex: hosts.length > LONG ? "0" : null }, hosts),
     ),
     h(
       "span",
       { class: "line" },
-      h("code", {}, line),
+      h("code", {}, lineOf(model, on)),
       h("button", { type: "button", class: "copy needs-js", "aria-label": `Copy the line for ${cut(model, 40)}` }, "Copy"),
     ),
   );
