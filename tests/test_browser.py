@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, Route
 
+from cluster_dash_server.web import words
 from tests.seats import (
     PAGES,
     TICK_MS,
@@ -46,6 +47,26 @@ def test_the_live_update_draws_the_cells_that_the_server_drew(
     for selector, drawn in zip(selectors, without_scripts(browser, seat.site, path, *selectors), strict=True):
         assert drawn, selector
         assert skeleton(page, selector) == drawn, selector
+
+
+def test_amounts_read_alike_from_server_and_scripts(seat: Seat) -> None:
+    gib = 1024.0
+    cases = [
+        (61 * gib, 80 * gib),
+        (28 * gib**2, 40 * gib**2),
+        (278 * gib, 2 * gib**2),
+        (0.0, None),
+        (None, 1.0),
+        (None, None),
+    ]
+    said = seat.open("/").evaluate(
+        "async (cases) => {"
+        "const { src } = document.querySelector('script[src*=overview]');"
+        "const { usedOf } = await import(src.replace('overview', 'format'));"
+        "return cases.map(([used, total]) => usedOf(used, total));}",
+        cases,
+    )
+    assert said == [words.used_of(*each) for each in cases]
 
 
 def test_a_tick_shows_what_changed_and_keeps_focus_scroll_and_layout(seat: Seat) -> None:

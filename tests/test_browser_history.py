@@ -150,6 +150,14 @@ def test_times_are_those_of_the_reader_or_of_utc(reader: Seat) -> None:
     assert (minutes[1] - minutes[0]) % 1440 in (329, 330, 331)  # India is 5 h 30 min ahead
 
 
+def test_the_hours_of_the_week_stand_apart_on_a_phone(reader: Seat) -> None:
+    page = reader.open(PAGES["waste"])
+    page.set_viewport_size({"width": 400, "height": 800})
+    wide = """heads => { const range = document.createRange(); return heads.filter((head) => {
+        range.selectNodeContents(head); return range.getBoundingClientRect().width > head.clientWidth }).length }"""
+    assert page.locator(".week thead th").evaluate_all(wide) == 0
+
+
 def test_a_link_at_this_moment_shows_the_same_for_ever(reader: Seat) -> None:
     page = reader.open("/history?from=now-6h")
     drawn(page)

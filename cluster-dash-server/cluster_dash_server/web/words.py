@@ -19,6 +19,7 @@ GLYPHS = {
     "free": "◇",
 }
 MIB_PER_GIB = 1024
+GIB_PER_TIB = 1024
 LEVELS = ((95, "full"), (85, "high"))
 """From which percentage on a figure that is bad when full says so, by word; the highest first."""
 
@@ -52,13 +53,23 @@ def gib(mib: float | None) -> str:
 
 
 def used_of(used: float | None, total: float | None) -> str:
-    """Return two amounts in 2^20 bytes as `61 of 80 GiB`."""
-    return f"{gib(used)} of {gib(total)} GiB" if known(used) or known(total) else DASH
+    """Return two amounts in 2^20 bytes as `gib_of` does."""
+    return gib_of(*(None if each is None or not known(each) else each / MIB_PER_GIB for each in (used, total)))
 
 
 def gib_of(used: float | None, total: float | None) -> str:
-    """Return two amounts in 2^30 bytes as `61 of 80 GiB`."""
-    return f"{short(used)} of {short(total)} GiB" if known(used) or known(total) else DASH
+    """Return two amounts in 2^30 bytes as `61 of 80 GiB`, `28 of 40 TiB` or `61 GiB of 2.0 TiB`."""
+    part, whole = gib_amount(used), gib_amount(total)
+    if whole == DASH:
+        return part if part == DASH else f"{part} of {DASH}"
+    return f"{part.removesuffix(whole[-len(' GiB') :])} of {whole}"
+
+
+def gib_amount(value: float | None) -> str:
+    """Return an amount in 2^30 bytes in the unit that fits: `61 GiB`, `2.0 TiB`."""
+    if value is None or not known(value):
+        return DASH
+    return f"{short(value)} GiB" if value < GIB_PER_TIB else f"{short(value / GIB_PER_TIB)} TiB"
 
 
 def share(part: float | None, total: float | None) -> float | None:

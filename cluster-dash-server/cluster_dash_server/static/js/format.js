@@ -14,6 +14,7 @@ export const GLYPHS = {
 /** All states, worst first. */
 export const STATES = Object.keys(GLYPHS);
 const MIB_PER_GIB = 1024;
+const MIB_PER_TIB = 1024 * 1024;
 
 /** @param {unknown} value */
 export const known = (value) => typeof value === "number";
@@ -33,8 +34,19 @@ export const percent = (value) => (known(value) ? `${whole(value)} %` : DASH);
 /** 2^20 bytes as a number of 2^30 bytes. */
 export const gib = (mib) => (known(mib) ? short(mib / MIB_PER_GIB) : DASH);
 
-/** Two amounts in 2^20 bytes: 61 of 80 GiB. */
-export const usedOf = (used, total) => (known(used) || known(total) ? `${gib(used)} of ${gib(total)} GiB` : DASH);
+/** 2^20 bytes in the unit that fits: 61 GiB, 2.0 TiB. */
+export function amount(mib) {
+  if (!known(mib)) return DASH;
+  return mib < MIB_PER_TIB ? `${gib(mib)} GiB` : `${short(mib / MIB_PER_TIB)} TiB`;
+}
+
+/** Two amounts in 2^20 bytes: 61 of 80 GiB, 28 of 40 TiB, 61 GiB of 2.0 TiB. */
+export function usedOf(used, total) {
+  const [part, whole] = [amount(used), amount(total)];
+  if (whole === DASH) return part === DASH ? DASH : `${part} of ${DASH}`;
+  const unit = whole.slice(-" GiB".length);
+  return `${part.endsWith(unit) ? part.slice(0, -unit.length) : part} of ${whole}`;
+}
 
 /** A part in percent of its whole; null where either is unknown or the whole is nothing. */
 export const share = (part, total) =>

@@ -6,7 +6,7 @@ import { draw, escape, save } from "./charts.js";
 import { Cluster, isLastKnown, isMissing } from "./cluster.js";
 import { h, patchChildren, say } from "./dom.js";
 import { drawFrame, drawLegend, drawScope, startBox } from "./filter.js";
-import { cut, gib, known, percent, plural, short, unit } from "./format.js";
+import { amount, cut, known, percent, plural, short, unit, usedOf } from "./format.js";
 import { live } from "./frame.js";
 import { gpuRow, icon, iconLink, stateCounts } from "./rows.js";
 import { TICKS } from "./timeline.js";
@@ -42,9 +42,9 @@ const METRICS = {
   },
   used_mem: {
     value: (gpu) => (known(gpu.used_mem) ? gpu.used_mem / MIB_PER_GIB : null),
-    words: (gpu) => `${gib(gpu.used_mem)} of ${gib(gpu.total_mem)} GiB`,
+    words: (gpu) => usedOf(gpu.used_mem, gpu.total_mem),
     ramp: "memory",
-    finding: (found) => `${short(sum(found.map(({ value }) => value)))} GiB in all. Most: ${top(found, (value) => `${short(value)} GiB`)}.`,
+    finding: (found) => `${amount(MIB_PER_GIB * sum(found.map(({ value }) => value)))} in all. Most: ${top(found, (value) => `${short(value)} GiB`)}.`,
   },
   temperature_c: {
     value: (gpu) => gpu.temperature_c,
