@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Callable
+from datetime import datetime
 from typing import Any
 
 import pytest
@@ -374,6 +375,32 @@ def test_more_gpus_than_bars_can_show_become_a_map_with_a_dash_where_no_figure_i
         )
         page.mouse.move(left, top)
         page.locator(".hovertext", has_text=f"{host} GPU 0, {said}").wait_for()
+
+
+def test_a_bar_that_is_not_reported_says_so_when_pointed_at(seat: Seat) -> None:
+    seat.site.post(snapshot("gpu03", [gpu(0) | {"gpu_util": None}, *(gpu(index) for index in range(1, 8))]))
+    page = seat.open("/gpu-data")
+    dash = page.locator("#charts [data-metric=gpu_util] .textpoint").first
+    dash.wait_for()
+    box = dash.bounding_box()
+    assert box is not None
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"])
+    page.locator("#charts .hoverlayer .hovertext", has_text="not reported").wait_for()
+
+
+def test_a_panel_says_times_in_utc_where_the_address_asks_for_it(browser: Browser, seat: Seat) -> None:
+    ticks = []
+    for zone in ("", "?tz=UTC"):
+        context = browser.new_context(timezone_id="Asia/Kolkata")
+        page = context.new_page()
+        page.goto(f"{seat.site.url}/gpu-data{zone}")
+        page.locator("#panels").scroll_into_view_if_needed()
+        page.wait_for_selector("#panel-list .main-svg .points path")
+        first = page.locator("#panel-list .js-plotly-plot").first
+        ticks.append(first.evaluate("(place) => place._fullLayout.xaxis.range[0].slice(0, 16)"))
+        context.close()
+    mine, utc = (datetime.fromisoformat(text) for text in ticks)
+    assert 325 <= (mine - utc).total_seconds() / 60 <= 335, ticks  # India is 5 h 30 min ahead
 
 
 def test_a_panel_of_one_moment_says_times_as_everywhere(seat: Seat) -> None:

@@ -150,6 +150,23 @@ def test_times_are_those_of_the_reader_or_of_utc(reader: Seat) -> None:
     assert (minutes[1] - minutes[0]) % 1440 in (329, 330, 331)  # India is 5 h 30 min ahead
 
 
+def test_a_map_says_where_nothing_was_measured(reader: Seat) -> None:
+    page = reader.open("/history?by=gpu&view=map&from=now-24h")
+    drawn(page)
+    left, top = page.evaluate(
+        """() => {
+        const plot = document.querySelector(".timeline .js-plotly-plot");
+        const { _size, xaxis, yaxis } = plot._fullLayout;
+        const [{ x, z }] = plot.data;
+        const row = z.findIndex((values) => values.includes(null));
+        const box = plot.getBoundingClientRect();
+        const across = xaxis.d2p(x[z[row].indexOf(null)]);
+        return [box.left + _size.l + across, box.top + _size.t + yaxis.c2p(row)]; }"""
+    )
+    page.mouse.move(left, top)
+    page.locator(".hoverlayer .hovertext", has_text="not measured").wait_for()
+
+
 def test_the_hours_of_the_week_stand_apart_on_a_phone(reader: Seat) -> None:
     page = reader.open(PAGES["waste"])
     page.set_viewport_size({"width": 400, "height": 800})

@@ -6,10 +6,10 @@ import { draw, escape, save } from "./charts.js";
 import { Cluster, isLastKnown, isMissing } from "./cluster.js";
 import { h, patchChildren, say } from "./dom.js";
 import { drawFrame, drawLegend, drawScope, startBox } from "./filter.js";
-import { amount, cut, known, percent, plural, short, unit, usedOf } from "./format.js";
+import { amount, cut, DASH, known, percent, plural, short, unit, usedOf } from "./format.js";
 import { live } from "./frame.js";
 import { gpuRow, icon, iconLink, stateCounts } from "./rows.js";
-import { TICKS } from "./timeline.js";
+import { isUtc, TICKS } from "./timeline.js";
 
 const MIB_PER_GIB = 1024;
 const MOST_BARS = 160;
@@ -152,7 +152,7 @@ function hover(gpu, metric) {
   return escape(`${nameOf(gpu)}, ${gpu.state}, ${words}`);
 }
 
-/** A bar for each GPU, the hosts side by side with a gap between them. */
+/** A bar for each GPU, the hosts side by side with a gap between them. One without a figure has a dash. */
 function bars(gpus, metric, width) {
   const x = [];
   const hosts = new Map();
@@ -170,6 +170,18 @@ function bars(gpus, metric, width) {
     hoverinfo: "text",
     customdata: gpus.map((gpu) => [isLastKnown(gpu) && !isMissing(gpu) ? "silent" : gpu.state]),
   };
+  const unknown = gpus.map((_, place) => place).filter((place) => !known(trace.y[place]));
+  const dashes = {
+    type: "scatter",
+    mode: "text",
+    x: unknown.map((place) => x[place]),
+    y: unknown.map(() => 0),
+    text: DASH,
+    textposition: "top center",
+    hovertext: unknown.map((place) => trace.hovertext[place]),
+    hoverinfo: "text",
+    meta: { form: "dashes" },
+  };
   const labels = apart([...hosts].map(([host, places]) => ({ host, at: mean(places) })), (x.at(-1) * LABEL_PX) / width);
   const layout = {
     height: BARS_PX,
@@ -183,7 +195,7 @@ function bars(gpus, metric, width) {
     },
     yaxis: { rangemode: "tozero", fixedrange: true, nticks: 5, ...(metric.range && { range: metric.range }) },
   };
-  return { data: [trace], layout };
+  return { data: [trace, dashes], layout };
 }
 
 /** The labels that stand at least so far from the one before. */
@@ -340,12 +352,14 @@ function panel(host, gpus, metric) {
 function lines(place, gpus, metric) {
   fillUp(gpus[0].host, metric);
   const shown = gpus.slice(0, MOST_LINES);
+  // Plotly shows a number as a moment in the reader's own zone
+  const drawnAt = isUtc() ? (at) => at + new Date(at).getTimezoneOffset() * 60_000 : (at) => at;
   const data = shown.map((gpu) => {
     const { t, [metric]: y } = past.get(keyOf(gpu));
     return {
       type: "scatter",
       mode: t.length > 1 ? "lines" : "markers",
-      x: t,
+      x: t.map(drawnAt),
       y,
       name: `GPU ${gpu.index}`,
       hovertemplate: `GPU ${gpu.index}: %{y:.0f}<extra></extra>`,
@@ -362,7 +376,7 @@ function lines(place, gpus, metric) {
       nticks: 4,
       tickangle: 0,
       tickformatstops: TICKS,
-      autorangeoptions: { include: [cluster.at * 1000 - LEAST_MS, cluster.at * 1000] },
+      autorangeoptions: { include: [cluster.at * 1000 - LEAST_MS, cluster.at * 1000].map(drawnAt) },
     },
     yaxis: { rangemode: "tozero", fixedrange: true, nticks: 4, ...(range && { range }) },
     hovermode: "closest",

@@ -1,7 +1,7 @@
 // A figure over time as the server tells it (web/timelines.py), made into traces: lines with bands, or a map.
 
 import { escape } from "./charts.js";
-import { cut, short } from "./format.js";
+import { cut, known, short } from "./format.js";
 
 const LINES_PX = 240;
 const ROW_PX = 14;
@@ -25,7 +25,7 @@ export const TICKS = [
 ];
 
 /** In which zone times are shown: the viewer's own, or UTC by `tz=UTC` in the address. */
-const isUtc = () => new URLSearchParams(location.search).get("tz") === "UTC";
+export const isUtc = () => new URLSearchParams(location.search).get("tz") === "UTC";
 
 /** A moment (Unix s) as the clock on the wall shows it, for an axis: Plotly knows no zones. */
 export function wall(at, utc = isUtc()) {
@@ -68,7 +68,7 @@ function figureOf(drawing, right, width) {
   return { ...figure, zooms: true };
 }
 
-const said = (value, unit) => `${short(value)} ${unit}`.trimEnd();
+const said = (value, unit) => (known(value) ? `${short(value)} ${unit}`.trimEnd() : "not measured");
 
 function lines(drawing, x, right) {
   const top = drawing.top ?? highest(drawing) * 1.08;
@@ -206,7 +206,6 @@ function map(drawing, x) {
       values.map((value, place) => escape(`${drawing.rows[row]}, ${x[place].slice(0, 16)}: ${said(value, drawing.unit)}`)),
     ),
     hoverinfo: "text",
-    hoverongaps: false,
   };
   return {
     data: [trace],
