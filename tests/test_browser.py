@@ -377,6 +377,19 @@ def test_more_gpus_than_bars_can_show_become_a_map_with_a_dash_where_no_figure_i
         page.locator(".hovertext", has_text=f"{host} GPU 0, {said}").wait_for()
 
 
+def test_the_charts_of_gpus_keep_the_place_that_the_page_began_with(browser: Browser, seat: Seat) -> None:
+    page = browser.new_page(viewport={"width": 1280, "height": 1600})
+    page.add_init_script(
+        "window.shift = 0;"
+        "new PerformanceObserver((list) => list.getEntries().forEach((each) => window.shift += each.value))"
+        ".observe({type: 'layout-shift', buffered: true})"
+    )
+    page.goto(f"{seat.site.url}/gpu-data")
+    page.wait_for_selector("#panel-list .main-svg .points path")
+    assert page.evaluate("window.shift") < 0.1
+    page.close()
+
+
 def test_a_bar_that_is_not_reported_says_so_when_pointed_at(seat: Seat) -> None:
     seat.site.post(snapshot("gpu03", [gpu(0) | {"gpu_util": None}, *(gpu(index) for index in range(1, 8))]))
     page = seat.open("/gpu-data")

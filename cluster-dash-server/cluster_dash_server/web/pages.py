@@ -37,6 +37,8 @@ MOST_ROWS = 199
 MOST_CARDS = 8
 """Models of which the overview says where they are free."""
 GPU_PLOT_PX = 220
+MOST_PANELS, PANEL_PX = 8, 180
+"""As `static/js/gpu-data.js` has them."""
 
 
 def blueprint(
@@ -118,6 +120,8 @@ def blueprint(
             most=MOST_ROWS,
             metrics=GPU_METRICS,
             plot_height=GPU_PLOT_PX,
+            most_panels=MOST_PANELS,
+            panel_height=PANEL_PX,
         )
 
     def asked() -> tuple[View, str]:
