@@ -36,5 +36,6 @@ again=--force-reinstall
 PYTHONPATH=$folder/pip "$folder/bin/python" -m pip --isolated --disable-pip-version-check install --quiet $again \
     --no-index --find-links "$here/wheels" --require-hashes -r "$here/$half.lock"
 rm -r "$folder/pip"
+cp "$here/$half.lock" "$folder/installed.lock"    # the last step: who compares sees that all was done
 version=$("$folder/bin/cluster-dash-$half" --version)
 echo "installed: $version in $folder"

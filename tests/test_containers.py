@@ -287,8 +287,10 @@ def test_the_role_of_ansible_is_whole_and_its_configuration_loads(tmp_path: Path
     ]
     configuration = configuration.replace("{{ cluster_dash_interval_seconds }}", "5")
     configuration = configuration.replace("{{ cluster_dash_url | to_json }}", '"https://dash.example.org/"')
+    configuration = configuration.replace("{{ cluster_dash_ca_file | to_json }}", f'"{tmp_path}/ca.pem"')
     configuration = re.sub(r"\{%.*?%\}\n", "", configuration)
     configuration = configuration.replace("{{ name }} = {{ value | string | to_json }}", 'rack = "r1"')
+    (tmp_path / "ca.pem").touch()
     (tmp_path / "mole.toml").write_text(configuration)
     assert mole_config.load(tmp_path / "mole.toml", {}).labels == {"rack": "r1"}
 

@@ -214,6 +214,28 @@ def test_a_mole_runs_without_root_by_the_systemd_of_a_login(site: Site, archive:
         assert said.split() == ["NRestarts=0", "SubState=running"]
 
 
+@pytest.mark.needs("ansible-playbook")
+def test_ansible_sets_a_host_up_and_changes_nothing_the_next_time(archive: Path) -> None:
+    with machine("gpu002") as host:
+        shutil.copytree(TOP / "etc" / "ansible", host.path("/srv/ansible"))
+        shutil.copy(archive, host.path("/srv/archive.tar.gz"))
+        host.path("/srv/inventory").write_text(
+            "[gpu]\ngpu002 ansible_connection=local ansible_become=false ansible_python_interpreter=/usr/bin/python3\n"
+        )
+        host.path("/srv/auth_code").write_text("of the site")
+        play = (
+            "ansible-playbook -i inventory ansible/mole.yml -e cluster_dash_url=https://dash.example.org/ "
+            "-e cluster_dash_archive=/srv/archive.tar.gz -e cluster_dash_auth_code_file=/srv/auth_code"
+        )
+        for changed in (True, False):
+            said = host.types(play)
+            assert re.search(r"changed=0\b", said) is None if changed else re.search(r"changed=0\b", said)
+            assert shown(host, "cluster-dash-mole", "SubState") == "running"
+        # what was left half done is done
+        host.path("/opt/cluster-dash-mole/installed.lock").unlink()
+        assert "changed=2 " in host.types(play)  # it is installed, and restarted
+
+
 def test_nothing_is_left_of_what_is_removed(site: Site) -> None:
     for each in (site.server, site.host):
         each.types(block("systemctl stop 'cluster-dash-*'"))
