@@ -1,6 +1,7 @@
 """What a post costs replicas beside HTTP, step by step: two of them in one process, one thread, nothing else to do.
 
-A post of a whole site (`replicas`) costs more: HTTP, and caches and cores that are shared with all the rest.
+A post of a whole site (`replicas`) costs more: HTTP, and caches and cores that are shared with all the rest. What the
+caches are worth is told, too: the same work, begun a while after the last one, while this thread waits without a pause.
 """
 
 import statistics
@@ -24,6 +25,9 @@ from tests.redis_servers import running
 HOSTS, AT_ONCE = 500, 100
 """So many are posted between two ticks: half a second of 1,000 hosts at 5 s."""
 INTERVAL_SECONDS = 5
+APART_SECONDS = 0.0025
+"""Between two posts of a server of 2,000 hosts at 5 s."""
+APART = f"taken, {1000 * APART_SECONDS:g} ms after the last one"
 ROUNDS = 6
 """The first one makes what is made once, and does not count."""
 
@@ -51,12 +55,17 @@ def _costs() -> dict[str, float]:
         (here, ingest), (there, _) = (_replica(server.url) for _ in range(2))
         for number in range(ROUNDS):
             now = time.time() + number * INTERVAL_SECONDS
-            spent = {"taken": 0.0, "put": 0.0, "taken over": 0.0}
+            spent = {"taken": 0.0, "put": 0.0, "taken over": 0.0, APART: 0.0}
             for first in range(0, HOSTS, AT_ONCE):
                 some = [body(now) for body in bodies[first : first + AT_ONCE]]
                 spent["taken"] += _cpu_seconds(lambda some=some: _post(ingest, some))  # type: ignore[misc]
                 spent["put"] += _cpu_seconds(here.tick)
                 spent["taken over"] += _cpu_seconds(there.tick)
+            for body in [each(now + 1) for each in bodies]:
+                _wait(APART_SECONDS)
+                spent[APART] += _cpu_seconds(lambda body=body: _post(ingest, [body]))  # type: ignore[misc]
+            here.tick()
+            there.tick()
             rounds.append(spent)
         here.stop()
         there.stop()
@@ -84,6 +93,13 @@ def _post(ingest: Ingest, bodies: Sequence[bytes]) -> None:
         answer = ingest(Post(caller=caller, headers={}, body=body))
         if answer.status != 200:
             raise RuntimeError(answer.body)
+
+
+def _wait(seconds: float) -> None:
+    """Stay on the core, and touch nothing: what is gone from its caches meanwhile, others of the machine put out."""
+    until = time.perf_counter() + seconds
+    while time.perf_counter() < until:
+        pass
 
 
 def _cpu_seconds(work: Callable[[], object]) -> float:
