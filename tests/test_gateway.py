@@ -45,11 +45,12 @@ def block(language: str) -> str:
 
 
 def serve(
-    folder: Path, *, public_url: str, more: str = "", hosts: str = '"localhost", "dash.example.org"'
+    folder: Path, *, public_url: str | None, more: str = "", hosts: str = '"localhost", "dash.example.org"'
 ) -> Listening:
     """Start the server as setup.md has it behind a proxy."""
+    public = "" if public_url is None else f'public_url = "{public_url}"\n'
     (folder / "server.toml").write_text(
-        f'[server]\npublic_url = "{public_url}"\n{more}\n[viewers]\ntrusted_hosts = [{hosts}, "127.0.0.1"]\n'
+        f'[server]\n{public}{more}\n[viewers]\ntrusted_hosts = [{hosts}, "127.0.0.1"]\n'
         f'[ingest]\npasscode = "{PASSCODE}"\n'
     )
     return start_server("-c", folder / "server.toml", "--data", folder / "data")
@@ -167,7 +168,7 @@ def test_the_caddy_lines_serve_pages_and_take_posts_by_tls(text: str, tls: Path,
 @pytest.mark.needs("openssl")
 def test_the_server_speaks_tls_without_a_proxy(tls: Path, tmp_path: Path) -> None:
     more = f'server = "granian"\ntls_certificate = "{tls}/site.pem"\ntls_key = "{tls}/site.key"'
-    with serve(tmp_path, public_url="https://localhost/", more=more) as server:
+    with serve(tmp_path, public_url=None, more=more) as server:
         url = server.url.replace("127.0.0.1", "localhost")
         assert url.startswith("https://")
         wait_until(lambda: is_open(urlsplit(url).port or 0), what="granian listens")

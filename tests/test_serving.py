@@ -132,7 +132,7 @@ def test_it_starts_without_loading_what_only_a_chart_or_a_post_needs() -> None:
 @pytest.mark.parametrize(
     "serve",
     [
-        "serving._load(Settings(), LogOptions(), os.open(os.devnull, os.O_WRONLY))",
+        "serving._load(Settings(), LogOptions(), *[os.open(os.devnull, os.O_WRONLY)] * 2)",
         "serving.create_server = lambda *_, **more: SimpleNamespace(effective_port=0, run=lambda: None);"
         "serving.by_waitress(Settings(), LogOptions())",
     ],

@@ -11,11 +11,11 @@ from pathlib import Path
 from cluster_dash_server import control
 from cluster_dash_server.alerts.book import BookError
 from cluster_dash_server.alerts.commands import obey_maintenance
-from cluster_dash_server.commands import CommandError, UsageError, granted
+from cluster_dash_server.commands import UsageError, granted
 from cluster_dash_server.commands.folder import refuse_what_is_not_there, taken
 from cluster_dash_server.ledger.settings import shared_of
 from cluster_dash_server.ledger.sqlite import FILE, SqliteBook
-from cluster_dash_server.settings import Settings
+from cluster_dash_server.settings import ConfigError, Settings
 from cluster_dash_server.snapshot import Json, printable
 from cluster_dash_server.when import GRAMMAR, zone
 
@@ -112,10 +112,10 @@ def reload(folder: Path) -> None:
     """Have the running server take up its rules anew, and print how many are on.
 
     Raises:
-        CommandError: they are wrong.
+        ConfigError: they are wrong.
         ControlError: no server answers.
     """
     answer = control.ask(folder, {"reload": {}})
     if not answer["success"]:
-        raise CommandError(str(answer["msg"]))
+        raise ConfigError(str(answer["msg"]))
     sys.stdout.write(f"{answer['rules']} rules are on\n")
