@@ -214,6 +214,7 @@ def test_a_mole_runs_without_root_by_the_systemd_of_a_login(site: Site, archive:
         assert said.split() == ["NRestarts=0", "SubState=running"]
 
 
+@pytest.mark.soak
 @pytest.mark.needs("ansible-playbook")
 def test_ansible_sets_a_host_up_and_changes_nothing_the_next_time(archive: Path) -> None:
     with machine("gpu002") as host:
