@@ -50,6 +50,7 @@ FORBIDDEN: dict[str, Callable[[], bool]] = {
     "a GPU": lambda: Path("/dev/nvidiactl").exists(),
     "root": lambda: os.geteuid() == 0,
     "machines of its own": machines.can_be_made,
+    "a Python of its system for the server": lambda: machines.python() is not None,
 }
 """What a machine has or has not, whatever is installed: tests of it are skipped and named."""
 

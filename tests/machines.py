@@ -6,12 +6,14 @@ What one changes lies in its memory and goes with it; it sees no process, no net
 import functools
 import os
 import re
+import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from dev.dist import PYTHONS
 from tests.processes import Process, wait_until
 
 _BOOT = r"""
@@ -130,6 +132,13 @@ def can_be_made() -> bool:
             return True
     except (OSError, RuntimeError, TimeoutError):
         return False
+
+
+def python() -> str | None:
+    """Return which Python `install.sh` takes for the server on a machine, as 3.11; None where it has none."""
+    return next(
+        (each for each in PYTHONS["server"][::-1] if shutil.which(f"python{each}", path=_ENVIRONMENT["PATH"])), None
+    )
 
 
 def _has_booted(machine: Machine, outside: Process) -> bool:

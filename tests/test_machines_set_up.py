@@ -15,19 +15,21 @@ import orjson
 import pytest
 
 from tests.blocks import BLOCKS
-from tests.machines import Machine, machine
+from tests.machines import Machine, machine, python
 from tests.processes import BIN, FAKE_NVML, TOP, fake_nvml, snapshot, wait_until
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.in_order,
-    *(pytest.mark.needs(part) for part in ("machines of its own", "gcc", "nginx", "openssl", "curl")),
+    *(
+        pytest.mark.needs(part)
+        for part in ("machines of its own", "a Python of its system for the server", "gcc", "nginx", "openssl", "curl")
+    ),
 ]
 
 NAME = "dash.example.org"
 """The server's, on that page."""
 UNPACKED = "/srv/cluster-dash"
-PYTHON = Path("/usr/bin/python3")
 
 
 def block(begin: str, kind: str = "sh") -> str:
@@ -69,12 +71,8 @@ def shown(machine: Machine, unit: str, field: str) -> str:
 @pytest.fixture(scope="module")
 def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What `make dist` makes, for the Python of this machine's system."""
-    asked = "import sys, venv; print(*sys.version_info[:2], sep='.')"
-    version = subprocess.run([PYTHON, "-c", asked], capture_output=True, text=True, check=False).stdout.strip()
-    if not version or tuple(map(int, version.split("."))) < (3, 11):
-        pytest.skip(f"{PYTHON} cannot run the server")
     folder = tmp_path_factory.mktemp("archive")
-    command: list[str | Path] = [BIN / "python", "dev/dist.py", "--to", folder, "--python", version]
+    command: list[str | Path] = [BIN / "python", "dev/dist.py", "--to", folder, "--python", str(python())]
     subprocess.run(command, cwd=TOP, check=True, capture_output=True)
     (found,) = folder.glob("*.tar.gz")
     return found

@@ -158,10 +158,10 @@ def _load(settings: Settings, log_options: LogOptions, tell_loaded: int, tell_fa
         with made_to_last():
             site = _site(settings)
             site.start()
+        site.load_pages()
     except ConfigError as error:
         os.write(tell_fault, str(error).encode()[: select.PIPE_BUF])
         raise SystemExit(1) from None
-    site.load_pages()
     os.write(tell_loaded, b"1")
     return site.answer
 
